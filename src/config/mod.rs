@@ -1,0 +1,1 @@
+//! The configuration: what an integrator decides, and its packed form.

@@ -1,0 +1,1 @@
+//! Guest images: what they claim to be, and where they are loaded.

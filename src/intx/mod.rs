@@ -1,0 +1,1 @@
+//! One physical interrupt line, from assertion to completion.

@@ -1,0 +1,210 @@
+//! The IO-APIC's registers as values (82093AA 3.2), used by the driver of the physical chip and by the virtual one.
+
+use crate::irq::{PinCount, Polarity, TriggerMode, Vector};
+
+/// Index of the identification register.
+pub const REG_ID: u8 = 0x00;
+/// Index of the version register.
+pub const REG_VERSION: u8 = 0x01;
+/// Index of the arbitration register.
+pub const REG_ARBITRATION: u8 = 0x02;
+/// Index of the low half of pin 0's redirection table entry; each pin has two registers.
+pub const REG_RTE_BASE: u8 = 0x10;
+/// Offset of the index register (IOREGSEL) in the chip's window.
+pub const MMIO_INDEX: u64 = 0x00;
+/// Offset of the data register (IOWIN) in the chip's window.
+pub const MMIO_DATA: u64 = 0x10;
+/// Offset of the EOI register, version 0x20 and above.
+pub const MMIO_EOI: u64 = 0x40;
+
+/// The version register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version(u32);
+
+impl Version {
+    /// As read from the chip.
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// The version proper, bits 7 to 0: 0x11 for an 82093AA, 0x20 for a chip with an EOI register.
+    pub const fn version(self) -> u8 {
+        (self.0 & 0xff) as u8
+    }
+
+    /// How many inputs the chip has, from bits 23 to 16.
+    pub const fn pin_count(self) -> PinCount {
+        PinCount::from_max_redirection_entry((self.0 >> 16 & 0xff) as u8)
+    }
+
+    /// Whether the chip has the EOI register.
+    pub const fn has_eoi_register(self) -> bool {
+        self.version() >= 0x20
+    }
+}
+
+/// How a redirection table entry names its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DestinationMode {
+    /// By local APIC identifier.
+    Physical,
+    /// By logical destination (LDR/DFR).
+    Logical,
+}
+
+/// A redirection table entry, 64 bits (82093AA 3.2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rte(u64);
+
+impl Rte {
+    const DELIVERY_SHIFT: u32 = 8;
+    const LOGICAL: u64 = 1 << 11;
+    const DELIVERY_STATUS: u64 = 1 << 12;
+    const ACTIVE_LOW: u64 = 1 << 13;
+    const REMOTE_IRR: u64 = 1 << 14;
+    const LEVEL: u64 = 1 << 15;
+    const MASKED: u64 = 1 << 16;
+    const DESTINATION_SHIFT: u32 = 56;
+
+    /// The state after reset: masked, edge, active high, vector 0.
+    pub const RESET: Self = Self(Self::MASKED);
+
+    /// A fixed-delivery entry for one local APIC, masked. Unmask it with [`Rte::with_mask`].
+    pub const fn masked(vector: Vector, destination: u8, trigger: TriggerMode, polarity: Polarity) -> Self {
+        let mut bits = vector.get() as u64 | Self::MASKED | (destination as u64) << Self::DESTINATION_SHIFT;
+        if matches!(trigger, TriggerMode::Level) {
+            bits |= Self::LEVEL;
+        }
+        if matches!(polarity, Polarity::ActiveLow) {
+            bits |= Self::ACTIVE_LOW;
+        }
+        Self(bits)
+    }
+
+    /// Every bit as given, reserved ones included.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The raw entry.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The low register: everything but the destination.
+    pub const fn low(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The high register: the destination.
+    pub const fn high(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The vector field, which may hold an illegal value below 16.
+    pub const fn vector_field(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// The vector, when it is one a device may use.
+    pub const fn vector(self) -> Option<Vector> {
+        Vector::new(self.0 as u8)
+    }
+
+    /// The delivery mode field: 0 fixed, 1 lowest priority, 2 SMI, 4 NMI, 5 INIT, 7 ExtINT.
+    pub const fn delivery_mode(self) -> u8 {
+        (self.0 >> Self::DELIVERY_SHIFT & 7) as u8
+    }
+
+    /// How the destination field is meant.
+    pub const fn destination_mode(self) -> DestinationMode {
+        if self.0 & Self::LOGICAL != 0 { DestinationMode::Logical } else { DestinationMode::Physical }
+    }
+
+    /// Whether a message waits to be sent (read-only in the chip).
+    pub const fn delivery_status(self) -> bool {
+        self.0 & Self::DELIVERY_STATUS != 0
+    }
+
+    /// The polarity of the input.
+    pub const fn polarity(self) -> Polarity {
+        if self.0 & Self::ACTIVE_LOW != 0 { Polarity::ActiveLow } else { Polarity::ActiveHigh }
+    }
+
+    /// Whether the last level interrupt was accepted and not yet completed (read-only in the chip).
+    pub const fn remote_irr(self) -> bool {
+        self.0 & Self::REMOTE_IRR != 0
+    }
+
+    /// The trigger mode.
+    pub const fn trigger(self) -> TriggerMode {
+        if self.0 & Self::LEVEL != 0 { TriggerMode::Level } else { TriggerMode::Edge }
+    }
+
+    /// Whether the input is masked.
+    pub const fn is_masked(self) -> bool {
+        self.0 & Self::MASKED != 0
+    }
+
+    /// The destination field, bits 63 to 56.
+    pub const fn destination(self) -> u8 {
+        (self.0 >> Self::DESTINATION_SHIFT) as u8
+    }
+
+    /// The same entry, masked or not.
+    #[must_use]
+    pub const fn with_mask(self, masked: bool) -> Self {
+        Self(if masked { self.0 | Self::MASKED } else { self.0 & !Self::MASKED })
+    }
+
+    /// The same entry with Remote IRR as given; only a chip, real or virtual, changes it.
+    #[must_use]
+    pub const fn with_remote_irr(self, set: bool) -> Self {
+        Self(if set { self.0 | Self::REMOTE_IRR } else { self.0 & !Self::REMOTE_IRR })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rte_field_sits_at_its_bit() {
+        let bit = |n: u32| Rte::from_bits(1 << n);
+        for n in 0..8 {
+            assert_eq!(bit(n).vector_field(), 1 << n);
+        }
+        for n in 8..11 {
+            assert_eq!(bit(n).delivery_mode(), 1 << (n - 8));
+        }
+        assert_eq!(bit(11).destination_mode(), DestinationMode::Logical);
+        assert!(bit(12).delivery_status());
+        assert_eq!(bit(13).polarity(), Polarity::ActiveLow);
+        assert!(bit(14).remote_irr());
+        assert_eq!(bit(15).trigger(), TriggerMode::Level);
+        assert!(bit(16).is_masked());
+        for n in 56..64 {
+            assert_eq!(bit(n).destination(), 1 << (n - 56));
+            assert_eq!(bit(n).high(), 1 << (n - 32));
+        }
+        assert_eq!(bit(16).low(), 1 << 16);
+    }
+
+    #[test]
+    fn a_new_entry_is_masked_and_complete() {
+        let vector = Vector::new(0x51).unwrap();
+        let rte = Rte::masked(vector, 3, TriggerMode::Level, Polarity::ActiveLow);
+        assert_eq!(rte.bits(), 0x0300_0000_0001_a051);
+        assert_eq!(rte.with_mask(false).bits(), 0x0300_0000_0000_a051);
+        assert_eq!(rte.with_mask(false).with_mask(true), rte);
+        assert!(rte.with_remote_irr(true).remote_irr());
+    }
+
+    #[test]
+    fn the_version_register_counts_pins() {
+        let version = Version::from_bits(0x0017_0020);
+        assert_eq!(version.pin_count().get(), 24);
+        assert!(version.has_eoi_register());
+        assert!(!Version::from_bits(0x0017_0011).has_eoi_register());
+    }
+}

@@ -1,0 +1,1 @@
+//! PCI functions: configuration space, pins, and what a guest sees of them.

@@ -1,0 +1,3 @@
+//! Levelhead's one front door.
+
+fn main() {}
