@@ -1,1 +1,43 @@
-//! PCI functions: configuration space, pins, and what a guest sees of them.
+//! PCI functions: configuration space, interrupt pins, and what a guest sees of them.
+//!
+//! Everything here is arithmetic over values read through [`ConfigSpace`], the one trait the binary implements
+//! (by ECAM or by ports 0xcf8/0xcfc). Devices are hostile until proved otherwise: a walk ends after a bound that
+//! does not depend on what the device answers, and an all-ones answer means *absent*, never *asserted*.
+//!
+//! | file | one idea |
+//! | --- | --- |
+//! | [`bdf`] | the name of a function on the bus |
+//! | [`config`] | offsets, widths, Command and Status, and the trait that reaches hardware |
+//! | [`ecam`] | where a register lies in memory or behind port 0xcf8 |
+//! | [`capability`] | the capability list, bounded |
+//! | [`bar`] | base address registers: decoding, sizing, who shares a page |
+//! | [`function`](mod@function) | one function as a plain description |
+//! | [`enumerate`](mod@enumerate) | all functions behind the given root buses |
+//! | [`pin`] | INTA# to INTD#, the swizzle, DisINTx and Interrupt Status |
+//! | [`route`] | from a function's pin to its global system interrupt |
+//! | [`config_ports`] | a guest's ports 0xcf8 to 0xcff |
+//!
+//! The Command register of an assigned function has two writers that never meet: [`DisIntx`] owns byte 0x05,
+//! [`config::write_enables`] owns byte 0x04, and neither reads, merges and writes the other's byte.
+
+pub mod bar;
+pub mod bdf;
+pub mod capability;
+pub mod config;
+pub mod config_ports;
+pub mod ecam;
+pub mod enumerate;
+#[cfg(test)]
+mod fake;
+pub mod function;
+pub mod pin;
+pub mod route;
+
+pub use bar::{Bar, BarIndex, BarKind, BarSlot, Bars};
+pub use bdf::Bdf;
+pub use config::{Access, Command, ConfigSpace, Offset, Status, Width};
+pub use config_ports::ConfigPorts;
+pub use enumerate::{Topology, enumerate};
+pub use function::{Function, Header};
+pub use pin::{DisIntx, IntPin, IntxView};
+pub use route::PinRoute;
