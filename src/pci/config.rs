@@ -19,6 +19,8 @@ impl Offset {
     pub const COMMAND_HIGH: Self = Self(0x05);
     /// Revision ID in bits 7 to 0, Class Code in bits 31 to 8.
     pub const REVISION: Self = Self(0x08);
+    /// Cache Line Size, Latency Timer, Header Type and BIST, a byte each.
+    pub const CACHE_LINE: Self = Self(0x0c);
     /// Header Type, 8 bits: layout in bits 6 to 0, multi-function in bit 7.
     pub const HEADER_TYPE: Self = Self(0x0e);
     /// A type 1 header's primary, secondary and subordinate bus numbers, a byte each.
@@ -27,6 +29,8 @@ impl Offset {
     pub const EXPANSION_ROM: Self = Self(0x30);
     /// The first capability's offset, 8 bits, for header types 0 and 1.
     pub const CAPABILITIES: Self = Self(0x34);
+    /// Reserved in a type 0 header, 32 bits.
+    pub const RESERVED: Self = Self(0x38);
     /// Interrupt Line, 8 bits; Interrupt Pin follows (PCI 3.0 6.2.4).
     pub const INTERRUPT_LINE: Self = Self(0x3c);
     /// Interrupt Pin, 8 bits.

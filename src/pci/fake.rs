@@ -11,7 +11,7 @@ pub(super) fn bdf(text: &str) -> Bdf {
 }
 
 /// Writable bits keep what is written; the others never change.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct FakeFunction {
     bytes: [u8; 256],
     writable: [u8; 256],
@@ -26,6 +26,11 @@ impl FakeFunction {
             .bytes(0x09, &[0x00, 0xff, 0x00])
             .writable(0x04, &[0x57, 0x05])
             .writable(0x3c, &[0xff])
+    }
+
+    #[cfg(not(loom))]
+    pub(super) fn raw(bytes: [u8; 256], writable: [u8; 256]) -> Self {
+        Self { bytes, writable }
     }
 
     /// QEMU's educational device, as its firmware leaves it.

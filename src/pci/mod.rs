@@ -15,6 +15,8 @@
 //! | [`enumerate`](mod@enumerate) | all functions behind the given root buses |
 //! | [`pin`] | INTA# to INTD#, the swizzle, DisINTx and Interrupt Status |
 //! | [`route`] | from a function's pin to its global system interrupt |
+//! | [`virtual_bar`] | a guest's base address registers |
+//! | [`virtual_config`] | a guest's configuration space of one assigned function |
 //! | [`config_ports`] | a guest's ports 0xcf8 to 0xcff |
 //!
 //! The Command register of an assigned function has two writers that never meet: [`DisIntx`] owns byte 0x05,
@@ -32,6 +34,8 @@ mod fake;
 pub mod function;
 pub mod pin;
 pub mod route;
+pub mod virtual_bar;
+pub mod virtual_config;
 
 pub use bar::{Bar, BarIndex, BarKind, BarSlot, Bars};
 pub use bdf::Bdf;
@@ -41,3 +45,4 @@ pub use enumerate::{Topology, enumerate};
 pub use function::{Function, Header};
 pub use pin::{DisIntx, IntPin, IntxView};
 pub use route::PinRoute;
+pub use virtual_config::{Effect, VirtualConfig};
