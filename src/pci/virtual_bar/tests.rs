@@ -99,6 +99,15 @@ fn memory_is_mapped_only_wholly_within_the_window_and_with_decoding_on() {
 }
 
 #[test]
+fn a_bar_that_sticks_out_of_the_window_is_not_mapped() {
+    let window = BarWindow::new(gpa(0xe000_0000), gpa(0xe018_0000)).unwrap();
+    let places = Placement::new(first_at(0xe000_0000));
+    let mut bars = VirtualBars::new(&read(FakeFunction::edu()).bars, &places, window).unwrap();
+    write(&mut bars, 0, 0xe010_0000);
+    assert_eq!(bars.mappings(BOTH)[0], None);
+}
+
+#[test]
 fn a_64_bit_bar_has_two_registers_and_one_address() {
     let function = endpoint().memory_bar_64(2, 1 << 33, 0x40_0000_0000);
     let high = BarWindow::new(gpa(0x80_0000_0000), gpa(0x90_0000_0000)).unwrap();

@@ -279,6 +279,14 @@ fn a_hostile_list_leaves_the_guest_a_sound_one() {
 }
 
 #[test]
+fn a_shown_capability_within_a_hidden_one_stays_in_the_list() {
+    let function = FakeFunction::edu().capability(0x48, 0x09, &[0xab, 0xcd]).capability(0x60, 0x01, &[3, 0]);
+    let guest = Guest::new(function);
+    assert_eq!(guest.capabilities(), [0x01, 0x09]);
+    assert_eq!((guest.read32(0x44), guest.read32(0x48)), (0, 0xcdab_0009));
+}
+
+#[test]
 fn the_interrupt_line_is_scratch_and_the_pin_is_not() {
     let mut guest = Guest::new(FakeFunction::edu().bytes(0x3e, &[7, 9]));
     assert_eq!(guest.write(0x3c, Width::Dword, 0xffff_ff2a), Effect::NONE);
