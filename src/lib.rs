@@ -17,8 +17,8 @@
 //!
 //! | level | modules |
 //! | --- | --- |
-//! | 0 vocabulary | [`addr`], [`irq`], [`sync`] |
-//! | 1 formats | [`ioapic`], [`pci`], [`svm`], `emulate` |
+//! | 0 vocabulary | [`addr`], [`irq`], [`sync`], [`vcpu`], [`x86`] |
+//! | 1 formats | [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
 //! | 2 machines | [`intx`], [`virq`], [`config`] |
 //! | 3 systems | [`guest`] |
 #![cfg_attr(not(test), no_std)]
@@ -28,13 +28,17 @@ extern crate alloc;
 
 pub mod addr;
 pub mod config;
+pub mod cpuid;
 #[cfg(feature = "emulate")]
 pub mod emulate;
 pub mod guest;
+pub mod hypercall;
 pub mod intx;
 pub mod ioapic;
 pub mod irq;
 pub mod pci;
 pub mod svm;
 pub mod sync;
+pub mod vcpu;
 pub mod virq;
+pub mod x86;

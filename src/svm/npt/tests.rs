@@ -1,0 +1,218 @@
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+/// Frames from 0x10_0000 upwards; panics on any access outside what was allocated.
+struct Store {
+    tables: Vec<[u64; 512]>,
+    limit: usize,
+}
+
+const FIRST: u64 = 0x10_0000;
+
+impl Store {
+    fn new(limit: usize) -> Self {
+        Self { tables: Vec::new(), limit }
+    }
+
+    fn number(table: HostPhys) -> usize {
+        assert!(table.is_aligned(PAGE_BYTES));
+        ((table.raw() - FIRST) / PAGE_BYTES) as usize
+    }
+}
+
+impl TableStore for Store {
+    fn read(&self, table: HostPhys, index: usize) -> u64 {
+        self.tables[Self::number(table)][index]
+    }
+
+    fn write(&mut self, table: HostPhys, index: usize, entry: u64) {
+        self.tables[Self::number(table)][index] = entry;
+    }
+
+    fn allocate(&mut self) -> Option<HostPhys> {
+        (self.tables.len() < self.limit).then(|| {
+            self.tables.push([0; 512]);
+            HostPhys::new(FIRST + (self.tables.len() as u64 - 1) * PAGE_BYTES)
+        })
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+fn guest(raw: u64) -> GuestPhys {
+    GuestPhys::new(raw)
+}
+
+fn host(raw: u64) -> HostPhys {
+    HostPhys::new(raw)
+}
+
+#[test]
+fn entries_by_bit() {
+    let page = |memory, large| Entry::leaf(host(0xabc_d000), memory, large).0;
+    assert_eq!(page(Memory::Ram, false), 0xabc_d007);
+    assert_eq!(page(Memory::RamReadOnly, false), 0xabc_d005);
+    assert_eq!(page(Memory::Device, false), 1 << 63 | 0xabc_d01f);
+    assert_eq!(page(Memory::Ram, true), 0xabc_d087);
+    assert_eq!(Entry::table(host(0x1000)).0, 0x1007);
+    for memory in [Memory::Ram, Memory::RamReadOnly, Memory::Device] {
+        assert_eq!(Entry::leaf(host(0), memory, false).memory(), memory);
+    }
+}
+
+#[test]
+fn large_pages_where_both_sides_allow() {
+    let mut store = Store::new(16);
+    let npt = NestedTables::new(&mut store).unwrap();
+    // 1 MiB of small pages, one large page, 4 KiB more.
+    npt.map(&mut store, guest(MIB), host(33 * MIB), 3 * MIB + PAGE_BYTES, Memory::Ram).unwrap();
+    let at = |address| npt.translate(&store, guest(address)).unwrap();
+    let ram = |address, page_bytes| Mapping { address: host(address), memory: Memory::Ram, page_bytes };
+    assert_eq!(at(MIB + 5), ram(33 * MIB + 5, PAGE_BYTES));
+    assert_eq!(at(2 * MIB + 0x1234), ram(34 * MIB + 0x1234, LARGE_PAGE_BYTES));
+    assert_eq!(at(4 * MIB + 0xfff), ram(36 * MIB + 0xfff, PAGE_BYTES));
+    assert_eq!(npt.translate(&store, guest(4 * MIB + PAGE_BYTES)), None);
+    assert_eq!(npt.translate(&store, guest(MIB - 1)), None);
+    // Not aligned alike: small pages only.
+    npt.map(&mut store, guest(8 * MIB), host(41 * MIB), 2 * MIB, Memory::Ram).unwrap();
+    assert_eq!(npt.translate(&store, guest(8 * MIB)).unwrap().page_bytes, PAGE_BYTES);
+}
+
+#[test]
+fn nothing_is_mapped_twice() {
+    let mut store = Store::new(16);
+    let npt = NestedTables::new(&mut store).unwrap();
+    npt.map(&mut store, guest(2 * MIB), host(2 * MIB), 2 * MIB, Memory::Ram).unwrap();
+    let again = |store: &mut Store, at, bytes| npt.map(store, guest(at), host(at), bytes, Memory::Device);
+    assert_eq!(again(&mut store, 3 * MIB, PAGE_BYTES), Err(MapError::Overlap(guest(3 * MIB))));
+    assert_eq!(again(&mut store, 0, 8 * MIB), Err(MapError::Overlap(guest(2 * MIB))));
+    assert_eq!(npt.translate(&store, guest(0)), None, "a refused call maps nothing");
+    assert_eq!(again(&mut store, 0, 2 * MIB), Ok(()));
+    assert_eq!(again(&mut store, 4 * MIB, PAGE_BYTES), Ok(()));
+}
+
+#[test]
+fn bad_ranges_are_values() {
+    let mut store = Store::new(8);
+    let npt = NestedTables::new(&mut store).unwrap();
+    let mut map = |g, h, bytes| npt.map(&mut store, guest(g), host(h), bytes, Memory::Ram);
+    assert_eq!(map(1, 0, PAGE_BYTES), Err(MapError::Misaligned));
+    assert_eq!(map(0, 0x800, PAGE_BYTES), Err(MapError::Misaligned));
+    assert_eq!(map(0, 0, 0), Err(MapError::Misaligned));
+    assert_eq!(map(0, 0, 100), Err(MapError::Misaligned));
+    assert_eq!(map(GUEST_LIMIT - PAGE_BYTES, 0, 2 * PAGE_BYTES), Err(MapError::OutOfRange));
+    assert_eq!(map(u64::MAX - 0xfff, 0, PAGE_BYTES), Err(MapError::OutOfRange));
+    assert_eq!(map(0, HOST_LIMIT, PAGE_BYTES), Err(MapError::OutOfRange));
+    assert_eq!(map(GUEST_LIMIT - PAGE_BYTES, HOST_LIMIT - PAGE_BYTES, PAGE_BYTES), Ok(()));
+    assert_eq!(npt.translate(&store, guest(GUEST_LIMIT)), None);
+    assert_eq!(npt.unmap(&mut store, guest(1), PAGE_BYTES), Err(UnmapError::Misaligned));
+    assert_eq!(npt.unmap(&mut store, guest(GUEST_LIMIT), PAGE_BYTES), Err(UnmapError::OutOfRange));
+}
+
+#[test]
+fn an_empty_pool_changes_no_translation() {
+    assert!(NestedTables::new(&mut Store::new(0)).is_none());
+    // Root and three levels for the first page, nothing for the second gigabyte.
+    let mut store = Store::new(4);
+    let npt = NestedTables::new(&mut store).unwrap();
+    let edge = 1024 * MIB - PAGE_BYTES;
+    assert_eq!(
+        npt.map(&mut store, guest(edge), host(edge), 2 * PAGE_BYTES, Memory::Ram),
+        Err(MapError::OutOfTables)
+    );
+    assert_eq!(npt.translate(&store, guest(edge)), None);
+
+    let mut store = Store::new(3);
+    let npt = NestedTables::new(&mut store).unwrap();
+    npt.map(&mut store, guest(0), host(0), 2 * MIB, Memory::Ram).unwrap();
+    assert_eq!(npt.unmap(&mut store, guest(0), PAGE_BYTES), Err(UnmapError::OutOfTables));
+    assert_eq!(npt.translate(&store, guest(0)).unwrap().page_bytes, LARGE_PAGE_BYTES);
+}
+
+#[test]
+fn partly_unmapping_a_large_page_splits_it() {
+    let mut store = Store::new(16);
+    let npt = NestedTables::new(&mut store).unwrap();
+    npt.map(&mut store, guest(0), host(64 * MIB), 6 * MIB, Memory::Device).unwrap();
+    let stale = npt.unmap(&mut store, guest(MIB), 4 * MIB).unwrap();
+    assert_eq!(stale, StaleTranslations { bytes: 4 * MIB });
+    for (at, mapped) in
+        [(0, true), (MIB - 1, true), (MIB, false), (3 * MIB, false), (5 * MIB, true), (6 * MIB, false)]
+    {
+        assert_eq!(npt.translate(&store, guest(at)).is_some(), mapped, "{at:#x}");
+    }
+    let kept = npt.translate(&store, guest(5 * MIB)).unwrap();
+    assert_eq!((kept.address, kept.memory), (host(69 * MIB), Memory::Device));
+    assert_eq!(npt.unmap(&mut store, guest(MIB), 4 * MIB).unwrap().bytes, 0, "idempotent");
+}
+
+/// The guest-physical space the property works in: 16 MiB across a 1 GiB boundary, in pages.
+const BASE_PAGE: u64 = 0x4_0000 - 2048;
+const PAGES: u64 = 4096;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Map { page: u64, frame: u64, count: u64, memory: Memory },
+    Unmap { page: u64, count: u64 },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    // Mostly around large-page boundaries.
+    let page = prop_oneof![0..PAGES, (0..PAGES / 512).prop_map(|n| n * 512)];
+    let count = prop_oneof![1..8u64, 500..530u64, Just(512), Just(1024)];
+    let memory = prop_oneof![Just(Memory::Ram), Just(Memory::RamReadOnly), Just(Memory::Device)];
+    prop_oneof![
+        3 => (page.clone(), page.clone(), count.clone(), memory)
+            .prop_map(|(page, frame, count, memory)| Op::Map { page, frame, count, memory }),
+        2 => (page, count).prop_map(|(page, count)| Op::Unmap { page, count }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn behaves_like_a_map_of_pages(ops in prop::collection::vec(op(), 1..24), frames in 4usize..24) {
+        let mut store = Store::new(frames);
+        let npt = NestedTables::new(&mut store).unwrap();
+        let mut reference: BTreeMap<u64, (u64, Memory)> = BTreeMap::new();
+        for op in ops {
+            match op {
+                Op::Map { page, frame, count, memory } => {
+                    let first = BASE_PAGE + page;
+                    let result = npt.map(
+                        &mut store, guest(first * PAGE_BYTES), host(frame * PAGE_BYTES), count * PAGE_BYTES, memory,
+                    );
+                    let taken = reference.range(first..first + count).next().map(|(page, _)| *page);
+                    match (taken, result) {
+                        (Some(page), result) => {
+                            prop_assert_eq!(result, Err(MapError::Overlap(guest(page * PAGE_BYTES))));
+                        }
+                        (None, Ok(())) => {
+                            reference.extend((0..count).map(|n| (first + n, (frame + n, memory))));
+                        }
+                        (None, Err(error)) => prop_assert_eq!(error, MapError::OutOfTables),
+                    }
+                }
+                Op::Unmap { page, count } => {
+                    let first = BASE_PAGE + page;
+                    let range = first..first + count;
+                    match npt.unmap(&mut store, guest(first * PAGE_BYTES), count * PAGE_BYTES) {
+                        Ok(stale) => {
+                            let removed = reference.range(range.clone()).count() as u64;
+                            prop_assert_eq!(stale.bytes, removed * PAGE_BYTES);
+                            reference.retain(|page, _| !range.contains(page));
+                        }
+                        Err(error) => prop_assert_eq!(error, UnmapError::OutOfTables),
+                    }
+                }
+            }
+            for page in BASE_PAGE..BASE_PAGE + PAGES + 1024 {
+                let found = npt
+                    .translate(&store, guest(page * PAGE_BYTES + 8))
+                    .map(|m| ((m.address.raw() - 8) / PAGE_BYTES, m.memory));
+                prop_assert_eq!(found, reference.get(&page).copied(), "page {:#x}", page);
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+use super::*;
+use crate::svm::event::Fault;
+use crate::vcpu::Exit;
+
+const SETUP: Setup = Setup {
+    asid: 3,
+    io_permissions: HostPhys::new(0x10_0000),
+    msr_permissions: HostPhys::new(0x20_0000),
+    nested_root: HostPhys::new(0x30_0000),
+};
+
+fn started() -> Vmcb {
+    let mut block = Vmcb::new();
+    block.configure(&SETUP);
+    block.start_protected32(GuestPhys::new(0x10_0000));
+    block
+}
+
+#[test]
+fn an_empty_block_is_refused_and_a_started_one_is_not() {
+    assert_eq!(Vmcb::new().check(), Err(Inconsistency::AsidZero));
+    assert_eq!(started().check(), Ok(()));
+    let mut real = started();
+    real.start_real(0x9f);
+    assert_eq!(real.check(), Ok(()));
+    assert_eq!(real.linear_rip(), 0x9_f000);
+    assert_eq!(real.code_size(), CodeSize::Bits16);
+}
+
+#[test]
+fn each_rule_is_named() {
+    let broken = |change: fn(&mut Vmcb)| {
+        let mut block = started();
+        change(&mut block);
+        block.check().unwrap_err()
+    };
+    assert_eq!(broken(|b| b.control.asid = 0), Inconsistency::AsidZero);
+    assert_eq!(broken(|b| b.control.misc2 = 0), Inconsistency::VmrunNotIntercepted);
+    assert_eq!(broken(|b| b.control.msrpm_base += 1), Inconsistency::Misaligned);
+    assert_eq!(broken(|b| b.set_efer(0)), Inconsistency::Efer);
+    assert_eq!(broken(|b| b.set_efer(efer::SVME | 1 << 63)), Inconsistency::Efer);
+    assert_eq!(broken(|b| b.set_cr0(b.cr0() | cr0::NW)), Inconsistency::Cr0);
+    assert_eq!(broken(|b| b.set_cr0(b.cr0() | 1 << 32)), Inconsistency::Cr0);
+    assert_eq!(broken(|b| b.set_cr4(1 << 32)), Inconsistency::Cr4);
+    assert_eq!(broken(|b| b.set_dr7(1 << 32)), Inconsistency::DebugRegister);
+    let long = |b: &mut Vmcb| {
+        b.set_efer(efer::SVME | efer::LME | efer::LMA);
+        b.set_cr0(cr0::PG | cr0::PE | cr0::ET);
+    };
+    let mut block = started();
+    long(&mut block);
+    assert_eq!(block.check(), Err(Inconsistency::LongMode), "paging without PAE");
+    block.set_cr4(cr4::PAE);
+    assert_eq!(block.check(), Ok(()), "compatibility mode");
+    let mut code = block.cs();
+    code.attributes |= Segment::LONG;
+    block.set_cs(code);
+    assert_eq!(block.check(), Err(Inconsistency::LongMode), "L and D together");
+}
+
+#[test]
+fn the_protected_mode_recipe() {
+    let block = started();
+    assert_eq!(block.cr0(), 0x11);
+    assert_eq!((block.cr3(), block.cr4(), block.efer()), (0, 0, efer::SVME));
+    assert_eq!(block.cs(), Segment { selector: 0x10, attributes: 0xc9b, limit: u32::MAX, base: 0 });
+    for segment in [block.ds(), block.es(), block.ss(), block.fs(), block.gs()] {
+        assert_eq!(segment, Segment { selector: 0x18, attributes: 0xc93, limit: u32::MAX, base: 0 });
+    }
+    assert_eq!(block.tr().attributes, 0x8b);
+    assert_eq!(block.rflags(), 2);
+    assert_eq!(block.linear_rip(), 0x10_0000);
+    assert_eq!(block.code_size(), CodeSize::Bits32);
+    assert!(!block.can_take_interrupt());
+}
+
+#[test]
+fn intercept_words_by_bit() {
+    let control = started().control;
+    assert_eq!(control.cr_intercepts, 1 << 24);
+    assert_eq!(control.exception_intercepts, 1 << 1 | 1 << 17 | 1 << 18);
+    // INTR NMI SMI INIT, RDPMC, CPUID RSM, INVD, HLT, INVLPGA IOIO MSR task FERR SHUTDOWN.
+    assert_eq!(control.misc1, 0xfd4c_800f);
+    // VMRUN..SKINIT, WBINVD MONITOR MWAIT MWAIT-armed, RDPRU.
+    assert_eq!(control.misc2, 0x5e7f);
+    assert_eq!(control.nested_control, 1);
+    assert_eq!(control.int_ctl, 1 << 24);
+    for absent in [14, 23] {
+        assert_eq!(control.misc1 >> absent & 1, 0, "RDTSC and PAUSE stay with the guest");
+    }
+    assert_eq!(control.misc2 >> 13 & 1, 0, "XSETBV stays with the guest");
+}
+
+#[test]
+fn setters_clear_exactly_the_bit_that_covers_them() {
+    let check = |change: fn(&mut Vmcb), covers: CleanBits| {
+        let mut block = started();
+        block.exited();
+        assert_eq!(block.clean_bits(), CleanBits::all());
+        change(&mut block);
+        assert_eq!(block.clean_bits(), CleanBits::all() - covers);
+    };
+    check(|b| b.set_rip(1), CleanBits::empty());
+    check(|b| b.set_cr0(1), CleanBits::CONTROL_REGISTERS);
+    check(|b| b.set_cr3(1), CleanBits::CONTROL_REGISTERS);
+    check(|b| b.set_cr4(1), CleanBits::CONTROL_REGISTERS);
+    check(|b| b.set_efer(1), CleanBits::CONTROL_REGISTERS);
+    check(|b| b.set_cr2(1), CleanBits::CR2);
+    check(|b| b.set_pat(1), CleanBits::NESTED_PAGING);
+    check(|b| b.set_dr6(1), CleanBits::DEBUG_REGISTERS);
+    check(|b| b.set_cs(Segment::default()), CleanBits::SEGMENTS);
+    check(|b| b.set_idtr(Segment::default()), CleanBits::DESCRIPTOR_TABLES);
+    check(|b| b.set_tsc_offset(1), CleanBits::INTERCEPTS);
+    check(|b| b.intercept_interrupt_window(true), CleanBits::INTERCEPTS);
+    check(|b| b.set_virtual_interrupt(Vector::new(0x51).unwrap()), CleanBits::VIRTUAL_INTERRUPT);
+    check(|b| b.clear_virtual_interrupt(), CleanBits::VIRTUAL_INTERRUPT);
+    check(|b| b.set_task_priority(5), CleanBits::VIRTUAL_INTERRUPT);
+    check(|b| b.set_task_priority(0), CleanBits::empty());
+    check(|b| b.moved(), CleanBits::all());
+    check(|b| b.start_real(0), CleanBits::all());
+    check(|b| b.configure(&SETUP), CleanBits::all());
+}
+
+#[test]
+fn one_shot_requests_end_with_the_exit() {
+    let mut block = started();
+    assert_eq!(block.control.tlb_control, 1, "the first entry flushes");
+    block.inject(Event::Exception(Fault::GENERAL_PROTECTION));
+    assert!(block.injection_pending());
+    block.exited();
+    assert!(!block.injection_pending());
+    assert_eq!(block.control.tlb_control, 0);
+    block.flush_tlb(TlbControl::FlushGuest);
+    assert_eq!(block.control.tlb_control, 3);
+}
+
+#[test]
+fn virtual_interrupts_by_bit() {
+    let mut block = started();
+    block.set_task_priority(0x35);
+    block.set_virtual_interrupt(Vector::new(0xa7).unwrap());
+    assert_eq!(block.control.int_ctl, 1 << 24 | 1 << 20 | 0xa << 16 | 1 << 8 | 5);
+    assert_eq!(block.control.int_vector, 0xa7);
+    block.set_virtual_interrupt(Vector::new(0x31).unwrap());
+    assert_eq!(block.control.int_ctl >> 16 & 0xf, 3);
+    assert!(block.virtual_interrupt_pending());
+    block.clear_virtual_interrupt();
+    assert_eq!(block.control.int_ctl, 1 << 24 | 5);
+    assert_eq!(block.task_priority(), 5);
+}
+
+#[test]
+fn retiring_an_instruction_ends_its_shadow() {
+    let mut block = started();
+    block.control.int_state = 3;
+    block.set_rflags(rflags::IF | rflags::RF | 2);
+    assert!(!block.can_take_interrupt());
+    block.set_rip(0xffff_ffff);
+    block.retire(2);
+    assert_eq!(block.rip(), 1, "EIP wraps at 32 bits");
+    assert_eq!(block.control.int_state, 2);
+    assert_eq!(block.rflags(), rflags::IF | 2);
+    assert!(block.can_take_interrupt());
+}
+
+#[test]
+fn code_sizes() {
+    let mut block = started();
+    for (attributes, lma, size) in [
+        (0xa9b, efer::LMA, CodeSize::Bits64),
+        (0xa9b, 0, CodeSize::Bits16),
+        (0xc9b, efer::LMA, CodeSize::Bits32),
+        (0x09b, efer::LMA, CodeSize::Bits16),
+    ] {
+        block.set_cs(Segment { selector: 8, attributes, limit: 0, base: 0xffff_0000 });
+        block.set_efer(efer::SVME | lma);
+        assert_eq!(block.code_size(), size);
+        block.set_rip(0x1_0010);
+        let linear = if size == CodeSize::Bits64 { 0x1_0010 } else { 0x10 };
+        assert_eq!(block.linear_rip(), linear);
+    }
+}
+
+#[test]
+fn registers_move_both_ways() {
+    let mut block = started();
+    let mut regs = GuestRegs::new();
+    block.set_rax(7);
+    block.set_rsp(8);
+    block.load_into(&mut regs);
+    assert_eq!((regs[Gpr::Rax], regs[Gpr::Rsp]), (7, 8));
+    regs[Gpr::Rax] = 9;
+    regs[Gpr::Rsp] = 10;
+    block.store_from(&regs);
+    assert_eq!((block.rax(), block.rsp()), (9, 10));
+}
+
+#[test]
+fn decode_assists_are_used_only_when_there() {
+    let mut block = started();
+    assert_eq!(block.next_rip(), None);
+    assert!(block.fetched_bytes().is_empty());
+    block.control.next_rip = 0x1002;
+    block.control.fetched = [0x0f; 15];
+    block.control.fetched_count = 2;
+    assert_eq!(block.next_rip(), Some(0x1002));
+    assert_eq!(block.fetched_bytes(), [0x0f, 0x0f]);
+    block.control.fetched_count = 200;
+    assert!(block.fetched_bytes().is_empty());
+}
+
+#[test]
+fn every_intercept_that_is_set_has_a_known_exit() {
+    let mut block = started();
+    let exit = |block: &mut Vmcb, code: u64, info1: u64| {
+        block.control.exit_code = code;
+        block.control.exit_info1 = info1;
+        block.exit()
+    };
+    // FERR_FREEZE (bit 30) alone stays unknown: it ends the partition.
+    for bit in (0..32).filter(|bit| Misc1::GUEST.bits() >> bit & 1 != 0 && *bit != 30) {
+        let found = exit(&mut block, 0x60 + bit, 0x10);
+        assert!(!matches!(found, Exit::Unknown(_)), "exit {:#x}", 0x60 + bit);
+    }
+    for bit in (0..16).filter(|bit| Misc2::GUEST.bits() >> bit & 1 != 0) {
+        assert!(!matches!(exit(&mut block, 0x80 + bit, 0), Exit::Unknown(_)), "exit {:#x}", 0x80 + bit);
+    }
+    assert_eq!(exit(&mut block, 0x7c, 0), Exit::ReadMsr);
+    assert_eq!(exit(&mut block, 0x7c, 1), Exit::WriteMsr);
+    assert_eq!(exit(&mut block, 0x18, 0), Exit::WriteCr8);
+    assert_eq!(exit(&mut block, 0x51, 0), Exit::Exception { vector: 17, error_code: Some(0) });
+    assert_eq!(exit(&mut block, u64::from(u32::MAX), 0), Exit::Invalid);
+    assert_eq!(exit(&mut block, 0x6e, 0), Exit::Unknown(0x6e));
+    assert_eq!(exit(&mut block, 0x7b, 0), Exit::Unknown(0x7b), "a port access without a size");
+}
