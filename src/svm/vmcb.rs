@@ -4,122 +4,21 @@
 //! also clears the clean bit that covers its field, so that a CPU which caches parts of the block can never run
 //! with an old value. The block must not be touched between VMRUN and #VMEXIT.
 
+mod intercepts;
+mod layout;
+
 use bitflags::bitflags;
 
 use crate::addr::{GuestPhys, HostPhys};
 use crate::irq::Vector;
 use crate::svm::event::Event;
 use crate::vcpu::{CodeSize, Gpr, GuestRegs};
-use crate::x86::{PAT_RESET, cr0, cr4, efer, exception, rflags};
+use crate::x86::{PAT_RESET, cr0, cr4, efer, rflags};
 
-bitflags! {
-    /// Intercepts of the word at offset 0x0c (APM2 Table B-1).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Misc1: u32 {
-        #[expect(missing_docs, reason = "the manual's names")] const INTR = 1 << 0;
-        #[expect(missing_docs, reason = "the manual's names")] const NMI = 1 << 1;
-        #[expect(missing_docs, reason = "the manual's names")] const SMI = 1 << 2;
-        #[expect(missing_docs, reason = "the manual's names")] const INIT = 1 << 3;
-        #[expect(missing_docs, reason = "the manual's names")] const VINTR = 1 << 4;
-        #[expect(missing_docs, reason = "the manual's names")] const RDPMC = 1 << 15;
-        #[expect(missing_docs, reason = "the manual's names")] const CPUID = 1 << 18;
-        #[expect(missing_docs, reason = "the manual's names")] const RSM = 1 << 19;
-        #[expect(missing_docs, reason = "the manual's names")] const INVD = 1 << 22;
-        #[expect(missing_docs, reason = "the manual's names")] const HLT = 1 << 24;
-        #[expect(missing_docs, reason = "the manual's names")] const INVLPGA = 1 << 26;
-        #[expect(missing_docs, reason = "the manual's names")] const IOIO_PROT = 1 << 27;
-        #[expect(missing_docs, reason = "the manual's names")] const MSR_PROT = 1 << 28;
-        #[expect(missing_docs, reason = "the manual's names")] const TASK_SWITCH = 1 << 29;
-        #[expect(missing_docs, reason = "the manual's names")] const FERR_FREEZE = 1 << 30;
-        #[expect(missing_docs, reason = "the manual's names")] const SHUTDOWN = 1 << 31;
-    }
-}
-
-impl Misc1 {
-    /// What every guest is stopped at, and why.
-    ///
-    /// | intercept | reason |
-    /// | --- | --- |
-    /// | INTR, NMI, SMI, INIT | physical events belong to the host |
-    /// | CPUID | the guest sees a reduced CPU |
-    /// | HLT | an idle guest must not hold up the host's own interrupts, and the host must know it is idle |
-    /// | INVD | would discard modified lines of everybody |
-    /// | INVLPGA, RSM | act on state outside the guest |
-    /// | IOIO, MSR | guarded by the permission maps |
-    /// | RDPMC | the counters count the host too |
-    /// | task switch | writes through descriptor tables without being checked; not emulated |
-    /// | FERR_FREEZE | waits for a chip that is not there |
-    /// | SHUTDOWN | a triple fault would reset the machine |
-    ///
-    /// Deliberately not: PAUSE and RDTSC, which would only cost, and VINTR, because a virtual interrupt waits by
-    /// itself until the guest can take it.
-    pub const GUEST: Self = Self::INTR
-        .union(Self::NMI)
-        .union(Self::SMI)
-        .union(Self::INIT)
-        .union(Self::RDPMC)
-        .union(Self::CPUID)
-        .union(Self::RSM)
-        .union(Self::INVD)
-        .union(Self::HLT)
-        .union(Self::INVLPGA)
-        .union(Self::IOIO_PROT)
-        .union(Self::MSR_PROT)
-        .union(Self::TASK_SWITCH)
-        .union(Self::FERR_FREEZE)
-        .union(Self::SHUTDOWN);
-}
-
-bitflags! {
-    /// Intercepts of the word at offset 0x10 (APM2 Table B-1).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Misc2: u32 {
-        #[expect(missing_docs, reason = "the manual's names")] const VMRUN = 1 << 0;
-        #[expect(missing_docs, reason = "the manual's names")] const VMMCALL = 1 << 1;
-        #[expect(missing_docs, reason = "the manual's names")] const VMLOAD = 1 << 2;
-        #[expect(missing_docs, reason = "the manual's names")] const VMSAVE = 1 << 3;
-        #[expect(missing_docs, reason = "the manual's names")] const STGI = 1 << 4;
-        #[expect(missing_docs, reason = "the manual's names")] const CLGI = 1 << 5;
-        #[expect(missing_docs, reason = "the manual's names")] const SKINIT = 1 << 6;
-        #[expect(missing_docs, reason = "the manual's names")] const WBINVD = 1 << 9;
-        #[expect(missing_docs, reason = "the manual's names")] const MONITOR = 1 << 10;
-        #[expect(missing_docs, reason = "the manual's names")] const MWAIT = 1 << 11;
-        #[expect(missing_docs, reason = "the manual's names")] const MWAIT_ARMED = 1 << 12;
-        #[expect(missing_docs, reason = "the manual's names")] const RDPRU = 1 << 14;
-    }
-}
-
-impl Misc2 {
-    /// What every guest is stopped at, and why.
-    ///
-    /// | intercept | reason |
-    /// | --- | --- |
-    /// | VMRUN | architecturally required; guests have no SVM |
-    /// | VMLOAD, VMSAVE, STGI, CLGI, SKINIT | guests have no SVM, and these would reach physical memory |
-    /// | VMMCALL | the hypercall |
-    /// | WBINVD | flushes the caches of everybody |
-    /// | MONITOR, MWAIT | a sleep the host would not know of |
-    /// | RDPRU | reads counters of the host |
-    ///
-    /// Deliberately not XSETBV: a guest owns the XCR0 of its CPU.
-    pub const GUEST: Self = Self::VMRUN
-        .union(Self::VMMCALL)
-        .union(Self::VMLOAD)
-        .union(Self::VMSAVE)
-        .union(Self::STGI)
-        .union(Self::CLGI)
-        .union(Self::SKINIT)
-        .union(Self::WBINVD)
-        .union(Self::MONITOR)
-        .union(Self::MWAIT)
-        .union(Self::MWAIT_ARMED)
-        .union(Self::RDPRU);
-}
-
-/// Writes to CR8 exit: the task priority is the virtual local APIC's. Reads do not, V_TPR answers them.
-const INTERCEPT_CR8_WRITE: u32 = 1 << (16 + 8);
-/// #DB and #AC can be raised again by their own delivery, for ever and without an exit; #MC is the host's.
-const INTERCEPT_EXCEPTIONS: u32 = 1 << exception::DB | 1 << exception::AC | 1 << exception::MC;
+use intercepts::{INTERCEPT_CR8_WRITE, INTERCEPT_EXCEPTIONS};
+pub use intercepts::{Misc1, Misc2};
+pub use layout::Segment;
+use layout::{Control, Save};
 
 bitflags! {
     /// Parts of the block that are unchanged since the last exit on this CPU (APM2 15.15.3).
@@ -162,34 +61,6 @@ pub enum TlbControl {
     FlushGuest = 3,
 }
 
-/// A segment register as the block stores it (APM2 Appendix B, Table B-2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Segment {
-    /// Visible selector.
-    pub selector: u16,
-    /// Descriptor bits 55:52 and 47:40 packed into 12 bits: type, S, DPL, P, AVL, L, D/B, G.
-    pub attributes: u16,
-    /// Limit in bytes, already scaled.
-    pub limit: u32,
-    /// Base address.
-    pub base: u64,
-}
-
-impl Segment {
-    const NONE: Self = Self { selector: 0, attributes: 0, limit: 0, base: 0 };
-    const LONG: u16 = 1 << 9;
-    const DEFAULT_32: u16 = 1 << 10;
-
-    const fn flat(selector: u16, attributes: u16) -> Self {
-        Self { selector, attributes, limit: u32::MAX, base: 0 }
-    }
-
-    const fn real(selector: u16, attributes: u16) -> Self {
-        Self { selector, attributes, limit: 0xffff, base: (selector as u64) << 4 }
-    }
-}
-
 /// What a control block needs to know of its surroundings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setup {
@@ -224,170 +95,6 @@ pub enum Inconsistency {
     LongMode,
 }
 
-#[derive(Debug)]
-#[repr(C)]
-struct Control {
-    cr_intercepts: u32,                      // 0x000
-    dr_intercepts: u32,                      // 0x004
-    exception_intercepts: u32,               // 0x008
-    misc1: u32,                              // 0x00c
-    misc2: u32,                              // 0x010
-    misc3: u32,                              // 0x014
-    reserved_018: [u64; 4],                  // 0x018
-    reserved_038: u32,                       // 0x038
-    pause_filter: u32,                       // 0x03c
-    iopm_base: u64,                          // 0x040
-    msrpm_base: u64,                         // 0x048
-    tsc_offset: u64,                         // 0x050
-    asid: u32,                               // 0x058
-    tlb_control: u32,                        // 0x05c
-    int_ctl: u32,                            // 0x060
-    int_vector: u32,                         // 0x064
-    int_state: u64,                          // 0x068
-    exit_code: u64,                          // 0x070
-    exit_info1: u64,                         // 0x078
-    exit_info2: u64,                         // 0x080
-    exit_int_info: u64,                      // 0x088
-    nested_control: u64,                     // 0x090
-    reserved_098: [u64; 2],                  // 0x098
-    event_inject: u64,                       // 0x0a8
-    nested_cr3: u64,                         // 0x0b0
-    lbr_control: u64,                        // 0x0b8
-    clean: u32,                              // 0x0c0
-    reserved_0c4: u32,                       // 0x0c4
-    next_rip: u64,                           // 0x0c8
-    fetched_count: u8,                       // 0x0d0
-    fetched: [u8; 15],                       // 0x0d1
-    reserved_0e0: [u64; (0x400 - 0xe0) / 8], // 0x0e0
-}
-
-#[derive(Debug)]
-#[repr(C)]
-struct Save {
-    es: Segment,                               // 0x400
-    cs: Segment,                               // 0x410
-    ss: Segment,                               // 0x420
-    ds: Segment,                               // 0x430
-    fs: Segment,                               // 0x440
-    gs: Segment,                               // 0x450
-    gdtr: Segment,                             // 0x460
-    ldtr: Segment,                             // 0x470
-    idtr: Segment,                             // 0x480
-    tr: Segment,                               // 0x490
-    reserved_4a0: [u8; 0x2b],                  // 0x4a0
-    cpl: u8,                                   // 0x4cb
-    reserved_4cc: u32,                         // 0x4cc
-    efer: u64,                                 // 0x4d0
-    reserved_4d8: [u64; 14],                   // 0x4d8
-    cr4: u64,                                  // 0x548
-    cr3: u64,                                  // 0x550
-    cr0: u64,                                  // 0x558
-    dr7: u64,                                  // 0x560
-    dr6: u64,                                  // 0x568
-    rflags: u64,                               // 0x570
-    rip: u64,                                  // 0x578
-    reserved_580: [u64; 11],                   // 0x580
-    rsp: u64,                                  // 0x5d8
-    shadow_stack: [u64; 3],                    // 0x5e0
-    rax: u64,                                  // 0x5f8
-    star: u64,                                 // 0x600
-    lstar: u64,                                // 0x608
-    cstar: u64,                                // 0x610
-    sfmask: u64,                               // 0x618
-    kernel_gs_base: u64,                       // 0x620
-    sysenter_cs: u64,                          // 0x628
-    sysenter_esp: u64,                         // 0x630
-    sysenter_eip: u64,                         // 0x638
-    cr2: u64,                                  // 0x640
-    reserved_648: [u64; 4],                    // 0x648
-    pat: u64,                                  // 0x668
-    debug_control: u64,                        // 0x670
-    branch_records: [u64; 4],                  // 0x678
-    reserved_698: [u64; (0x1000 - 0x698) / 8], // 0x698
-}
-
-impl Control {
-    const ZERO: Self = Self {
-        cr_intercepts: 0,
-        dr_intercepts: 0,
-        exception_intercepts: 0,
-        misc1: 0,
-        misc2: 0,
-        misc3: 0,
-        reserved_018: [0; 4],
-        reserved_038: 0,
-        pause_filter: 0,
-        iopm_base: 0,
-        msrpm_base: 0,
-        tsc_offset: 0,
-        asid: 0,
-        tlb_control: 0,
-        int_ctl: 0,
-        int_vector: 0,
-        int_state: 0,
-        exit_code: 0,
-        exit_info1: 0,
-        exit_info2: 0,
-        exit_int_info: 0,
-        nested_control: 0,
-        reserved_098: [0; 2],
-        event_inject: 0,
-        nested_cr3: 0,
-        lbr_control: 0,
-        clean: 0,
-        reserved_0c4: 0,
-        next_rip: 0,
-        fetched_count: 0,
-        fetched: [0; 15],
-        reserved_0e0: [0; (0x400 - 0xe0) / 8],
-    };
-}
-
-impl Save {
-    const ZERO: Self = Self {
-        es: Segment::NONE,
-        cs: Segment::NONE,
-        ss: Segment::NONE,
-        ds: Segment::NONE,
-        fs: Segment::NONE,
-        gs: Segment::NONE,
-        gdtr: Segment::NONE,
-        ldtr: Segment::NONE,
-        idtr: Segment::NONE,
-        tr: Segment::NONE,
-        reserved_4a0: [0; 0x2b],
-        cpl: 0,
-        reserved_4cc: 0,
-        efer: 0,
-        reserved_4d8: [0; 14],
-        cr4: 0,
-        cr3: 0,
-        cr0: 0,
-        dr7: 0,
-        dr6: 0,
-        rflags: 0,
-        rip: 0,
-        reserved_580: [0; 11],
-        rsp: 0,
-        shadow_stack: [0; 3],
-        rax: 0,
-        star: 0,
-        lstar: 0,
-        cstar: 0,
-        sfmask: 0,
-        kernel_gs_base: 0,
-        sysenter_cs: 0,
-        sysenter_esp: 0,
-        sysenter_eip: 0,
-        cr2: 0,
-        reserved_648: [0; 4],
-        pat: 0,
-        debug_control: 0,
-        branch_records: [0; 4],
-        reserved_698: [0; (0x1000 - 0x698) / 8],
-    };
-}
-
 /// The control block of one virtual processor.
 #[derive(Debug)]
 #[repr(C, align(4096))]
@@ -397,44 +104,8 @@ pub struct Vmcb {
 }
 
 const _: () = {
-    use core::mem::offset_of;
     assert!(size_of::<Vmcb>() == 4096 && align_of::<Vmcb>() == 4096);
-    // APM2 Appendix B, Table B-1.
-    assert!(offset_of!(Control, misc1) == 0x0c);
-    assert!(offset_of!(Control, pause_filter) == 0x3c);
-    assert!(offset_of!(Control, iopm_base) == 0x40);
-    assert!(offset_of!(Control, msrpm_base) == 0x48);
-    assert!(offset_of!(Control, tsc_offset) == 0x50);
-    assert!(offset_of!(Control, asid) == 0x58);
-    assert!(offset_of!(Control, int_ctl) == 0x60);
-    assert!(offset_of!(Control, int_vector) == 0x64);
-    assert!(offset_of!(Control, int_state) == 0x68);
-    assert!(offset_of!(Control, exit_code) == 0x70);
-    assert!(offset_of!(Control, exit_int_info) == 0x88);
-    assert!(offset_of!(Control, nested_control) == 0x90);
-    assert!(offset_of!(Control, event_inject) == 0xa8);
-    assert!(offset_of!(Control, nested_cr3) == 0xb0);
-    assert!(offset_of!(Control, clean) == 0xc0);
-    assert!(offset_of!(Control, next_rip) == 0xc8);
-    assert!(offset_of!(Control, fetched_count) == 0xd0);
-    // APM2 Appendix B, Table B-2.
-    assert!(offset_of!(Vmcb, save) == 0x400);
-    assert!(offset_of!(Save, tr) == 0x90);
-    assert!(offset_of!(Save, cpl) == 0xcb);
-    assert!(offset_of!(Save, efer) == 0xd0);
-    assert!(offset_of!(Save, cr4) == 0x148);
-    assert!(offset_of!(Save, cr0) == 0x158);
-    assert!(offset_of!(Save, dr7) == 0x160);
-    assert!(offset_of!(Save, rflags) == 0x170);
-    assert!(offset_of!(Save, rip) == 0x178);
-    assert!(offset_of!(Save, rsp) == 0x1d8);
-    assert!(offset_of!(Save, rax) == 0x1f8);
-    assert!(offset_of!(Save, star) == 0x200);
-    assert!(offset_of!(Save, kernel_gs_base) == 0x220);
-    assert!(offset_of!(Save, sysenter_eip) == 0x238);
-    assert!(offset_of!(Save, cr2) == 0x240);
-    assert!(offset_of!(Save, pat) == 0x268);
-    assert!(offset_of!(Save, debug_control) == 0x270);
+    assert!(core::mem::offset_of!(Vmcb, save) == 0x400);
 };
 
 // int_ctl, offset 0x60 (APM2 15.21).
