@@ -1,6 +1,6 @@
 //! The bytes at a guest's instruction pointer.
 
-use crate::addr::{GuestPhys, PAGE_BYTES};
+use crate::addr::PAGE_BYTES;
 use crate::emulate::walk::{Access, AccessKind, GuestMemory, NotRam, Paging, WalkError};
 use crate::vcpu::CodeSize;
 
@@ -51,31 +51,35 @@ pub fn fetch(
     user: bool,
 ) -> Result<Code, WalkError> {
     let access = Access { kind: AccessKind::Execute, user, alignment_check: false };
-    let mut code = Code { bytes: [0; 16], length: 0 };
     let start = paging.translate(memory, linear, access)?.address;
-    let in_page = (PAGE_BYTES - start.page_offset()).min(Code::MAX_BYTES as u64) as usize;
-    let (first, rest) = match code.bytes.split_at_mut_checked(in_page) {
-        Some((first, rest)) => (first, rest.get_mut(..Code::MAX_BYTES - in_page).unwrap_or(&mut [])),
-        None => return Err(WalkError::Table(start)),
-    };
-    let whole = first.len() == Code::MAX_BYTES;
-    // All fifteen bytes in one read where the page allows; that is nearly always.
-    memory.read(start, first).map_err(|NotRam| WalkError::Table(start))?;
-    code.length = in_page as u8;
-    if !whole {
-        let next = linear.wrapping_add(in_page as u64);
-        let next = if size == CodeSize::Bits64 { next } else { next & 0xffff_ffff };
-        let second = paging.translate(memory, next, access).map(|page| page.address);
-        if second.is_ok_and(|at: GuestPhys| memory.read(at, rest).is_ok()) {
-            code.length = Code::MAX_BYTES as u8;
+    let mut bytes = [0; 16];
+    // Nearly always the page holds them all: one read of a size the compiler knows.
+    if start.page_offset() <= PAGE_BYTES - 16 {
+        memory.read(start, &mut bytes).map_err(|NotRam| WalkError::Table(start))?;
+        let [.., beyond] = &mut bytes;
+        *beyond = 0;
+        return Ok(Code { bytes, length: Code::MAX_BYTES as u8 });
+    }
+    let in_page = (PAGE_BYTES - start.page_offset()).min(Code::MAX_BYTES as u64);
+    let next = linear.wrapping_add(in_page);
+    let next = if size == CodeSize::Bits64 { next } else { next & 0xffff_ffff };
+    let mut length = 0;
+    let [fifteen @ .., _] = &mut bytes;
+    if let Some((first, rest)) = fifteen.split_at_mut_checked(in_page as usize) {
+        memory.read(start, first).map_err(|NotRam| WalkError::Table(start))?;
+        length = first.len();
+        let second = if rest.is_empty() { None } else { paging.translate(memory, next, access).ok() };
+        if second.is_some_and(|page| memory.read(page.address, rest).is_ok()) {
+            length += rest.len();
         }
     }
-    Ok(code)
+    Ok(Code { bytes, length: length as u8 })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::GuestPhys;
 
     /// Two pages of RAM at 0x1000, counting upwards.
     struct Ram;

@@ -173,38 +173,45 @@ impl Paging {
             Mode::TwoLevel { large_pages } => {
                 self.walk_two_level(memory, linear & 0xffff_ffff, large_pages)?
             }
-            Mode::Pae => self.walk_wide(memory, linear & 0xffff_ffff, 2)?,
+            Mode::Pae => self.walk_wide::<2>(memory, linear & 0xffff_ffff)?,
             Mode::FourLevel => {
                 if !is_canonical(linear) {
                     return Err(WalkError::NonCanonical);
                 }
-                self.walk_wide(memory, linear, 3)?
+                self.walk_wide::<3>(memory, linear)?
             }
         };
         if self.allows(&found, access) { Ok(found) } else { Err(WalkError::Protection) }
     }
 
-    /// Eight-byte entries, from level `top` (2 in PAE mode, 3 in long mode) down.
-    fn walk_wide(&self, memory: &impl GuestMemory, linear: u64, top: u32) -> Result<Translation, WalkError> {
-        let pae = top == 2;
+    /// Eight-byte entries, from level `TOP` (2 in PAE mode, 3 in long mode) down. A constant, because this is on
+    /// the path of every guest EOI: the loop unrolls and the special cases of a level cost the others nothing.
+    #[inline]
+    fn walk_wide<const TOP: u32>(
+        &self,
+        memory: &impl GuestMemory,
+        linear: u64,
+    ) -> Result<Translation, WalkError> {
+        let pae = TOP == 2;
+        let mut reserved_everywhere = if self.no_execute { 0 } else { NO_EXECUTE };
+        if pae {
+            reserved_everywhere |= PAE_RESERVED;
+        }
         let mut table = if pae { self.cr3 & 0xffff_ffe0 } else { self.cr3 & ADDRESS };
         let mut allowed = WRITE | USER;
-        let mut executable = true;
-        for level in (0..=top).rev() {
+        let mut forbidden = 0;
+        let mut level = TOP + 1;
+        while level > 0 {
+            level -= 1;
             let shift = 12 + 9 * level;
             let at = GuestPhys::new(table + (linear >> shift & 0x1ff) * 8);
             let entry = memory.read_u64(at).map_err(|NotRam| WalkError::Table(at))?;
             if entry & PRESENT == 0 {
                 return Err(WalkError::NotPresent { level });
             }
-            let pae_top = pae && level == top;
+            let pae_top = pae && level == TOP;
             let large = entry & LARGE != 0 && (level == 1 || level == 2);
-            let mut reserved = if self.no_execute { 0 } else { NO_EXECUTE };
-            if pae_top {
-                reserved |= PAE_TOP_RESERVED;
-            } else if pae {
-                reserved |= PAE_RESERVED;
-            }
+            let mut reserved = if pae_top { PAE_TOP_RESERVED } else { reserved_everywhere };
             if level == 3 {
                 reserved |= LARGE;
             }
@@ -217,7 +224,7 @@ impl Paging {
             }
             if !pae_top {
                 allowed &= entry;
-                executable &= entry & NO_EXECUTE == 0;
+                forbidden |= entry;
             }
             if large || level == 0 {
                 let page_bytes = 1 << shift;
@@ -227,7 +234,7 @@ impl Paging {
                     page_bytes,
                     writable: allowed & WRITE != 0,
                     user: allowed & USER != 0,
-                    executable,
+                    executable: forbidden & NO_EXECUTE == 0,
                 });
             }
             table = entry & ADDRESS;
