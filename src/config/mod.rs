@@ -1,1 +1,90 @@
 //! The configuration: what an integrator decides, and its packed form.
+//!
+//! A TOML file exists only on the host. There `cargo xtask` turns it into a [`Config`], has [`validate`] judge
+//! it, and [`pack`]s it with the images it names into a *bundle*. The hypervisor finds the bundle as its only
+//! boot module, [`unpack`]s it and judges it again with the same code: no text parser in the trusted base, and
+//! no surprise at boot.
+//!
+//! * `model`: the configuration as plain values;
+//! * `validate`: the rules, each violation a value;
+//! * `blob`: a configuration as bytes;
+//! * `bundle`: a blob and images as one checked file.
+//!
+//! Everything here runs before the first guest does and may allocate.
+
+mod blob;
+mod bundle;
+mod model;
+mod validate;
+
+use alloc::vec::Vec;
+use core::fmt;
+
+pub use blob::{BlobError, BlobProblem};
+pub use bundle::{Bundle, BundleError, Image, MAX_IMAGE_NAME_BYTES, MAX_IMAGES, REVISION};
+pub use model::{Config, Device, ImageIndex, MaskPolicy, Module, Partition};
+pub use validate::{
+    COM1_PORTS, EXIT_PORT_BYTES, KeyPath, MAX_CMDLINE_BYTES, MAX_DEVICES, MAX_GSIS, MAX_MEMORY_BYTES,
+    MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS, MIN_MEMORY_BYTES, PCI_PORTS, Rule, Step, VIRTUAL_PINS,
+    Violation, validate,
+};
+
+/// Why a bundle was refused. Whoever packed it must fix it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The file is not a whole, unharmed bundle of this revision.
+    Bundle(BundleError),
+    /// The bundle is sound, the configuration in it is not one.
+    Blob(BlobError),
+    /// The configuration breaks these rules: all of them, at least one.
+    Rules(Vec<Violation>),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bundle(error) => write!(f, "bundle: {error}"),
+            Self::Blob(error) => write!(f, "bundle: configuration: {error}"),
+            Self::Rules(violations) => {
+                write!(f, "configuration: {} broken", Plural(violations.len(), "rule"))?;
+                violations.iter().try_for_each(|violation| write!(f, "\n  {violation}"))
+            }
+        }
+    }
+}
+
+/// A number and its noun, for messages.
+struct Plural(usize, &'static str);
+
+impl fmt::Display for Plural {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}{}", self.0, self.1, if self.0 == 1 { "" } else { "s" })
+    }
+}
+
+/// Judges `config` and packs it with the images its [`ImageIndex`]es count.
+///
+/// # Errors
+/// Everything [`unpack`] would refuse: broken rules, and image names or counts a bundle cannot hold.
+pub fn pack(config: &Config, images: &[Image<'_>]) -> Result<Vec<u8>, Refusal> {
+    validate(config, images.len()).map_err(Refusal::Rules)?;
+    bundle::write(&blob::encode(config), images).map_err(Refusal::Bundle)
+}
+
+/// Checks a bundle as a boot loader handed it over, and returns its configuration and a view of its images.
+///
+/// `bytes` is exactly the module: nothing before, nothing after. Whatever it holds, this returns; a bundle in
+/// which any single bit was changed is refused.
+///
+/// # Errors
+/// The first layer that does not hold; for broken rules, all of them.
+pub fn unpack(bytes: &[u8]) -> Result<(Config, Bundle<'_>), Refusal> {
+    let bundle = Bundle::parse(bytes).map_err(Refusal::Bundle)?;
+    let config = blob::decode(bundle.config()).map_err(Refusal::Blob)?;
+    validate(&config, bundle.images().len()).map_err(Refusal::Rules)?;
+    Ok((config, bundle))
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;

@@ -1,0 +1,280 @@
+//! A configuration as bytes: every field in the order of the model, little-endian, nothing optional.
+//!
+//! Counts and lengths take 8 bytes so that encoding cannot fail; an `Option` is one byte 0, or 1 and the value.
+//! The form is canonical: bytes that decode are the bytes that encoding the result gives. It carries no
+//! revision and no checksum of its own, the bundle around it does.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::irq::{CpuId, Gsi, Pin};
+use crate::pci::Bdf;
+
+use super::model::{Config, Device, ImageIndex, MaskPolicy, Module, Partition};
+use super::validate::{MAX_CMDLINE_BYTES, MAX_DEVICES, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS};
+
+/// More CPUs than any partition can name: their numbers are bytes.
+const MAX_CPUS: usize = 256;
+
+/// Bytes that are no configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlobError {
+    /// Where the field starts, counted from the start of the blob.
+    pub offset: usize,
+    /// The field.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: BlobProblem,
+}
+
+/// What is wrong with a field of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlobProblem {
+    /// The blob ends within it.
+    Truncated,
+    /// A count or length of `found`, where `most` is the limit.
+    TooMany {
+        /// The count.
+        found: u64,
+        /// The limit.
+        most: usize,
+    },
+    /// A number that means nothing there.
+    Meaningless(u64),
+    /// Text that is not UTF-8.
+    NotText,
+    /// Nothing should follow here.
+    TrailingBytes,
+}
+
+impl fmt::Display for BlobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at byte {}: ", self.field, self.offset)?;
+        match self.problem {
+            BlobProblem::Truncated => f.write_str("cut off"),
+            BlobProblem::TooMany { found, most } => write!(f, "{found} are more than {most}"),
+            BlobProblem::Meaningless(value) => write!(f, "{value:#x} means nothing here"),
+            BlobProblem::NotText => f.write_str("not UTF-8"),
+            BlobProblem::TrailingBytes => f.write_str("nothing should follow"),
+        }
+    }
+}
+
+/// The bytes of `config`, valid or not.
+pub(super) fn encode(config: &Config) -> Vec<u8> {
+    let Config { partitions } = config;
+    let mut out = Writer(Vec::new());
+    out.list(partitions, |out, partition| {
+        let Partition {
+            name,
+            cpus,
+            memory_bytes,
+            kernel,
+            modules,
+            cmdline,
+            console,
+            debug_port,
+            exit_port,
+            user_hypercalls,
+            control,
+            devices,
+        } = partition;
+        out.text(name);
+        out.list(cpus, |out, cpu| out.bytes(&[cpu.0]));
+        out.bytes(&memory_bytes.to_le_bytes());
+        out.bytes(&kernel.0.to_le_bytes());
+        out.list(modules, |out, Module { image, cmdline }| {
+            out.bytes(&image.0.to_le_bytes());
+            out.text(cmdline);
+        });
+        out.text(cmdline);
+        out.flag(*console);
+        out.option(debug_port.map(u16::to_le_bytes));
+        out.option(exit_port.map(u16::to_le_bytes));
+        out.flag(*user_hypercalls);
+        out.flag(*control);
+        out.list(devices, |out, Device { bdf, gsi, mask, vpin }| {
+            out.bytes(&[bdf.bus(), bdf.device(), bdf.function()]);
+            out.option(gsi.map(|gsi| gsi.0.to_le_bytes()));
+            out.bytes(&[match mask {
+                MaskPolicy::Auto => 0,
+                MaskPolicy::Line => 1,
+                MaskPolicy::Function => 2,
+            }]);
+            out.option(vpin.map(|pin| [pin.0]));
+        });
+    });
+    out.0
+}
+
+/// The configuration that `bytes` are, valid or not. What it allocates is bounded by the limits of `validate`.
+pub(super) fn decode(bytes: &[u8]) -> Result<Config, BlobError> {
+    let mut input = Reader { bytes, offset: 0 };
+    let partitions = input.list("partition", MAX_PARTITIONS, |input| {
+        Ok(Partition {
+            name: input.text("name", MAX_NAME_BYTES)?,
+            cpus: input.list("cpus", MAX_CPUS, |input| Ok(CpuId(input.u8("cpus")?)))?,
+            memory_bytes: input.u64("memory")?,
+            kernel: ImageIndex(input.u16("kernel")?),
+            modules: input.list("modules", MAX_MODULES, |input| {
+                Ok(Module {
+                    image: ImageIndex(input.u16("modules.file")?),
+                    cmdline: input.text("modules.cmdline", MAX_CMDLINE_BYTES)?,
+                })
+            })?,
+            cmdline: input.text("cmdline", MAX_CMDLINE_BYTES)?,
+            console: input.flag("console")?,
+            debug_port: input.option("debug-port", |input| input.u16("debug-port"))?,
+            exit_port: input.option("exit-port", |input| input.u16("exit-port"))?,
+            user_hypercalls: input.flag("user-hypercalls")?,
+            control: input.flag("control")?,
+            devices: input.list("device", MAX_DEVICES, |input| {
+                Ok(Device {
+                    bdf: input.bdf("device.bdf")?,
+                    gsi: input.option("device.gsi", |input| Ok(Gsi(input.u32("device.gsi")?)))?,
+                    mask: input.mask("device.mask")?,
+                    vpin: input.option("device.vpin", |input| Ok(Pin(input.u8("device.vpin")?)))?,
+                })
+            })?,
+        })
+    })?;
+    if input.offset != bytes.len() {
+        return Err(input.error("end", BlobProblem::TrailingBytes));
+    }
+    Ok(Config { partitions })
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn count(&mut self, count: usize) {
+        self.bytes(&(count as u64).to_le_bytes());
+    }
+
+    fn flag(&mut self, flag: bool) {
+        self.bytes(&[u8::from(flag)]);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.count(text.len());
+        self.bytes(text.as_bytes());
+    }
+
+    fn option<const N: usize>(&mut self, value: Option<[u8; N]>) {
+        self.flag(value.is_some());
+        self.bytes(value.as_ref().map_or(&[], <[u8; N]>::as_slice));
+    }
+
+    fn list<T>(&mut self, items: &[T], write: impl Fn(&mut Self, &T)) {
+        self.count(items.len());
+        for item in items {
+            write(self, item);
+        }
+    }
+}
+
+/// Reads forward and never beyond the end. `field` says what an error speaks of.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    offset: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn error(&self, field: &'static str, problem: BlobProblem) -> BlobError {
+        BlobError { offset: self.offset, field, problem }
+    }
+
+    fn take(&mut self, field: &'static str, count: usize) -> Result<&'a [u8], BlobError> {
+        let rest = self.bytes.get(self.offset..).unwrap_or_default();
+        let taken = rest.get(..count).ok_or(self.error(field, BlobProblem::Truncated))?;
+        self.offset += count;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], BlobError> {
+        let truncated = self.error(field, BlobProblem::Truncated);
+        self.take(field, N)?.try_into().map_err(|_| truncated)
+    }
+
+    fn u8(&mut self, field: &'static str) -> Result<u8, BlobError> {
+        self.array(field).map(u8::from_le_bytes)
+    }
+
+    fn u16(&mut self, field: &'static str) -> Result<u16, BlobError> {
+        self.array(field).map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self, field: &'static str) -> Result<u32, BlobError> {
+        self.array(field).map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self, field: &'static str) -> Result<u64, BlobError> {
+        self.array(field).map(u64::from_le_bytes)
+    }
+
+    fn flag(&mut self, field: &'static str) -> Result<bool, BlobError> {
+        let start = self.error(field, BlobProblem::Truncated);
+        match self.u8(field)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(BlobError { problem: BlobProblem::Meaningless(other.into()), ..start }),
+        }
+    }
+
+    fn count(&mut self, field: &'static str, most: usize) -> Result<usize, BlobError> {
+        let start = self.error(field, BlobProblem::Truncated);
+        let found = self.u64(field)?;
+        match usize::try_from(found) {
+            Ok(count) if count <= most => Ok(count),
+            _ => Err(BlobError { problem: BlobProblem::TooMany { found, most }, ..start }),
+        }
+    }
+
+    fn text(&mut self, field: &'static str, most: usize) -> Result<String, BlobError> {
+        let count = self.count(field, most)?;
+        let not_text = self.error(field, BlobProblem::NotText);
+        let bytes = self.take(field, count)?;
+        core::str::from_utf8(bytes).map(String::from).map_err(|_| not_text)
+    }
+
+    fn bdf(&mut self, field: &'static str) -> Result<Bdf, BlobError> {
+        let start = self.error(field, BlobProblem::Truncated);
+        let [bus, device, function] = self.array(field)?;
+        let raw = u32::from_be_bytes([0, bus, device, function]);
+        Bdf::new(bus, device, function)
+            .ok_or(BlobError { problem: BlobProblem::Meaningless(raw.into()), ..start })
+    }
+
+    fn mask(&mut self, field: &'static str) -> Result<MaskPolicy, BlobError> {
+        let start = self.error(field, BlobProblem::Truncated);
+        match self.u8(field)? {
+            0 => Ok(MaskPolicy::Auto),
+            1 => Ok(MaskPolicy::Line),
+            2 => Ok(MaskPolicy::Function),
+            other => Err(BlobError { problem: BlobProblem::Meaningless(other.into()), ..start }),
+        }
+    }
+
+    fn option<T>(
+        &mut self,
+        field: &'static str,
+        read: impl FnOnce(&mut Self) -> Result<T, BlobError>,
+    ) -> Result<Option<T>, BlobError> {
+        if self.flag(field)? { read(self).map(Some) } else { Ok(None) }
+    }
+
+    fn list<T>(
+        &mut self,
+        field: &'static str,
+        most: usize,
+        read: impl Fn(&mut Self) -> Result<T, BlobError>,
+    ) -> Result<Vec<T>, BlobError> {
+        let count = self.count(field, most)?;
+        (0..count).map(|_| read(self)).collect()
+    }
+}

@@ -1,0 +1,102 @@
+//! The configuration as plain values. Holding one says nothing about whether it is any good: that is
+//! `validate`'s word.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::irq::{CpuId, Gsi, Pin};
+use crate::pci::Bdf;
+
+use super::validate::VIRTUAL_PINS;
+
+/// The whole machine: who owns what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The partitions, in the order of the file.
+    pub partitions: Vec<Partition>,
+}
+
+/// One isolated system (elsewhere: cell, domain, zone, virtual machine): CPUs, memory, an image, devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// What reports call it; unique.
+    pub name: String,
+    /// The physical CPUs it owns, one virtual CPU on each. The first one starts the guest.
+    pub cpus: Vec<CpuId>,
+    /// Guest memory in bytes, whole pages.
+    pub memory_bytes: u64,
+    /// The image that is started.
+    pub kernel: ImageIndex,
+    /// Images that are loaded beside the kernel.
+    pub modules: Vec<Module>,
+    /// The kernel's command line, without the image's name.
+    pub cmdline: String,
+    /// Whether what the guest writes to COM1 appears on the hypervisor's console.
+    pub console: bool,
+    /// An I/O port whose bytes appear on the hypervisor's console too, as QEMU's 0xe9 does.
+    pub debug_port: Option<u16>,
+    /// The first of [`EXIT_PORT_BYTES`](super::EXIT_PORT_BYTES) I/O ports; a value written there ends the
+    /// partition, as QEMU's `isa-debug-exit` ends the machine.
+    pub exit_port: Option<u16>,
+    /// Whether guest code at CPL 1 to 3 may make hypercalls. CPL 0 always may.
+    pub user_hypercalls: bool,
+    /// Whether it may control the interrupt sources of other partitions.
+    pub control: bool,
+    /// The PCI functions it owns.
+    pub devices: Vec<Device>,
+}
+
+/// An image beside the kernel, and what the guest is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// The image.
+    pub image: ImageIndex,
+    /// The text that goes with it.
+    pub cmdline: String,
+}
+
+/// One PCI function that is passed through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// The function's address on the machine, and in the guest.
+    pub bdf: Bdf,
+    /// The line its interrupt pin drives; `None` leaves that to the firmware's `_PRT` (ACPI 6.5 6.2.13). Of no
+    /// meaning for a function without an interrupt pin.
+    pub gsi: Option<Gsi>,
+    /// Where its line is silenced while the guest handles it.
+    pub mask: MaskPolicy,
+    /// The input of the guest's IO-APIC that its line drives; `None` chooses the one numbered like the GSI.
+    pub vpin: Option<Pin>,
+}
+
+impl Device {
+    /// The input of the guest's IO-APIC that the line `gsi` of this device drives; `None` when the GSI is no
+    /// such number and the configuration names no pin.
+    pub fn virtual_pin(&self, gsi: Gsi) -> Option<Pin> {
+        self.vpin.or_else(|| u8::try_from(gsi.0).ok().map(Pin)).filter(|pin| pin.0 < VIRTUAL_PINS)
+    }
+}
+
+/// Where a line is silenced between its assertion and the guest's EOI.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MaskPolicy {
+    /// The hypervisor chooses by what the function can do and who shares its line.
+    #[default]
+    Auto,
+    /// At the physical IO-APIC: works with every function, silences all sharers.
+    Line,
+    /// At the function, by Interrupt Disable in its command register (PCI 3.0 6.2.2): silences nobody else, needs
+    /// a function of PCI 2.3 or later.
+    Function,
+}
+
+/// The number of an image in its bundle, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageIndex(pub u16);
+
+impl fmt::Display for ImageIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "image {}", self.0)
+    }
+}

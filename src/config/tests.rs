@@ -1,0 +1,411 @@
+//! The configuration's promises: a violation for each rule, one packed form, and no byte that goes unnoticed.
+
+use alloc::string::{String, ToString};
+use alloc::{format, vec};
+
+use proptest::collection;
+use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+
+use super::*;
+use crate::irq::{CpuId, Gsi, Pin};
+use crate::pci::Bdf;
+
+fn device(slot: u8, gsi: Option<u32>, vpin: Option<u8>) -> Device {
+    Device {
+        bdf: Bdf::new(0, slot, 0).unwrap(),
+        gsi: gsi.map(Gsi),
+        mask: MaskPolicy::Auto,
+        vpin: vpin.map(Pin),
+    }
+}
+
+fn partition(name: &str, cpu: u8) -> Partition {
+    Partition {
+        name: name.into(),
+        cpus: vec![CpuId(cpu)],
+        memory_bytes: 32 << 20,
+        kernel: ImageIndex(0),
+        modules: vec![Module { image: ImageIndex(1), cmdline: "file words".into() }],
+        cmdline: "one two".into(),
+        console: true,
+        debug_port: Some(0xe9),
+        exit_port: Some(0xf4),
+        user_hypercalls: false,
+        control: true,
+        devices: vec![],
+    }
+}
+
+fn demo() -> Config {
+    let mut demo = partition("demo", 0);
+    demo.devices = vec![device(3, Some(23), None), device(4, None, None)];
+    Config { partitions: vec![demo] }
+}
+
+const IMAGES: [Image<'static>; 2] =
+    [Image { name: "guest:echo", bytes: b"kernel" }, Image { name: "environment", bytes: &[7; 5000] }];
+
+/// The violations of the demonstration after `change`, as the hypervisor prints them.
+fn broken_by(change: impl FnOnce(&mut Config)) -> Vec<String> {
+    let mut config = demo();
+    change(&mut config);
+    validate(&config, IMAGES.len()).err().unwrap_or_default().iter().map(Violation::to_string).collect()
+}
+
+#[test]
+fn the_demonstration_breaks_no_rule() {
+    assert_eq!(broken_by(|_| {}), [""; 0]);
+    assert_eq!(broken_by(|config| config.partitions.push(partition("other", 1))), [""; 0]);
+}
+
+#[test]
+fn each_rule_names_its_key_and_its_remedy() {
+    type Change = fn(&mut Config);
+    let cases: &[(Change, &str)] = &[
+        (|c| c.partitions.clear(), "partition: there is no partition; write 1 to 32 [[partition]] tables"),
+        (|c| c.partitions[0].name.clear(), "partition[0].name: the name is empty; use 1 to 31 bytes"),
+        (
+            |c| c.partitions[0].name = "n".repeat(32),
+            "partition[0].name: a name of 32 bytes is too long; use 1 to 31 bytes",
+        ),
+        (
+            |c| c.partitions[0].name = "a b".into(),
+            "partition[0].name: ' ' may not stand in a name; use ASCII letters, digits, `-`, `_` and `.`",
+        ),
+        (
+            |c| c.partitions.push(partition("demo", 1)),
+            "partition[1].name: the name is taken by partition[0].name; give each partition a name of its own",
+        ),
+        (
+            |c| c.partitions[0].cpus.clear(),
+            "partition[0].cpus: there is no CPU; name exactly one, as in `cpus = [0]`",
+        ),
+        (
+            |c| c.partitions[0].cpus.push(CpuId(1)),
+            "partition[0].cpus: 2 CPUs: several in one partition are not supported yet; \
+             name exactly one, as in `cpus = [0]`",
+        ),
+        (
+            |c| c.partitions.push(partition("other", 0)),
+            "partition[1].cpus[0]: CPU 0 is taken by partition[0].cpus[0]; give each CPU to one partition",
+        ),
+        (|c| c.partitions[0].memory_bytes = 0, "partition[0].memory: 0 bytes are too few; use 1M to 256G"),
+        (
+            |c| c.partitions[0].memory_bytes = u64::MAX,
+            "partition[0].memory: 18446744073709551615 bytes are too many; use 1M to 256G",
+        ),
+        (
+            |c| c.partitions[0].memory_bytes = (1 << 20) + 1,
+            "partition[0].memory: 1048577 bytes are not whole pages of 4096; 1052672 would be",
+        ),
+        (
+            |c| c.partitions[0].kernel = ImageIndex(2),
+            "partition[0].kernel: image 2 of only 2; pack the image too",
+        ),
+        (
+            |c| c.partitions[0].modules[0].image = ImageIndex(u16::MAX),
+            "partition[0].modules[0].file: image 65535 of only 2; pack the image too",
+        ),
+        (
+            |c| c.partitions[0].modules = vec![c.partitions[0].modules[0].clone(); 17],
+            "partition[0].modules: 17 modules are too many; use at most 16",
+        ),
+        (
+            |c| c.partitions[0].cmdline = "x".repeat(4096),
+            "partition[0].cmdline: a command line of 4096 bytes is too long; use at most 4095",
+        ),
+        (
+            |c| c.partitions[0].modules[0].cmdline = "a\0b".into(),
+            "partition[0].modules[0].cmdline: a control character at byte 1; use spaces between words",
+        ),
+        (
+            |c| c.partitions[0].debug_port = Some(0x3ff),
+            "partition[0].debug-port: port 0x3ff would collide with COM1 at ports 0x3f8 to 0x3ff; \
+             choose ports of its own",
+        ),
+        (
+            |c| c.partitions[0].exit_port = Some(0x3f5),
+            "partition[0].exit-port: ports 0x3f5 to 0x3f8 would collide with COM1 at ports 0x3f8 to 0x3ff; \
+             choose ports of its own",
+        ),
+        (
+            |c| c.partitions[0].exit_port = Some(0xcf8),
+            "partition[0].exit-port: ports 0xcf8 to 0xcfb would collide with the PCI configuration ports at \
+             ports 0xcf8 to 0xcff; choose ports of its own",
+        ),
+        (
+            |c| c.partitions[0].exit_port = Some(0xe6),
+            "partition[0].exit-port: ports 0xe6 to 0xe9 would collide with the debug port at port 0xe9; \
+             choose ports of its own",
+        ),
+        (
+            |c| c.partitions[0].exit_port = Some(0xfffd),
+            "partition[0].exit-port: 4 ports from 0xfffd pass the last port; use at most 0xfffc",
+        ),
+        (
+            |c| c.partitions[0].devices[1].bdf = c.partitions[0].devices[0].bdf,
+            "partition[0].device[1].bdf: function 00:03.0 is taken by partition[0].device[0].bdf; \
+             name each function once, in one partition",
+        ),
+        (
+            |c| {
+                c.partitions.push(partition("other", 1));
+                c.partitions[1].devices = vec![device(4, None, None)];
+            },
+            "partition[1].device[0].bdf: function 00:04.0 is taken by partition[0].device[1].bdf; \
+             name each function once, in one partition",
+        ),
+        (
+            |c| c.partitions[0].devices[0].gsi = Some(Gsi(256)),
+            "partition[0].device[0].gsi: GSI 256 is out of range; use 0 to 255",
+        ),
+        (
+            |c| c.partitions[0].devices[1] = device(4, Some(23), Some(1)),
+            "partition[0].device[1].gsi: GSI 23 is the line of partition[0].device[0].gsi too: shared lines are \
+             not supported yet; move one of the devices to a slot with another line",
+        ),
+        (
+            |c| c.partitions[0].devices[0].vpin = Some(Pin(24)),
+            "partition[0].device[0].vpin: the guest's IO-APIC has no pin 24; use 0 to 23",
+        ),
+        (
+            |c| c.partitions[0].devices[0].gsi = Some(Gsi(24)),
+            "partition[0].device[0].gsi: GSI 24 has no pin of that number in the guest's IO-APIC; \
+             add `vpin = N` with N from 0 to 23",
+        ),
+        (
+            |c| c.partitions[0].devices[1] = device(4, Some(40), Some(23)),
+            "partition[0].device[1].vpin: virtual pin 23 is taken by partition[0].device[0].gsi; \
+             add a `vpin = N` of its own to one of the devices",
+        ),
+    ];
+    for (change, expected) in cases {
+        assert_eq!(broken_by(change), [*expected]);
+    }
+    let many = broken_by(|c| c.partitions[0].devices = (0..33).map(|n| device(n % 32, None, None)).collect());
+    assert!(many[0].starts_with("partition[0].device: 33 devices are too many; use at most 32"), "{many:?}");
+    let many = broken_by(|c| c.partitions = (0..33).map(|n| partition(&format!("p{n}"), n)).collect());
+    assert_eq!(many, ["partition: 33 partitions are too many; write 1 to 32 [[partition]] tables"]);
+}
+
+#[test]
+fn limits_themselves_are_allowed() {
+    let edges = broken_by(|c| {
+        let p = &mut c.partitions[0];
+        p.name = "n".repeat(MAX_NAME_BYTES);
+        p.cmdline = "x".repeat(MAX_CMDLINE_BYTES);
+        p.memory_bytes = MAX_MEMORY_BYTES;
+        p.debug_port = Some(0x3f7);
+        p.exit_port = Some(0xfffc);
+        p.devices = (0..24).map(|n| device(n, Some(255 - u32::from(n)), Some(n))).collect();
+    });
+    assert_eq!(edges, [""; 0]);
+    assert_eq!(broken_by(|c| c.partitions[0].memory_bytes = MIN_MEMORY_BYTES), [""; 0]);
+}
+
+#[test]
+fn all_violations_come_in_one_go() {
+    let all = broken_by(|c| {
+        c.partitions[0].name.clear();
+        c.partitions[0].memory_bytes = 1;
+        c.partitions[0].devices[0].vpin = Some(Pin(200));
+    });
+    assert_eq!(all.len(), 3, "{all:?}");
+}
+
+#[test]
+fn the_virtual_pin_follows_the_gsi_unless_named() {
+    for gsi in 0..=300 {
+        assert_eq!(device(3, None, None).virtual_pin(Gsi(gsi)), (gsi < 24).then_some(Pin(gsi as u8)));
+        assert_eq!(device(3, None, Some(5)).virtual_pin(Gsi(gsi)), Some(Pin(5)));
+    }
+    assert_eq!(device(3, None, Some(24)).virtual_pin(Gsi(3)), None);
+}
+
+#[test]
+fn what_was_packed_is_unpacked() {
+    let bytes = pack(&demo(), &IMAGES).unwrap();
+    let (config, bundle) = unpack(&bytes).unwrap();
+    assert_eq!(config, demo());
+    assert_eq!(bundle.images(), IMAGES);
+    assert_eq!(bundle.image(ImageIndex(1)), Some(IMAGES[1]));
+    assert_eq!(bundle.image(ImageIndex(2)), None);
+    for image in bundle.images() {
+        let offset = image.bytes.as_ptr().addr() - bytes.as_ptr().addr();
+        assert_eq!(offset % 4096, 0, "{} is not on a page of the file", image.name);
+    }
+}
+
+#[test]
+fn packing_refuses_what_unpacking_would() {
+    let mut config = demo();
+    config.partitions[0].name.clear();
+    assert!(matches!(pack(&config, &IMAGES), Err(Refusal::Rules(_))));
+    for name in ["", "two words", "a\nb", "\0", &"x".repeat(105)] {
+        let images = [IMAGES[0], Image { name, bytes: b"" }];
+        assert_eq!(
+            pack(&demo(), &images),
+            Err(Refusal::Bundle(BundleError::Name { section: 2 })),
+            "{name:?}"
+        );
+    }
+    let images = [IMAGES[0]; MAX_IMAGES + 1];
+    assert_eq!(pack(&demo(), &images), Err(Refusal::Bundle(BundleError::SectionCount(MAX_IMAGES + 2))));
+    assert!(pack(&demo(), &images[1..]).is_ok());
+}
+
+#[test]
+fn every_truncation_and_extension_of_a_bundle_is_refused() {
+    let bytes = pack(&demo(), &IMAGES).unwrap();
+    for length in 0..bytes.len() {
+        assert!(unpack(&bytes[..length]).is_err(), "{length} bytes of {}", bytes.len());
+    }
+    let longer = [&bytes[..], &[0; 4096]].concat();
+    let stated = bytes.len() as u64;
+    assert_eq!(
+        unpack(&longer).err(),
+        Some(Refusal::Bundle(BundleError::Length { stated, actual: longer.len() }))
+    );
+}
+
+#[test]
+fn every_flipped_bit_of_a_bundle_is_refused() {
+    let mut config = demo();
+    config.partitions[0].modules.clear();
+    let mut bytes = pack(&config, &IMAGES[..1]).unwrap();
+    for bit in 0..bytes.len() * 8 {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        assert!(unpack(&bytes).is_err(), "bit {} of byte {:#x}", bit % 8, bit / 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    assert!(unpack(&bytes).is_ok());
+}
+
+/// Replaces bytes of the header and signs it again: what the checks behind the checksum say.
+fn forged(offset: usize, with: &[u8]) -> Refusal {
+    let mut bytes = pack(&demo(), &IMAGES).unwrap();
+    bytes[offset..offset + with.len()].copy_from_slice(with);
+    let end = 24 + 3 * 128;
+    let checksum = crc32fast::hash(&bytes[..end]);
+    bytes[end..end + 4].copy_from_slice(&checksum.to_le_bytes());
+    unpack(&bytes).unwrap_err()
+}
+
+#[test]
+fn a_well_signed_lie_is_refused_by_name() {
+    let (config, kernel) = (24, 24 + 128);
+    let cases = [
+        (0, &b"ELF"[..], BundleError::Magic),
+        (8, &[2], BundleError::Revision(2)),
+        (12, &[0], BundleError::SectionCount(0)),
+        (12, &[0xff; 4], BundleError::SectionCount(0xffff_ffff)),
+        (config, &[2], BundleError::Kind { section: 0, kind: 2 }),
+        (kernel, &[1], BundleError::Kind { section: 1, kind: 1 }),
+        (kernel + 24, b" ", BundleError::Name { section: 1 }),
+        (kernel + 24, &[0xff], BundleError::Name { section: 1 }),
+        (kernel + 4, &[0; 4], BundleError::Checksum { section: 1 }),
+        (kernel + 8, &[0, 0x30], BundleError::Place { section: 1, offset: 0x3000, length: 6 }),
+        (kernel + 16, &[0xff; 8], BundleError::Place { section: 1, offset: 0x2000, length: u64::MAX }),
+        (kernel + 16, &[0, 0, 1], BundleError::Place { section: 1, offset: 0x2000, length: 0x10000 }),
+        (0x1ffe, &[1], BundleError::Padding { section: 1 }),
+    ];
+    for (offset, with, expected) in cases {
+        assert_eq!(forged(offset, with), Refusal::Bundle(expected));
+    }
+    assert!(matches!(forged(12, &[2]), Refusal::Bundle(BundleError::HeaderChecksum)));
+}
+
+#[test]
+fn the_hypervisor_judges_again() {
+    let mut config = demo();
+    config.partitions[0].cpus.push(CpuId(1));
+    let bytes = bundle::write(&blob::encode(&config), &IMAGES).unwrap();
+    let Err(Refusal::Rules(violations)) = unpack(&bytes) else { panic!("accepted") };
+    assert_eq!(violations[0].rule, Rule::SeveralCpus(2));
+    assert_eq!(
+        unpack(&bundle::write(b"", &[]).unwrap()).unwrap_err().to_string(),
+        "bundle: configuration: partition at byte 0: cut off"
+    );
+}
+
+#[test]
+fn oversized_counts_in_a_blob_allocate_nothing() {
+    let oversized = blob::decode(&[0xff; 4096]);
+    let problem = BlobProblem::TooMany { found: u64::MAX, most: MAX_PARTITIONS };
+    assert_eq!(oversized, Err(BlobError { offset: 0, field: "partition", problem }));
+}
+
+fn any_config() -> impl Strategy<Value = Config> {
+    let device = (any::<(u8, Option<u32>, Option<u8>)>(), 0..32u8, 0..8u8).prop_flat_map(
+        |((bus, gsi, vpin), slot, function)| {
+            let bdf = Bdf::new(bus, slot, function).unwrap();
+            prop_oneof![Just(MaskPolicy::Auto), Just(MaskPolicy::Line), Just(MaskPolicy::Function)]
+                .prop_map(move |mask| Device { bdf, gsi: gsi.map(Gsi), mask, vpin: vpin.map(Pin) })
+        },
+    );
+    let module =
+        (any::<u16>(), "\\PC{0,9}").prop_map(|(image, cmdline)| Module { image: ImageIndex(image), cmdline });
+    let texts = ("\\PC{0,7}", ".{0,40}");
+    let numbers = any::<(u64, u16, Option<u16>, Option<u16>, bool, bool, bool)>();
+    let lists = (
+        collection::vec(any::<u8>().prop_map(CpuId), 0..4),
+        collection::vec(module, 0..3),
+        collection::vec(device, 0..4),
+    );
+    let partition =
+        (texts, numbers, lists).prop_map(|((name, cmdline), numbers, (cpus, modules, devices))| {
+            let (memory_bytes, kernel, debug_port, exit_port, console, user_hypercalls, control) = numbers;
+            Partition {
+                name,
+                cpus,
+                memory_bytes,
+                kernel: ImageIndex(kernel),
+                modules,
+                cmdline,
+                console,
+                debug_port,
+                exit_port,
+                user_hypercalls,
+                control,
+                devices,
+            }
+        });
+    collection::vec(partition, 0..4).prop_map(|partitions| Config { partitions })
+}
+
+proptest! {
+    #[test]
+    fn any_configuration_survives_its_packed_form(config in any_config()) {
+        let bytes = blob::encode(&config);
+        prop_assert_eq!(blob::decode(&bytes), Ok(config.clone()));
+        for length in 0..bytes.len() {
+            prop_assert!(blob::decode(&bytes[..length]).is_err());
+        }
+        // Whatever the rules say of it, they say it without a panic.
+        let _ = validate(&config, 7).is_ok();
+    }
+
+    #[test]
+    fn the_packed_form_is_canonical(config in any_config(), at in any::<usize>(), xor in 1..=u8::MAX) {
+        let mut bytes = blob::encode(&config);
+        let at = at % bytes.len();
+        bytes[at] ^= xor;
+        if let Ok(other) = blob::decode(&bytes) {
+            prop_assert_eq!(blob::encode(&other), bytes);
+            prop_assert!(other != config);
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_refused_without_a_panic(mut bytes in collection::vec(any::<u8>(), 0..600)) {
+        prop_assert!(unpack(&bytes).is_err());
+        if let Ok(config) = blob::decode(&bytes) {
+            prop_assert_eq!(blob::encode(&config), bytes.clone());
+        }
+        let magic = b"LVLHDBDL\x01\0\0\0";
+        if let Some(start) = bytes.first_chunk_mut::<12>() {
+            *start = *magic;
+        }
+        prop_assert!(unpack(&bytes).is_err());
+    }
+}

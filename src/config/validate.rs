@@ -1,0 +1,470 @@
+//! The rules a configuration must keep, judged alike on the host and at boot.
+//!
+//! A broken rule is a value: the path of the key in the TOML file, what is wrong, and what would be right. The
+//! host adds file, line and column; the hypervisor prints the path. What only the machine itself can answer
+//! (is there such a CPU, such a function, does its BAR overlap these ports) is not asked here.
+
+use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::RangeInclusive;
+
+use crate::addr::{PAGE_BYTES, page_align_up};
+use crate::irq::{CpuId, Gsi, Pin};
+use crate::pci::Bdf;
+
+use super::model::{Config, Device, ImageIndex, Partition};
+
+/// The most partitions of one machine.
+pub const MAX_PARTITIONS: usize = 32;
+/// The most functions of one partition: as many as a bus has devices.
+pub const MAX_DEVICES: usize = 32;
+/// The most modules of one partition.
+pub const MAX_MODULES: usize = 16;
+/// The longest partition name, in bytes.
+pub const MAX_NAME_BYTES: usize = 31;
+/// The longest command line, in bytes and without a terminator: a page takes it with one.
+pub const MAX_CMDLINE_BYTES: usize = 4095;
+/// The least guest memory: what a PC has below its first extended byte.
+pub const MIN_MEMORY_BYTES: u64 = 1 << 20;
+/// The most guest memory: together with the hole below 4 GiB it fits one level-4 entry of a page table.
+pub const MAX_MEMORY_BYTES: u64 = 256 << 30;
+/// How many global system interrupts may be named. More than a CPU has vectors would be of no use.
+pub const MAX_GSIS: u32 = 256;
+/// The inputs of a guest's IO-APIC.
+pub const VIRTUAL_PINS: u8 = 24;
+/// The ports of a guest's COM1.
+pub const COM1_PORTS: RangeInclusive<u16> = 0x3f8..=0x3ff;
+/// The ports of a guest's PCI configuration mechanism #1 (PCI 3.0 3.2.2.3.2).
+pub const PCI_PORTS: RangeInclusive<u16> = 0xcf8..=0xcff;
+/// How many ports an exit port takes: a 32-bit write must not reach another device.
+pub const EXIT_PORT_BYTES: u16 = 4;
+
+/// One step of a [`KeyPath`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A key of a table, as TOML spells it.
+    Key(&'static str),
+    /// An element of an array, counted from 0.
+    Index(usize),
+}
+
+/// Where in the TOML file something stands, such as `partition[0].device[1].vpin`.
+///
+/// The path may end at a key that the file leaves out; then it speaks of the table that lacks it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyPath(Vec<Step>);
+
+impl KeyPath {
+    /// The path of the whole file.
+    pub const fn root() -> Self {
+        Self(Vec::new())
+    }
+
+    /// The path of `key` in the table here.
+    #[must_use]
+    pub fn key(&self, key: &'static str) -> Self {
+        self.then(Step::Key(key))
+    }
+
+    /// The path of the element `index` in the array here.
+    #[must_use]
+    pub fn index(&self, index: usize) -> Self {
+        self.then(Step::Index(index))
+    }
+
+    /// The steps from the top of the file.
+    pub fn steps(&self) -> &[Step] {
+        &self.0
+    }
+
+    fn then(&self, step: Step) -> Self {
+        Self(self.0.iter().copied().chain([step]).collect())
+    }
+}
+
+impl fmt::Display for KeyPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Key(key) if position == 0 => write!(f, "{key}")?,
+                Step::Key(key) => write!(f, ".{key}")?,
+                Step::Index(index) => write!(f, "[{index}]")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A rule that a configuration breaks, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The key to change.
+    pub path: KeyPath,
+    /// What is wrong with it.
+    pub rule: Rule,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.path, self.rule, self.rule.remedy())
+    }
+}
+
+/// A broken rule with the values that break it. `Display` says what is wrong, [`Rule::remedy`] what would be
+/// right. `first` is always the path of the earlier of two claims.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// There are 1 to [`MAX_PARTITIONS`] partitions.
+    PartitionCount(usize),
+    /// A name has 1 to [`MAX_NAME_BYTES`] bytes.
+    NameLength(usize),
+    /// A name consists of ASCII letters, digits, `-`, `_` and `.`; this character is another.
+    NameCharacter(char),
+    /// A name belongs to one partition.
+    NameTaken {
+        /// The other partition's name.
+        first: KeyPath,
+    },
+    /// A partition has a CPU.
+    NoCpu,
+    /// A partition has one CPU: more are not supported yet.
+    SeveralCpus(usize),
+    /// A CPU belongs to one partition and is counted once.
+    CpuTaken {
+        /// The CPU.
+        cpu: CpuId,
+        /// The other claim.
+        first: KeyPath,
+    },
+    /// Memory is [`MIN_MEMORY_BYTES`] to [`MAX_MEMORY_BYTES`].
+    MemorySize(u64),
+    /// Memory is whole pages of 4 KiB.
+    MemoryPages(u64),
+    /// An image exists in the bundle.
+    NoSuchImage {
+        /// The image.
+        index: ImageIndex,
+        /// How many there are.
+        images: usize,
+    },
+    /// A partition has at most [`MAX_MODULES`] modules.
+    ModuleCount(usize),
+    /// A command line has at most [`MAX_CMDLINE_BYTES`] bytes.
+    CmdlineLength(usize),
+    /// A command line holds no control characters; this one does, at this byte.
+    CmdlineControl(usize),
+    /// A port collides with one that the guest platform has.
+    PortTaken {
+        /// The ports claimed.
+        ports: RangeInclusive<u16>,
+        /// Whose they are.
+        by: &'static str,
+        /// What they are.
+        taken: RangeInclusive<u16>,
+    },
+    /// All four exit ports exist.
+    ExitPortEnd(u16),
+    /// A partition has at most [`MAX_DEVICES`] functions.
+    DeviceCount(usize),
+    /// A function belongs to one partition and is named once.
+    FunctionTaken {
+        /// The function.
+        bdf: Bdf,
+        /// The other claim.
+        first: KeyPath,
+    },
+    /// A GSI is below [`MAX_GSIS`].
+    GsiRange(Gsi),
+    /// A line has one function: sharing one is not supported yet.
+    LineShared {
+        /// The line.
+        gsi: Gsi,
+        /// The other sharer.
+        first: KeyPath,
+    },
+    /// A virtual pin is below [`VIRTUAL_PINS`].
+    VpinRange(Pin),
+    /// A line with a GSI that is no virtual pin needs its pin said.
+    VpinMissing(Gsi),
+    /// A virtual pin has one line.
+    VpinTaken {
+        /// The pin.
+        pin: Pin,
+        /// The other claim.
+        first: KeyPath,
+    },
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PartitionCount(0) => f.write_str("there is no partition"),
+            Self::PartitionCount(found) => write!(f, "{found} partitions are too many"),
+            Self::NameLength(0) => f.write_str("the name is empty"),
+            Self::NameLength(found) => write!(f, "a name of {found} bytes is too long"),
+            Self::NameCharacter(found) => write!(f, "{found:?} may not stand in a name"),
+            Self::NameTaken { first } => write!(f, "the name is taken by {first}"),
+            Self::NoCpu => f.write_str("there is no CPU"),
+            Self::SeveralCpus(found) => {
+                write!(f, "{found} CPUs: several in one partition are not supported yet")
+            }
+            Self::CpuTaken { cpu, first } => write!(f, "CPU {} is taken by {first}", cpu.0),
+            Self::MemorySize(bytes) if *bytes < MIN_MEMORY_BYTES => write!(f, "{bytes} bytes are too few"),
+            Self::MemorySize(bytes) => write!(f, "{bytes} bytes are too many"),
+            Self::MemoryPages(bytes) => write!(f, "{bytes} bytes are not whole pages of {PAGE_BYTES}"),
+            Self::NoSuchImage { index, images } => write!(f, "{index} of only {images}"),
+            Self::ModuleCount(found) => write!(f, "{found} modules are too many"),
+            Self::CmdlineLength(found) => write!(f, "a command line of {found} bytes is too long"),
+            Self::CmdlineControl(at) => write!(f, "a control character at byte {at}"),
+            Self::PortTaken { ports, by, taken } => {
+                write!(f, "{} would collide with {by} at {}", Ports(ports), Ports(taken))
+            }
+            Self::ExitPortEnd(port) => write!(f, "{EXIT_PORT_BYTES} ports from {port:#x} pass the last port"),
+            Self::DeviceCount(found) => write!(f, "{found} devices are too many"),
+            Self::FunctionTaken { bdf, first } => write!(f, "function {bdf} is taken by {first}"),
+            Self::GsiRange(gsi) => write!(f, "{gsi} is out of range"),
+            Self::LineShared { gsi, first } => {
+                write!(f, "{gsi} is the line of {first} too: shared lines are not supported yet")
+            }
+            Self::VpinRange(pin) => write!(f, "the guest's IO-APIC has no pin {}", pin.0),
+            Self::VpinMissing(gsi) => write!(f, "{gsi} has no pin of that number in the guest's IO-APIC"),
+            Self::VpinTaken { pin, first } => write!(f, "virtual pin {} is taken by {first}", pin.0),
+        }
+    }
+}
+
+impl Rule {
+    /// What would be right, as an instruction that completes a sentence.
+    pub fn remedy(&self) -> impl fmt::Display + '_ {
+        fmt::from_fn(|f| match self {
+            Self::PartitionCount(_) => write!(f, "write 1 to {MAX_PARTITIONS} [[partition]] tables"),
+            Self::NameLength(_) => write!(f, "use 1 to {MAX_NAME_BYTES} bytes"),
+            Self::NameCharacter(_) => f.write_str("use ASCII letters, digits, `-`, `_` and `.`"),
+            Self::NameTaken { .. } => f.write_str("give each partition a name of its own"),
+            Self::NoCpu | Self::SeveralCpus(_) => f.write_str("name exactly one, as in `cpus = [0]`"),
+            Self::CpuTaken { .. } => f.write_str("give each CPU to one partition"),
+            Self::MemorySize(_) => f.write_str("use 1M to 256G"),
+            Self::MemoryPages(bytes) => match page_align_up(*bytes) {
+                Some(whole) => write!(f, "{whole} would be"),
+                None => f.write_str("use whole pages"),
+            },
+            Self::NoSuchImage { .. } => f.write_str("pack the image too"),
+            Self::ModuleCount(_) => write!(f, "use at most {MAX_MODULES}"),
+            Self::CmdlineLength(_) => write!(f, "use at most {MAX_CMDLINE_BYTES}"),
+            Self::CmdlineControl(_) => f.write_str("use spaces between words"),
+            Self::PortTaken { .. } => f.write_str("choose ports of its own"),
+            Self::ExitPortEnd(_) => write!(f, "use at most {:#x}", u16::MAX - EXIT_PORT_BYTES + 1),
+            Self::DeviceCount(_) => write!(f, "use at most {MAX_DEVICES}"),
+            Self::FunctionTaken { .. } => f.write_str("name each function once, in one partition"),
+            Self::GsiRange(_) => write!(f, "use 0 to {}", MAX_GSIS - 1),
+            Self::LineShared { .. } => f.write_str("move one of the devices to a slot with another line"),
+            Self::VpinRange(_) => write!(f, "use 0 to {}", VIRTUAL_PINS - 1),
+            Self::VpinMissing(_) => write!(f, "add `vpin = N` with N from 0 to {}", VIRTUAL_PINS - 1),
+            Self::VpinTaken { .. } => f.write_str("add a `vpin = N` of its own to one of the devices"),
+        })
+    }
+}
+
+/// Ports as a reader writes them.
+struct Ports<'a>(&'a RangeInclusive<u16>);
+
+impl fmt::Display for Ports<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.start(), self.0.end()) {
+            (start, end) if start == end => write!(f, "port {start:#x}"),
+            (start, end) => write!(f, "ports {start:#x} to {end:#x}"),
+        }
+    }
+}
+
+/// Judges `config`, whose [`ImageIndex`]es count `images` images.
+///
+/// A device without `gsi` may only be judged in part. Whoever learns its line from `_PRT` fills it in and judges
+/// again: the rules about lines and virtual pins then see it.
+///
+/// # Errors
+/// Every broken rule, in the order of the file; at least one.
+pub fn validate(config: &Config, images: usize) -> Result<(), Vec<Violation>> {
+    let mut judge = Judge { images, ..Judge::default() };
+    let path = KeyPath::root().key("partition");
+    if !(1..=MAX_PARTITIONS).contains(&config.partitions.len()) {
+        judge.broken(path.clone(), Rule::PartitionCount(config.partitions.len()));
+    }
+    for (index, partition) in config.partitions.iter().enumerate() {
+        judge.partition(&path.index(index), partition);
+    }
+    if judge.violations.is_empty() { Ok(()) } else { Err(judge.violations) }
+}
+
+/// What was found so far, and who owns what.
+#[derive(Default)]
+struct Judge<'a> {
+    images: usize,
+    violations: Vec<Violation>,
+    names: Owners<&'a str>,
+    cpus: Owners<CpuId>,
+    functions: Owners<Bdf>,
+    lines: Owners<Gsi>,
+}
+
+impl<'a> Judge<'a> {
+    fn broken(&mut self, path: KeyPath, rule: Rule) {
+        self.violations.push(Violation { path, rule });
+    }
+
+    fn partition(&mut self, path: &KeyPath, partition: &'a Partition) {
+        self.name(path.key("name"), &partition.name);
+        self.cpus(&path.key("cpus"), &partition.cpus);
+        self.memory(path.key("memory"), partition.memory_bytes);
+        self.image(path.key("kernel"), partition.kernel);
+        let modules = path.key("modules");
+        if partition.modules.len() > MAX_MODULES {
+            self.broken(modules.clone(), Rule::ModuleCount(partition.modules.len()));
+        }
+        for (index, module) in partition.modules.iter().enumerate() {
+            self.image(modules.index(index).key("file"), module.image);
+            self.cmdline(modules.index(index).key("cmdline"), &module.cmdline);
+        }
+        self.cmdline(path.key("cmdline"), &partition.cmdline);
+        self.ports(path, partition);
+        let devices = path.key("device");
+        if partition.devices.len() > MAX_DEVICES {
+            self.broken(devices.clone(), Rule::DeviceCount(partition.devices.len()));
+        }
+        let mut pins = Owners::default();
+        for (index, device) in partition.devices.iter().enumerate() {
+            self.device(&devices.index(index), device, &mut pins);
+        }
+    }
+
+    fn name(&mut self, path: KeyPath, name: &'a str) {
+        if !(1..=MAX_NAME_BYTES).contains(&name.len()) {
+            self.broken(path.clone(), Rule::NameLength(name.len()));
+        }
+        if let Some(other) = name.chars().find(|c| !(c.is_ascii_alphanumeric() || "-_.".contains(*c))) {
+            self.broken(path.clone(), Rule::NameCharacter(other));
+        }
+        if let Some(first) = self.names.claim(name, &path) {
+            self.broken(path, Rule::NameTaken { first });
+        }
+    }
+
+    fn cpus(&mut self, path: &KeyPath, cpus: &[CpuId]) {
+        match cpus.len() {
+            0 => self.broken(path.clone(), Rule::NoCpu),
+            1 => {}
+            several => self.broken(path.clone(), Rule::SeveralCpus(several)),
+        }
+        for (index, &cpu) in cpus.iter().enumerate() {
+            let path = path.index(index);
+            if let Some(first) = self.cpus.claim(cpu, &path) {
+                self.broken(path, Rule::CpuTaken { cpu, first });
+            }
+        }
+    }
+
+    fn memory(&mut self, path: KeyPath, bytes: u64) {
+        if !(MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&bytes) {
+            self.broken(path, Rule::MemorySize(bytes));
+        } else if !bytes.is_multiple_of(PAGE_BYTES) {
+            self.broken(path, Rule::MemoryPages(bytes));
+        }
+    }
+
+    fn image(&mut self, path: KeyPath, index: ImageIndex) {
+        if usize::from(index.0) >= self.images {
+            self.broken(path, Rule::NoSuchImage { index, images: self.images });
+        }
+    }
+
+    fn cmdline(&mut self, path: KeyPath, text: &str) {
+        if text.len() > MAX_CMDLINE_BYTES {
+            self.broken(path.clone(), Rule::CmdlineLength(text.len()));
+        }
+        if let Some(at) = text.find(char::is_control) {
+            self.broken(path, Rule::CmdlineControl(at));
+        }
+    }
+
+    fn ports(&mut self, path: &KeyPath, partition: &Partition) {
+        let mut taken = alloc::vec![("COM1", COM1_PORTS), ("the PCI configuration ports", PCI_PORTS)];
+        let claims = [
+            ("debug-port", "the debug port", partition.debug_port, 1),
+            ("exit-port", "the exit port", partition.exit_port, EXIT_PORT_BYTES),
+        ];
+        for (key, name, start, count) in claims {
+            let Some(start) = start else { continue };
+            let Some(end) = start.checked_add(count - 1) else {
+                self.broken(path.key(key), Rule::ExitPortEnd(start));
+                continue;
+            };
+            let ports = start..=end;
+            for (by, taken) in &taken {
+                if start <= *taken.end() && *taken.start() <= end {
+                    let rule = Rule::PortTaken { ports: ports.clone(), by, taken: taken.clone() };
+                    self.broken(path.key(key), rule);
+                }
+            }
+            taken.push((name, ports));
+        }
+    }
+
+    fn device(&mut self, path: &KeyPath, device: &Device, pins: &mut Owners<Pin>) {
+        let function = path.key("bdf");
+        if let Some(first) = self.functions.claim(device.bdf, &function) {
+            self.broken(function, Rule::FunctionTaken { bdf: device.bdf, first });
+        }
+        let mut pin_path = path.key("gsi");
+        if let Some(pin) = device.vpin {
+            pin_path = path.key("vpin");
+            if pin.0 >= VIRTUAL_PINS {
+                self.broken(pin_path.clone(), Rule::VpinRange(pin));
+            }
+        }
+        let mut pin = device.vpin;
+        if let Some(gsi) = device.gsi {
+            let path = path.key("gsi");
+            if gsi.0 >= MAX_GSIS {
+                self.broken(path, Rule::GsiRange(gsi));
+                return;
+            }
+            if let Some(first) = self.lines.claim(gsi, &path) {
+                self.broken(path.clone(), Rule::LineShared { gsi, first });
+                return;
+            }
+            pin = device.virtual_pin(gsi);
+            if device.vpin.is_none() && pin.is_none() {
+                self.broken(path, Rule::VpinMissing(gsi));
+            }
+        }
+        if let Some(pin) = pin.filter(|pin| pin.0 < VIRTUAL_PINS)
+            && let Some(first) = pins.claim(pin, &pin_path)
+        {
+            self.broken(pin_path, Rule::VpinTaken { pin, first });
+        }
+    }
+}
+
+/// Who claimed a thing first.
+struct Owners<T>(BTreeMap<T, KeyPath>);
+
+impl<T> Default for Owners<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: Ord> Owners<T> {
+    /// Notes the claim, or returns the path of an earlier one.
+    fn claim(&mut self, thing: T, path: &KeyPath) -> Option<KeyPath> {
+        match self.0.entry(thing) {
+            Entry::Occupied(first) => Some(first.get().clone()),
+            Entry::Vacant(free) => {
+                free.insert(path.clone());
+                None
+            }
+        }
+    }
+}
