@@ -1,1 +1,233 @@
 //! Guest images: what they claim to be, and where they are loaded.
+//!
+//! [`plan`] turns a partition's images into a [`BootPlan`]: which bytes go where in guest memory, and the
+//! registers the guest starts with. It decides everything and touches nothing; whoever owns guest memory
+//! carries it out by copying each [`Placement`]. An image is hostile: no field of it can make a plan reach
+//! outside the guest's usable memory, place two things on one byte, or enter the guest where nothing was loaded.
+//!
+//! * `memory`: the guest-physical map;
+//! * `image`: an image's format, its segments and its entry; `elf` and `multiboot` read the two headers;
+//! * `boot_data`: what the guest is told: PVH's start info, Multiboot's information block.
+//!
+//! All of this runs before the guest does and may allocate.
+
+mod boot_data;
+mod elf;
+mod image;
+mod memory;
+mod multiboot;
+
+use alloc::borrow::Cow;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::addr::{GuestPhys, page_align_up};
+use crate::config::{Bundle, Image, ImageIndex, Partition};
+
+use boot_data::{Facts, LoadedModule};
+
+pub use image::{Field, ImageError, Problem, Protocol};
+pub use memory::{EXTENDED_START, GuestMemory, HIGH_START, HOLE_START, LOW_END, Region, RegionKind};
+
+/// Where boot data is put if it can: above the real-mode vectors, the boot sector and the pages that guests start
+/// their other CPUs from, below the places they are wont to put early stacks.
+const BOOT_DATA_START: u64 = 0x1_0000;
+
+/// What a partition boots.
+#[derive(Clone, Debug)]
+pub struct Payload<'a> {
+    /// The image that is started.
+    pub kernel: Image<'a>,
+    /// Its command line, without the image's name.
+    pub cmdline: &'a str,
+    /// The images beside it, each with the text that goes with it.
+    pub modules: Vec<(Image<'a>, &'a str)>,
+}
+
+impl<'a> Payload<'a> {
+    /// What `partition` names in `bundle`.
+    ///
+    /// # Errors
+    /// [`PlanError::NoSuchImage`], which a judged configuration excludes.
+    pub fn of(partition: &'a Partition, bundle: &Bundle<'a>) -> Result<Self, PlanError> {
+        let image = |index| bundle.image(index).ok_or(PlanError::NoSuchImage(index));
+        let modules = partition.modules.iter().map(|module| Ok((image(module.image)?, &*module.cmdline)));
+        Ok(Self {
+            kernel: image(partition.kernel)?,
+            cmdline: &partition.cmdline,
+            modules: modules.collect::<Result<_, PlanError>>()?,
+        })
+    }
+}
+
+/// Bytes for guest memory, and how many zeros behind them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement<'a> {
+    /// Where the first byte goes.
+    pub at: GuestPhys,
+    /// What goes there.
+    pub bytes: Cow<'a, [u8]>,
+    /// How many zeros follow.
+    pub zeros: u64,
+}
+
+impl Placement<'_> {
+    /// The first address behind it. Every placement of a plan lies in RAM, so this is exact.
+    pub fn end(&self) -> GuestPhys {
+        GuestPhys::new(self.at.raw().saturating_add(self.bytes.len() as u64).saturating_add(self.zeros))
+    }
+}
+
+/// How a guest starts: 32-bit protected mode, paging off, flat segments of 4 GiB (code `CS`, data in all others),
+/// interrupts disabled, CR4 and EFER 0. Registers that are not named here are 0.
+///
+/// Both protocols ask for exactly this mode (the PVH "direct boot" ABI; Multiboot 0.6.96 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryState {
+    /// The entry point.
+    pub eip: u32,
+    /// Multiboot: the boot loader's magic number. PVH: 0, of no meaning.
+    pub eax: u32,
+    /// The address of the boot data.
+    pub ebx: u32,
+}
+
+/// A guest ready to be loaded and started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootPlan<'a> {
+    /// What the image turned out to be.
+    pub protocol: Protocol,
+    /// What goes where: the image's segments, the modules, the boot data; in usable memory, without overlap.
+    pub placements: Vec<Placement<'a>>,
+    /// The registers to start with.
+    pub entry: EntryState,
+}
+
+/// Why a partition cannot be booted. Its configuration or its images must change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlanError {
+    /// The bundle lacks an image.
+    NoSuchImage(ImageIndex),
+    /// The kernel is not loadable.
+    Kernel(ImageError),
+    /// There is not enough memory for a module.
+    NoRoomForModule {
+        /// The module, counted from 0.
+        module: usize,
+        /// Its length.
+        bytes: u64,
+    },
+    /// There is not enough memory for the boot data.
+    NoRoomForBootData {
+        /// Its length.
+        bytes: u64,
+    },
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSuchImage(index) => write!(f, "the bundle has no {index}"),
+            Self::Kernel(error) => write!(f, "kernel: {error}"),
+            Self::NoRoomForModule { module, bytes } => {
+                write!(f, "no {bytes:#x} bytes of memory are left below 3 GiB for module {module}")
+            }
+            Self::NoRoomForBootData { bytes } => {
+                write!(f, "no {bytes:#x} bytes of memory are left below 3 GiB for the boot data")
+            }
+        }
+    }
+}
+
+/// Plans how `payload` is loaded into a guest with `memory` and started.
+///
+/// The kernel goes where it says. Modules follow behind it on page boundaries, in their order; boot data goes
+/// below 640 KiB where the kernel leaves room, else behind the modules.
+///
+/// # Errors
+/// The kernel's first fault, or what there is no room for.
+pub fn plan<'a>(payload: &Payload<'a>, memory: &GuestMemory) -> Result<BootPlan<'a>, PlanError> {
+    let kernel = image::load(payload.kernel.bytes, memory).map_err(PlanError::Kernel)?;
+    let mut layout = Layout { memory, placements: kernel.placements };
+
+    let mut modules = Vec::with_capacity(payload.modules.len());
+    for (module, (image, cmdline)) in payload.modules.iter().enumerate() {
+        let bytes = image.bytes.len() as u64;
+        let at = layout.behind(bytes).ok_or(PlanError::NoRoomForModule { module, bytes })?;
+        layout.put(at, image.bytes.into());
+        modules.push(LoadedModule { at, bytes, cmdline });
+    }
+
+    let facts = Facts { memory, name: payload.kernel.name, cmdline: payload.cmdline, modules: &modules };
+    let build = match kernel.protocol {
+        Protocol::Pvh => boot_data::pvh,
+        Protocol::Multiboot1 => boot_data::multiboot,
+    };
+    // The length does not depend on the place.
+    let bytes = build(&facts, 0).len() as u64;
+    let (at, ebx) = layout
+        .room(BOOT_DATA_START, LOW_END, bytes)
+        .or_else(|| layout.behind(bytes))
+        .and_then(|at| Some((at, u32::try_from(at.raw()).ok()?)))
+        .ok_or(PlanError::NoRoomForBootData { bytes })?;
+    layout.put(at, build(&facts, ebx).into());
+
+    let eax = match kernel.protocol {
+        Protocol::Pvh => 0,
+        Protocol::Multiboot1 => boot_data::MULTIBOOT_LOADER_MAGIC,
+    };
+    Ok(BootPlan {
+        protocol: kernel.protocol,
+        placements: layout.placements,
+        entry: EntryState { eip: kernel.entry, eax, ebx },
+    })
+}
+
+/// Guest memory as it fills up.
+struct Layout<'m, 'a> {
+    memory: &'m GuestMemory,
+    placements: Vec<Placement<'a>>,
+}
+
+impl<'a> Layout<'_, 'a> {
+    /// Gives `bytes` the pages at `at`, to the end of the last one.
+    fn put(&mut self, at: GuestPhys, bytes: Cow<'a, [u8]>) {
+        let length = bytes.len() as u64;
+        let zeros = whole_pages(length).map_or(0, |pages| pages - length);
+        self.placements.push(Placement { at, bytes, zeros });
+    }
+
+    /// Whole pages for `bytes` behind everything that was placed between 1 MiB and the hole, else anywhere there.
+    fn behind(&self, bytes: u64) -> Option<GuestPhys> {
+        let end = self.memory.low_ram_end().raw();
+        let last = self.placements.iter().map(|placed| placed.end().raw()).filter(|&last| last <= end).max();
+        let start = last.unwrap_or(0).max(EXTENDED_START);
+        self.room(start, end, bytes).or_else(|| self.room(EXTENDED_START, end, bytes))
+    }
+
+    /// The lowest whole pages for `bytes` from `start` to `end` that hold nothing yet.
+    fn room(&self, start: u64, end: u64, bytes: u64) -> Option<GuestPhys> {
+        let mut at = page_align_up(start)?;
+        loop {
+            let next = at.checked_add(whole_pages(bytes)?)?;
+            if next > end {
+                return None;
+            }
+            let collides = |placed: &&Placement<'_>| placed.at.raw() < next && at < placed.end().raw();
+            match self.placements.iter().find(collides) {
+                // It ends above `at`, so the search moves on.
+                Some(placed) => at = page_align_up(placed.end().raw())?,
+                None => return Some(GuestPhys::new(at)),
+            }
+        }
+    }
+}
+
+/// The bytes of the pages that `bytes` take. Even an empty module has a page, and thereby an address of its own.
+fn whole_pages(bytes: u64) -> Option<u64> {
+    page_align_up(bytes.max(1))
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
