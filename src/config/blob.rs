@@ -61,6 +61,8 @@ impl fmt::Display for BlobError {
     }
 }
 
+impl core::error::Error for BlobError {}
+
 /// The bytes of `config`, valid or not.
 pub(super) fn encode(config: &Config) -> Vec<u8> {
     let Config { partitions } = config;

@@ -154,6 +154,8 @@ impl fmt::Display for BundleError {
     }
 }
 
+impl core::error::Error for BundleError {}
+
 /// A view of a bundle that was found whole and unharmed.
 #[derive(Clone, Debug)]
 pub struct Bundle<'a> {

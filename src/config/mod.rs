@@ -1,6 +1,6 @@
 //! The configuration: what an integrator decides, and its packed form.
 //!
-//! A TOML file exists only on the host. There `cargo xtask` turns it into a [`Config`], has [`validate`] judge
+//! A TOML file exists only on the host. There `cargo xtask` turns it into a [`Config`], has [`validate()`] judge
 //! it, and [`pack`]s it with the images it names into a *bundle*. The hypervisor finds the bundle as its only
 //! boot module, [`unpack`]s it and judges it again with the same code: no text parser in the trusted base, and
 //! no surprise at boot.
@@ -52,6 +52,8 @@ impl fmt::Display for Refusal {
         }
     }
 }
+
+impl core::error::Error for Refusal {}
 
 /// A number and its noun, for messages.
 struct Plural(usize, &'static str);

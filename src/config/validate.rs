@@ -112,6 +112,8 @@ impl fmt::Display for Violation {
     }
 }
 
+impl core::error::Error for Violation {}
+
 /// A broken rule with the values that break it. `Display` says what is wrong, [`Rule::remedy`] what would be
 /// right. `first` is always the path of the earlier of two claims.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -139,6 +139,8 @@ impl fmt::Display for PlanError {
     }
 }
 
+impl core::error::Error for PlanError {}
+
 /// Plans how `payload` is loaded into a guest with `memory` and started.
 ///
 /// The kernel goes where it says. Modules follow behind it on page boundaries, in their order; boot data goes

@@ -1,0 +1,336 @@
+//! Reads a TOML document key by key and collects everything that is wrong with it.
+//!
+//! The usual way, `serde`, stops at the first mistake of a file. An integrator wants all of them, each with its
+//! line and column, the key, what is wrong and what would be right.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+
+use levelhead::config::KeyPath;
+use toml::Spanned;
+use toml::de::{DeInteger, DeTable, DeValue};
+
+/// What is wrong with a value, and what would be right.
+#[derive(Debug)]
+pub struct Mistake {
+    what: String,
+    remedy: String,
+}
+
+/// A value, or what is wrong with it.
+pub type Read<T> = Result<T, Mistake>;
+
+/// A mistake and its place.
+#[derive(Debug)]
+struct Problem {
+    /// Bytes of the file; empty and at its start for what is missing altogether.
+    span: Range<usize>,
+    /// The key.
+    path: String,
+    mistake: Mistake,
+}
+
+/// All that is wrong with a file: its `Display` is one line for each problem, in the order of the file.
+#[derive(Debug)]
+pub struct Problems(Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl Mistake {
+    /// A mistake from its two halves.
+    pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), remedy: remedy.into() }
+    }
+
+    /// A value of the wrong type.
+    fn type_of(value: &DeValue<'_>, remedy: impl Into<String>) -> Self {
+        Self::new(format!("{} may not stand here", with_article(value.type_str())), remedy)
+    }
+}
+
+/// The problems of one file as they are found, and where its keys stand.
+pub struct Reader<'t> {
+    /// The file, as messages shall call it.
+    file: String,
+    text: &'t str,
+    problems: Vec<Problem>,
+    spans: BTreeMap<String, Range<usize>>,
+}
+
+impl<'t> Reader<'t> {
+    /// A reader of `text`, the content of `file`.
+    pub fn new(file: impl Into<String>, text: &'t str) -> Self {
+        Self { file: file.into(), text, problems: Vec::new(), spans: BTreeMap::new() }
+    }
+
+    /// Parses the text and hands its top table to `read`.
+    ///
+    /// # Errors
+    /// What is wrong with the syntax; `read` has not been called then.
+    pub fn document<T>(&mut self, read: impl FnOnce(&mut Table<'_, 't>) -> T) -> Result<T, Problems> {
+        let (document, errors) = DeTable::parse_recoverable(self.text);
+        for error in errors {
+            let mistake = Mistake::new(error.message(), "correct the TOML syntax");
+            self.problem(error.span().unwrap_or_default(), String::new(), mistake);
+        }
+        self.finish()?;
+        let span = document.span();
+        Ok(self.table(&KeyPath::root(), span, document.get_ref(), read))
+    }
+
+    /// Notes a mistake at `path`, unless something is wrong with that key already: one mistake, one message.
+    pub fn broken(&mut self, path: &KeyPath, mistake: Mistake) {
+        let key = path.to_string();
+        let known = |problem: &Problem| {
+            let rest = key.strip_prefix(&*problem.path);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        if !self.problems.iter().any(known) {
+            self.problem(self.span(path), key, mistake);
+        }
+    }
+
+    /// Passes when nothing was wrong.
+    ///
+    /// # Errors
+    /// Everything that was.
+    pub fn finish(&mut self) -> Result<(), Problems> {
+        if self.problems.is_empty() {
+            return Ok(());
+        }
+        let mut problems = std::mem::take(&mut self.problems);
+        problems.sort_by_key(|problem| problem.span.start);
+        Err(Problems(problems.iter().map(|problem| self.describe(problem)).collect()))
+    }
+
+    fn problem(&mut self, span: Range<usize>, path: String, mistake: Mistake) {
+        self.problems.push(Problem { span, path, mistake });
+    }
+
+    /// Where the key is, or the table that lacks it.
+    fn span(&self, path: &KeyPath) -> Range<usize> {
+        let mut key = path.to_string();
+        loop {
+            if let Some(span) = self.spans.get(&key) {
+                return span.clone();
+            }
+            match key.rfind(['.', '[']) {
+                Some(end) => key.truncate(end),
+                None => return 0..0,
+            }
+        }
+    }
+
+    fn describe(&self, Problem { span, path, mistake: Mistake { what, remedy } }: &Problem) -> String {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+        let separator = if path.is_empty() { "" } else { ": " };
+        format!("{}:{line}:{column}: {path}{separator}{what}; {remedy}", self.file)
+    }
+
+    fn table<T>(
+        &mut self,
+        path: &KeyPath,
+        span: Range<usize>,
+        table: &DeTable<'t>,
+        read: impl FnOnce(&mut Table<'_, 't>) -> T,
+    ) -> T {
+        self.spans.insert(path.to_string(), span);
+        let mut table = Table { reader: self, path, table, known: Vec::new() };
+        let value = read(&mut table);
+        table.refuse_unknown();
+        value
+    }
+}
+
+/// A table that is being read. What no one asked for is an error in the end.
+pub struct Table<'r, 't> {
+    reader: &'r mut Reader<'t>,
+    path: &'r KeyPath,
+    table: &'r DeTable<'t>,
+    known: Vec<&'static str>,
+}
+
+impl<'r, 't> Table<'r, 't> {
+    /// The value of `key`, if it is there and nothing is wrong with it.
+    pub fn optional<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&DeValue<'t>) -> Read<T>,
+    ) -> Option<T> {
+        let value = self.find(key)?;
+        let path = self.path.key(key);
+        read(value.get_ref()).map_err(|mistake| self.reader.broken(&path, mistake)).ok()
+    }
+
+    /// As [`Self::optional`], but the key must be there. `example` is a line that would be right.
+    pub fn required<T>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        read: impl FnOnce(&DeValue<'t>) -> Read<T>,
+    ) -> Option<T> {
+        if self.find(key).is_none() {
+            let mistake = Mistake::new("missing", format!("add it, as in `{example}`"));
+            self.reader.broken(&self.path.key(key), mistake);
+        }
+        self.optional(key, read)
+    }
+
+    /// The elements of the array `key` before the first that something is wrong with, so that their indices are
+    /// those of the file; none if it is not there.
+    pub fn list<T>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        mut read: impl FnMut(&DeValue<'t>) -> Read<T>,
+    ) -> Vec<T> {
+        let mut values = Vec::new();
+        for (path, value) in self.elements(key, example) {
+            self.reader.spans.insert(path.to_string(), value.span());
+            values.push(match read(value.get_ref()) {
+                Ok(value) => Some(value),
+                Err(mistake) => {
+                    self.reader.problem(value.span(), self.path.key(key).to_string(), mistake);
+                    None
+                }
+            });
+        }
+        values.into_iter().map_while(std::convert::identity).collect()
+    }
+
+    /// As [`Self::list`] for an array of tables, each read by `read`.
+    pub fn tables<T>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        mut read: impl FnMut(&mut Table<'_, 't>) -> T,
+    ) -> Vec<T> {
+        let mut values = Vec::new();
+        for (path, value) in self.elements(key, example) {
+            values.push(match value.get_ref() {
+                DeValue::Table(table) => Some(self.reader.table(&path, value.span(), table, &mut read)),
+                other => {
+                    let mistake = Mistake::type_of(other, format!("write tables, as in `{example}`"));
+                    self.reader.problem(value.span(), self.path.key(key).to_string(), mistake);
+                    None
+                }
+            });
+        }
+        values.into_iter().map_while(std::convert::identity).collect()
+    }
+
+    fn elements(&mut self, key: &'static str, example: &str) -> Vec<(KeyPath, &'r Spanned<DeValue<'t>>)> {
+        let Some(value) = self.find(key) else { return Vec::new() };
+        let path = self.path.key(key);
+        match value.get_ref() {
+            DeValue::Array(array) => {
+                array.iter().enumerate().map(|(index, value)| (path.index(index), value)).collect()
+            }
+            other => {
+                let mistake = Mistake::type_of(other, format!("write an array, as in `{example}`"));
+                self.reader.broken(&path, mistake);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Finds the value of `key` and notes that someone asked.
+    fn find(&mut self, key: &'static str) -> Option<&'r Spanned<DeValue<'t>>> {
+        if !self.known.contains(&key) {
+            self.known.push(key);
+        }
+        let value = self.table.get(key)?;
+        self.reader.spans.insert(self.path.key(key).to_string(), value.span());
+        Some(value)
+    }
+
+    fn refuse_unknown(&mut self) {
+        for key in self.table.keys() {
+            let name: &str = key.get_ref();
+            if self.known.contains(&name) {
+                continue;
+            }
+            let remedy = match self.known.iter().find(|known| is_misspelt(name, known)) {
+                Some(known) => format!("did you mean `{known}`?"),
+                None => format!("the keys here are {}", self.known.join(", ")),
+            };
+            let path = self.path.to_string();
+            let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+            self.reader.problem(key.span(), path, Mistake::new("unknown key", remedy));
+        }
+    }
+}
+
+/// A string.
+pub fn text(value: &DeValue<'_>) -> Read<String> {
+    value.as_str().map(str::to_owned).ok_or_else(|| Mistake::type_of(value, "write a string in quotes"))
+}
+
+/// A truth value.
+pub fn flag(value: &DeValue<'_>) -> Read<bool> {
+    value.as_bool().ok_or_else(|| Mistake::type_of(value, "write true or false"))
+}
+
+/// An integer from 0 to the largest `T`, which `most` names.
+pub fn number<T: TryFrom<u64>>(value: &DeValue<'_>, most: impl fmt::Display) -> Read<T> {
+    let remedy = format!("write a number from 0 to {most}");
+    let Some(integer) = value.as_integer() else { return Err(Mistake::type_of(value, remedy)) };
+    let number = unsigned(integer).and_then(|number| T::try_from(number).ok());
+    number.ok_or_else(|| Mistake::new(format!("{integer} is out of range"), remedy))
+}
+
+/// A size in bytes: an integer, or a string of an integer and one of the binary units K, M and G.
+pub fn size(value: &DeValue<'_>) -> Read<u64> {
+    let remedy = "write \"64M\", \"1G\" or a number of bytes";
+    let (shown, bytes) = match value {
+        DeValue::Integer(integer) => (integer.to_string(), unsigned(integer)),
+        DeValue::String(text) => (format!("{text:?}"), parse_size(text)),
+        other => return Err(Mistake::type_of(other, remedy)),
+    };
+    bytes.ok_or_else(|| Mistake::new(format!("{shown} is no size"), remedy))
+}
+
+fn unsigned(integer: &DeInteger<'_>) -> Option<u64> {
+    u64::from_str_radix(integer.as_str(), integer.radix()).ok()
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.char_indices().next_back()? {
+        (end, 'K') => (&text[..end], 10),
+        (end, 'M') => (&text[..end], 20),
+        (end, 'G') => (&text[..end], 30),
+        _ => (text, 0),
+    };
+    let count: u64 = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())??;
+    count.checked_mul(1 << shift)
+}
+
+fn with_article(noun: &str) -> String {
+    let article = if noun.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    format!("{article} {noun}")
+}
+
+/// Whether `written` is `known` with `_` for `-`, or with one letter more, less, other or swapped with the next.
+fn is_misspelt(written: &str, known: &str) -> bool {
+    let written: Vec<char> = written.to_lowercase().replace('_', "-").chars().collect();
+    let known: Vec<char> = known.chars().collect();
+    let same = written.iter().zip(&known).take_while(|(a, b)| a == b).count();
+    let (a, b) = (&written[same..], &known[same..]);
+    match (a, b) {
+        ([], []) => true,
+        ([_, rest @ ..], _) if rest == b => true,
+        (_, [_, rest @ ..]) if a == rest => true,
+        ([_, a @ ..], [_, b @ ..]) if a == b => true,
+        ([a0, a1, a @ ..], [b0, b1, b @ ..]) => (a0, a1, a) == (b1, b0, b),
+        _ => false,
+    }
+}
