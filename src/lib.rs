@@ -18,7 +18,7 @@
 //! | level | modules |
 //! | --- | --- |
 //! | 0 vocabulary | [`addr`], [`irq`], [`sync`], [`vcpu`], [`x86`] |
-//! | 1 formats | [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
+//! | 1 formats | [`frames`], [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
 //! | 2 machines | [`intx`], [`virq`], [`config`] |
 //! | 3 systems | [`guest`] |
 #![cfg_attr(not(test), no_std)]
@@ -31,6 +31,7 @@ pub mod config;
 pub mod cpuid;
 #[cfg(feature = "emulate")]
 pub mod emulate;
+pub mod frames;
 pub mod guest;
 pub mod hypercall;
 pub mod intx;

@@ -421,6 +421,14 @@ impl Vmcb {
         self.save.rflags & rflags::IF != 0 && !self.interrupt_shadow()
     }
 
+    /// Adds or removes the intercept of HLT. Without it the guest halts the CPU itself, until a physical interrupt ends
+    /// VMRUN.
+    pub const fn intercept_halt(&mut self, on: bool) {
+        let bit = Misc1::HLT.bits();
+        self.control.misc1 = if on { self.control.misc1 | bit } else { self.control.misc1 & !bit };
+        self.touch(CleanBits::INTERCEPTS);
+    }
+
     /// Adds or removes the intercept of the moment the guest can take an interrupt. Needs a pending virtual
     /// interrupt to trigger (APM2 15.21.5).
     pub const fn intercept_interrupt_window(&mut self, on: bool) {

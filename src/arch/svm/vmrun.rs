@@ -1,0 +1,129 @@
+//! One virtual CPU's memory for the world switch, and the switch.
+#![expect(unsafe_code, reason = "places the control block at a physical address and enters the guest")]
+
+use core::arch::global_asm;
+use core::mem::offset_of;
+
+use levelhead::addr::{HostPhys, PAGE_BYTES};
+use levelhead::frames::Frames;
+use levelhead::svm::{IoPermissions, MsrPermissions, Vmcb};
+use levelhead::vcpu::GuestRegs;
+
+use super::enable;
+use crate::arch::x86::cpu::ThisCpu;
+use crate::arch::x86::paging::{OutOfMemory, direct};
+
+global_asm!(include_str!("vmrun.S"));
+
+unsafe extern "C" {
+    fn lh_vmrun(frame: *mut GuestFrame, guest: u64, host: u64);
+}
+
+/// The FXSAVE image a guest starts with: FCW 0x37f, MXCSR 0x1f80, all registers zero (APM2 14.1.3).
+const FXSAVE_RESET: [u8; 512] = {
+    let mut image = [0; 512];
+    image[0] = 0x7f;
+    image[1] = 0x03;
+    image[24] = 0x80;
+    image[25] = 0x1f;
+    image
+};
+
+/// Registers that VMRUN does not switch. vmrun.S knows the offsets.
+#[repr(C, align(16))]
+#[derive(Debug)]
+pub(crate) struct GuestFrame {
+    pub(crate) regs: GuestRegs,
+    fx: [u8; 512],
+}
+
+const _: () = assert!(offset_of!(GuestFrame, fx) == 0x80, "vmrun.S: FXSAVE area");
+
+/// All that one virtual CPU needs to be entered, in memory of its own.
+pub(crate) struct World {
+    pub(crate) vmcb: &'static mut Vmcb,
+    pub(crate) frame: &'static mut GuestFrame,
+    pub(crate) io: &'static mut IoPermissions,
+    pub(crate) msr: &'static mut MsrPermissions,
+    vmcb_address: HostPhys,
+    io_address: HostPhys,
+    msr_address: HostPhys,
+    host_save: HostPhys,
+    host_state: HostPhys,
+}
+
+impl World {
+    /// Allocates everything. Any CPU may do it for the one that will [`activate`](Self::activate) it.
+    pub(crate) fn allocate(frames: &mut Frames) -> Result<Self, OutOfMemory> {
+        let host_save = page_run(1, frames)?;
+        let vmcb_address = page_run(1, frames)?;
+        let host_state = page_run(1, frames)?;
+        let frame_address = page_run(1, frames)?;
+        let io_address = page_run(IoPermissions::BYTES as u64 / PAGE_BYTES, frames)?;
+        let msr_address = page_run(MsrPermissions::BYTES as u64 / PAGE_BYTES, frames)?;
+        // SAFETY: a fresh page, which is what a control block needs.
+        let vmcb = unsafe { place(vmcb_address, Vmcb::new()) };
+        // SAFETY: a fresh page, larger than a frame.
+        let frame = unsafe { place(frame_address, GuestFrame { regs: GuestRegs::new(), fx: FXSAVE_RESET }) };
+        // SAFETY: a fresh run of pages of this size.
+        let io = unsafe { place(io_address, IoPermissions::deny_all()) };
+        // SAFETY: a fresh run of pages of this size.
+        let msr = unsafe { place(msr_address, MsrPermissions::deny_all()) };
+        Ok(Self { vmcb, frame, io, msr, vmcb_address, io_address, msr_address, host_save, host_state })
+    }
+
+    /// Switches SVM on for the running CPU, which from now on is the only one to enter this virtual CPU.
+    ///
+    /// # Safety
+    ///
+    /// [`enable::probe`] succeeded on this machine, and no other `World` was activated on this CPU.
+    pub(crate) unsafe fn activate(&mut self, _cpu: &ThisCpu) {
+        // SAFETY: the page is fresh and never freed; the rest is the caller's promise.
+        unsafe { enable::enable(self.host_save) };
+        // The half of the host's state that VMRUN does not save: FS, GS, TR, LDTR and the system-call MSRs. None of it
+        // changes after a CPU's start, so it is saved once.
+        // SAFETY: SVM is on, and the page is a fresh control block.
+        unsafe {
+            core::arch::asm!("vmsave rax", in("rax") self.host_state.raw(), options(nostack, preserves_flags));
+        }
+    }
+
+    /// Where the permission maps are, for the control block.
+    pub(crate) fn permission_maps(&self) -> (HostPhys, HostPhys) {
+        (self.io_address, self.msr_address)
+    }
+
+    /// Wipes what a previous guest left in the registers.
+    pub(crate) fn wipe_registers(&mut self) {
+        *self.frame = GuestFrame { regs: GuestRegs::new(), fx: FXSAVE_RESET };
+    }
+
+    /// Enters the guest until it exits.
+    #[inline]
+    pub(crate) fn enter(&mut self, _cpu: &mut ThisCpu) {
+        // SAFETY: the control block was configured by Vmcb::configure, whose intercepts keep the guest inside its nested
+        // page tables and permission maps; frame and block are borrowed mutably until the call returns; `_cpu` proves
+        // that interrupts are off.
+        unsafe { lh_vmrun(self.frame, self.vmcb_address.raw(), self.host_state.raw()) };
+    }
+}
+
+fn page_run(pages: u64, frames: &mut Frames) -> Result<HostPhys, OutOfMemory> {
+    let at = frames.allocate(pages * PAGE_BYTES, PAGE_BYTES, u64::MAX).ok_or(OutOfMemory)?;
+    // SAFETY: fresh memory, mapped by the direct map.
+    unsafe { direct(at).write_bytes(0, (pages * PAGE_BYTES) as usize) };
+    Ok(at)
+}
+
+/// Puts `value` at a physical address for ever.
+///
+/// # Safety
+///
+/// The memory must be fresh, aligned and large enough, and mapped by the direct map.
+unsafe fn place<T>(at: HostPhys, value: T) -> &'static mut T {
+    let pointer = direct(at).cast::<T>();
+    // SAFETY: the caller's promise.
+    unsafe { pointer.write(value) };
+    // SAFETY: just initialised, and nobody else has the address.
+    unsafe { &mut *pointer }
+}

@@ -1,0 +1,162 @@
+//! The physical IO-APICs: shadowed entries, one write to mask and one to unmask.
+//!
+//! The hypervisor owns the chips alone, so it remembers every entry and which register is selected: masking writes the
+//! low half only, and the index register only when it has to change. An entry is programmed masked and destination
+//! first, so that a pin is never live with half of it (82093AA 3.2.4).
+
+use alloc::vec::Vec;
+
+use levelhead::addr::HostPhys;
+use levelhead::frames::Frames;
+use levelhead::ioapic::{MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_RTE_BASE, REG_VERSION, Rte, Version};
+use levelhead::irq::{Gsi, Pin, PinCount, Vector};
+
+use super::mmio::Registers;
+use super::paging::{AddressSpace, OutOfMemory};
+
+/// One chip.
+#[derive(Debug)]
+struct Chip {
+    registers: Registers,
+    gsi_base: u32,
+    version: Version,
+    selected: u8,
+    shadow: Vec<Rte>,
+}
+
+/// All chips of the machine, and how often they were accessed after boot.
+#[derive(Debug, Default)]
+pub(crate) struct IoApics {
+    chips: Vec<Chip>,
+    /// Register writes, index and data alike.
+    pub(crate) writes: u64,
+    /// Register reads.
+    pub(crate) reads: u64,
+}
+
+/// Where a GSI ends up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Input {
+    chip: u8,
+    pin: Pin,
+}
+
+impl IoApics {
+    /// Maps a chip and masks all its pins.
+    #[expect(unsafe_code, reason = "maps the chip's registers")]
+    pub(crate) fn add(
+        &mut self,
+        address: HostPhys,
+        gsi_base: u32,
+        space: &mut AddressSpace,
+        frames: &mut Frames,
+    ) -> Result<PinCount, OutOfMemory> {
+        // SAFETY: the MADT says an IO-APIC is here; its registers send messages but touch no memory.
+        let registers = unsafe { space.map_registers(address, 0x1000, frames) }?;
+        registers.write(MMIO_INDEX as usize, u32::from(REG_VERSION));
+        let version = Version::from_bits(registers.read(MMIO_DATA as usize));
+        let count = version.pin_count();
+        let mut chip = Chip {
+            registers,
+            gsi_base,
+            version,
+            selected: REG_VERSION,
+            shadow: alloc::vec![Rte::RESET; usize::from(count.get())],
+        };
+        for index in 0..count.get() {
+            // A chip has at most 240 pins that its 8-bit index can name.
+            chip.program(&mut self.writes, Pin(index.min(239) as u8), Rte::RESET);
+        }
+        self.chips.push(chip);
+        Ok(count)
+    }
+
+    /// The input that `gsi` is, if any chip has it.
+    pub(crate) fn input(&self, gsi: Gsi) -> Option<Input> {
+        self.chips.iter().enumerate().find_map(|(index, chip)| {
+            let pin = Pin(u8::try_from(gsi.0.checked_sub(chip.gsi_base)?).ok()?);
+            chip.version.pin_count().contains(pin).then_some(Input { chip: index as u8, pin })
+        })
+    }
+
+    /// Whether the input's chip can complete one vector by a register of its own.
+    pub(crate) fn has_eoi_register(&self, input: Input) -> bool {
+        self.chips.get(usize::from(input.chip)).is_some_and(|chip| chip.version.has_eoi_register())
+    }
+
+    /// Programs the whole entry: masked and destination first, the mask bit as given last.
+    pub(crate) fn program(&mut self, input: Input, rte: Rte) {
+        if let Some(chip) = self.chips.get_mut(usize::from(input.chip)) {
+            chip.program(&mut self.writes, input.pin, rte);
+        }
+    }
+
+    /// Masks or unmasks; one data write, and one index write when another register was selected.
+    #[inline]
+    pub(crate) fn set_mask(&mut self, input: Input, masked: bool) {
+        if let Some(chip) = self.chips.get_mut(usize::from(input.chip))
+            && let Some(shadow) = chip.shadow.get_mut(usize::from(input.pin.0))
+        {
+            *shadow = shadow.with_mask(masked);
+            let low = shadow.low();
+            chip.write(&mut self.writes, low_register(input.pin), low);
+        }
+    }
+
+    /// The entry as the chip holds it now, Remote IRR included.
+    pub(crate) fn read(&mut self, input: Input) -> Option<Rte> {
+        let chip = self.chips.get_mut(usize::from(input.chip))?;
+        chip.select(&mut self.writes, low_register(input.pin));
+        self.reads += 1;
+        let low = chip.registers.read(MMIO_DATA as usize);
+        chip.select(&mut self.writes, low_register(input.pin) + 1);
+        self.reads += 1;
+        let high = chip.registers.read(MMIO_DATA as usize);
+        Some(Rte::from_bits(u64::from(high) << 32 | u64::from(low)))
+    }
+
+    /// Completes `vector` at the input's chip.
+    pub(crate) fn directed_eoi(&mut self, input: Input, vector: Vector) {
+        if let Some(chip) = self.chips.get_mut(usize::from(input.chip)) {
+            self.writes += 1;
+            chip.registers.write(MMIO_EOI as usize, u32::from(vector.get()));
+        }
+    }
+}
+
+impl Chip {
+    fn program(&mut self, writes: &mut u64, pin: Pin, rte: Rte) {
+        let masked = rte.with_mask(true);
+        self.write(writes, low_register(pin), masked.low());
+        self.write(writes, low_register(pin) + 1, rte.high());
+        if !rte.is_masked() {
+            self.write(writes, low_register(pin), rte.low());
+        }
+        if let Some(shadow) = self.shadow.get_mut(usize::from(pin.0)) {
+            *shadow = rte;
+        }
+    }
+
+    #[inline]
+    fn write(&mut self, writes: &mut u64, register: u8, value: u32) {
+        self.select(writes, register);
+        *writes += 1;
+        self.registers.write(MMIO_DATA as usize, value);
+    }
+
+    #[inline]
+    fn select(&mut self, writes: &mut u64, register: u8) {
+        if self.selected != register {
+            *writes += 1;
+            self.registers.write(MMIO_INDEX as usize, u32::from(register));
+            self.selected = register;
+        }
+    }
+}
+
+/// The index of a pin's low register. Pins above 119 have no index in the chip's 8-bit space and alias the last one,
+/// which stays masked; no such chip exists.
+const fn low_register(pin: Pin) -> u8 {
+    let pin = if pin.0 > 119 { 119 } else { pin.0 };
+    REG_RTE_BASE + 2 * pin
+}

@@ -1,0 +1,57 @@
+# Interrupt and exception entry: 256 stubs of 32 bytes each, so that stub n is at lh_stubs + 32 * n.
+#
+# Vectors 32 to 255 set one bit in this CPU's pending set and return: no Rust, no SSE register, no red zone of
+# interest (interrupts are open at one program point only, inside window.S). Exceptions are the hypervisor's own
+# fault and do not return: they build a frame and report. An NMI is counted.
+#
+# GS base points to this CPU's PerCpu structure (cpu.rs asserts the offsets).
+
+.set PERCPU_PENDING, 0
+.set PERCPU_NMI_COUNT, 32
+
+.section .text
+.code64
+.balign 32
+.global lh_stubs
+lh_stubs:
+.set vector, 0
+.rept 256
+    .balign 32
+    .if vector == 2
+        inc     qword ptr gs:[PERCPU_NMI_COUNT]
+        iretq
+    .elseif vector < 32
+        .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+            push    0               # no error code from the CPU
+        .endif
+        push    vector
+        jmp     lh_exception_entry
+    .else
+        bts     qword ptr gs:[PERCPU_PENDING + (vector / 64) * 8], vector % 64
+        iretq
+    .endif
+    .set vector, vector + 1
+.endr
+
+.balign 32
+lh_exception_entry:                 # stack: vector, error code, RIP, CS, RFLAGS, RSP, SS
+    push    r15
+    push    r14
+    push    r13
+    push    r12
+    push    r11
+    push    r10
+    push    r9
+    push    r8
+    push    rdi
+    push    rsi
+    push    rbp
+    push    rbx
+    push    rdx
+    push    rcx
+    push    rax
+    cld
+    mov     rdi, rsp
+    and     rsp, -16
+    call    lh_exception
+    ud2

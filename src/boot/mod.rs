@@ -1,0 +1,7 @@
+//! From the loader to a machine that can run Rust on every CPU: PVH hand-over, memory map, application processors.
+#![expect(unsafe_code, reason = "the entry point is assembly")]
+
+pub(crate) mod pvh;
+pub(crate) mod smp;
+
+core::arch::global_asm!(include_str!("entry.S"));

@@ -1,0 +1,95 @@
+//! The serial console (COM1) and `log`'s way to it.
+//!
+//! Polled 16550 transmitter, used at boot, for guests' console output and for records; never on the interrupt path.
+#![expect(unsafe_code, reason = "port I/O to the one UART this module owns")]
+
+use core::fmt::{self, Write};
+
+use levelhead::sync::Lock;
+use log::{LevelFilter, Log, Metadata, Record};
+use x86_64::instructions::port::Port;
+
+const COM1: u16 = 0x3f8;
+const LSR_THR_EMPTY: u8 = 1 << 5;
+/// A UART that never becomes ready (absent: reads all-ones, so ready) must not stop the machine.
+const READY_POLLS: u32 = 100_000;
+
+static LINE: Lock<Uart> = Lock::new(Uart);
+static LOGGER: Logger = Logger;
+
+struct Uart;
+
+impl Uart {
+    fn initialise() {
+        // 115200 baud, 8 data bits, no parity, one stop bit, FIFO on (16550 data sheet 8.0).
+        for (offset, value) in [(1, 0x00), (3, 0x80), (0, 0x01), (1, 0x00), (3, 0x03), (2, 0x07), (4, 0x03)] {
+            // SAFETY: COM1's registers belong to this module alone and cause no DMA or memory access.
+            unsafe { Port::<u8>::new(COM1 + offset).write(value) };
+        }
+    }
+
+    fn put(byte: u8) {
+        for _ in 0..READY_POLLS {
+            // SAFETY: reading the line status register has no effect on memory.
+            if unsafe { Port::<u8>::new(COM1 + 5).read() } & LSR_THR_EMPTY != 0 {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+        // SAFETY: as above; the byte goes out on the wire.
+        unsafe { Port::<u8>::new(COM1).write(byte) };
+    }
+}
+
+impl Write for Uart {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            if byte == b'\n' {
+                Self::put(b'\r');
+            }
+            Self::put(byte);
+        }
+        Ok(())
+    }
+}
+
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        // The acpi crate narrates at info; its lines are ours only when somebody asks for detail.
+        let foreign = !record.target().starts_with("levelhead");
+        if foreign && record.level() >= log::Level::Info && log::max_level() < LevelFilter::Debug {
+            return;
+        }
+        let target = record.target().strip_prefix("levelhead::").unwrap_or(record.target());
+        print(format_args!("{:<5} {target}: {}\n", record.level(), record.args()));
+    }
+
+    fn flush(&self) {}
+}
+
+/// Sets the UART up and makes it `log`'s output. Called once, first of all.
+pub(crate) fn initialise() {
+    Uart::initialise();
+    // It fails only when a logger was set before, and this is called once.
+    let _ = log::set_logger(&LOGGER);
+    log::set_max_level(LevelFilter::Info);
+}
+
+/// Prints without a level or prefix.
+pub(crate) fn print(args: fmt::Arguments<'_>) {
+    LINE.with(|uart| {
+        // The transmitter cannot fail; see Uart::write_str.
+        let _ = uart.write_fmt(args);
+    });
+}
+
+/// Prints although the lock may be held by the code that is being reported on. Only for a machine that ends.
+pub(crate) fn print_at_the_end(args: fmt::Arguments<'_>) {
+    let _ = Uart.write_fmt(args);
+}

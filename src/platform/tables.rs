@@ -1,0 +1,131 @@
+//! MADT and MCFG: which CPUs and IO-APICs there are, and where configuration space is mapped.
+//!
+//! Tables are the firmware's allegations: the crate checks signatures and checksums, and what follows from them is
+//! verified where it is used.
+#![expect(unsafe_code, reason = "hands the root pointer to the acpi crate")]
+
+use alloc::vec::Vec;
+use core::cell::RefCell;
+
+use acpi::AcpiTables;
+use acpi::sdt::madt::{Madt, MadtEntry};
+use acpi::sdt::mcfg::Mcfg;
+use levelhead::addr::HostPhys;
+use levelhead::irq::{ApicId, Gsi};
+
+use super::handler::{Firmware, Memory};
+
+/// CPUs that are looked at; more are left alone.
+const MAX_CPUS: usize = 64;
+
+/// An IO-APIC as the MADT names it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IoApicEntry {
+    /// Its registers.
+    pub(crate) address: HostPhys,
+    /// The GSI of its pin 0.
+    pub(crate) gsi_base: u32,
+}
+
+/// An ISA interrupt that is not wired to the GSI of its own number.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Override {
+    /// The ISA interrupt.
+    pub(crate) isa: u8,
+    /// Where it arrives.
+    pub(crate) gsi: Gsi,
+}
+
+/// A window of memory-mapped configuration space of segment 0.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EcamEntry {
+    /// The address of bus 0, whether or not the window starts there.
+    pub(crate) address: HostPhys,
+    /// First bus covered.
+    pub(crate) first_bus: u8,
+    /// Last bus covered.
+    pub(crate) last_bus: u8,
+}
+
+/// What the tables say.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    /// Enabled CPUs in the MADT's order; the boot CPU is not necessarily the first.
+    pub(crate) cpus: Vec<ApicId>,
+    /// At least one.
+    pub(crate) io_apics: Vec<IoApicEntry>,
+    /// ISA overrides.
+    pub(crate) overrides: Vec<Override>,
+    /// None on machines without PCI Express.
+    pub(crate) ecam: Option<EcamEntry>,
+}
+
+/// Why the tables cannot be used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FirmwareError {
+    /// No root pointer, or one that leads to nothing valid.
+    NoTables,
+    /// No MADT.
+    NoMadt,
+    /// A MADT without an IO-APIC.
+    NoIoApic,
+}
+
+impl core::fmt::Display for FirmwareError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::NoTables => {
+                "no valid ACPI tables; boot with firmware that provides them (for QEMU: leave acpi=on)"
+            }
+            Self::NoMadt => "the ACPI tables have no MADT; the interrupt chips cannot be found without it",
+            Self::NoIoApic => "the MADT names no IO-APIC; INTx cannot be routed without one",
+        })
+    }
+}
+
+/// Reads MADT and MCFG.
+pub(crate) fn discover(rsdp: Option<HostPhys>, memory: Memory<'_>) -> Result<Facts, FirmwareError> {
+    let memory = RefCell::new(memory);
+    let tables = open(rsdp, Firmware::new(&memory))?;
+    let madt = tables.find_table::<Madt>().ok_or(FirmwareError::NoMadt)?;
+    let mut facts = Facts::default();
+    for entry in madt.get().entries() {
+        // Bit 0 of a CPU's flags: enabled (ACPI 6.5 5.2.12.2).
+        match entry {
+            MadtEntry::LocalApic(cpu) if cpu.flags & 1 != 0 => {
+                facts.cpus.push(ApicId(u32::from(cpu.apic_id)))
+            }
+            MadtEntry::LocalX2Apic(cpu) if cpu.flags & 1 != 0 => facts.cpus.push(ApicId(cpu.x2apic_id)),
+            MadtEntry::IoApic(chip) => facts.io_apics.push(IoApicEntry {
+                address: HostPhys::new(u64::from(chip.io_apic_address)),
+                gsi_base: chip.global_system_interrupt_base,
+            }),
+            MadtEntry::InterruptSourceOverride(entry) => {
+                facts.overrides.push(Override { isa: entry.irq, gsi: Gsi(entry.global_system_interrupt) });
+            }
+            _ => {}
+        }
+    }
+    facts.cpus.truncate(MAX_CPUS);
+    if facts.io_apics.is_empty() {
+        return Err(FirmwareError::NoIoApic);
+    }
+    facts.ecam = tables.find_table::<Mcfg>().and_then(|mcfg| {
+        mcfg.entries().iter().find(|entry| entry.pci_segment_group == 0).map(|entry| EcamEntry {
+            address: HostPhys::new(entry.base_address),
+            first_bus: entry.bus_number_start,
+            last_bus: entry.bus_number_end,
+        })
+    });
+    Ok(facts)
+}
+
+/// Opens the tables behind the root pointer.
+pub(super) fn open(
+    rsdp: Option<HostPhys>,
+    firmware: Firmware<'_>,
+) -> Result<AcpiTables<Firmware<'_>>, FirmwareError> {
+    let rsdp = rsdp.ok_or(FirmwareError::NoTables)?;
+    // SAFETY: the loader names the root pointer, and the crate validates what it finds there.
+    unsafe { AcpiTables::from_rsdp(firmware, rsdp.raw() as usize) }.map_err(|_| FirmwareError::NoTables)
+}
