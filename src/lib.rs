@@ -18,8 +18,8 @@
 //! | level | modules |
 //! | --- | --- |
 //! | 0 vocabulary | [`addr`], [`irq`], [`sync`], [`vcpu`], [`x86`] |
-//! | 1 formats | [`frames`], [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
-//! | 2 machines | [`intx`], [`virq`], [`config`] |
+//! | 1 formats | [`cpuid`], [`frames`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
+//! | 2 machines | [`intx`], [`virq`], [`device`], [`config`] |
 //! | 3 systems | [`guest`] |
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -29,6 +29,7 @@ extern crate alloc;
 pub mod addr;
 pub mod config;
 pub mod cpuid;
+pub mod device;
 #[cfg(feature = "emulate")]
 pub mod emulate;
 pub mod frames;

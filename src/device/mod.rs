@@ -1,0 +1,8 @@
+//! Devices the hypervisor itself plays for a guest. Each is a register file that turns accesses into values; none
+//! touches a port, a line or a console.
+
+mod line_buffer;
+mod uart;
+
+pub use self::line_buffer::LineBuffer;
+pub use self::uart::{UART_PORTS, Uart};
