@@ -1,0 +1,393 @@
+//! The interrupt chips of one partition put together: messages of the IO-APIC find their local APICs, messages
+//! between local APICs too, and EOIs find their way back to pins.
+
+use super::inject::{Exited, Injection, Interruptibility, Offer};
+use super::message::{Delivery, Destination, Ipi, IpiTarget};
+use super::pins::{Contributor, PinSet};
+use super::vioapic::{self, Completion, RteChanged, VirtualIoapic};
+use super::vlapic::{self, ApicMode, GeneralProtection, LapicModel, VirtualLapic};
+use crate::irq::{ApicId, Pin, TriggerMode};
+
+#[cfg(test)]
+mod tests;
+
+/// A virtual CPU of the partition, counted from 0; 0 is its boot CPU and the number is its APIC identifier too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vcpu(pub u8);
+
+/// A set of virtual CPUs, by number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VcpuSet(u32);
+
+impl VcpuSet {
+    /// No virtual CPU.
+    pub const EMPTY: Self = Self(0);
+
+    /// Whether there is none.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether `vcpu` is in the set.
+    pub const fn contains(self, vcpu: Vcpu) -> bool {
+        vcpu.0 < 32 && self.0 & 1 << vcpu.0 != 0
+    }
+
+    /// Everyone in either set.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    const fn insert(&mut self, vcpu: Vcpu) {
+        if vcpu.0 < 32 {
+            self.0 |= 1 << vcpu.0;
+        }
+    }
+}
+
+/// Where a raised pin's message ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Settled {
+    /// Who took it. Those that are not running their guest's code right now, or not on this CPU, are to be kicked.
+    pub takers: VcpuSet,
+    /// Whether the pin's line is to be completed now, because no acknowledgement will come. Rare: the guest made
+    /// the pin deliver NMI or INIT.
+    pub completion_due: bool,
+}
+
+/// What a guest's access asks of the run loop.
+///
+/// The order matters for `completed`: first complete the line behind each pin, which may deassert it, then
+/// [`settle`](VirtualChips::settle) the pin, which delivers again if it is still asserted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Outcome {
+    /// Pins whose interrupt the guest is done with.
+    pub completed: PinSet,
+    /// Virtual CPUs that got something to do; the one that made the access may be among them.
+    pub kicked: VcpuSet,
+    /// Whether the deadline of the accessing virtual CPU may have changed.
+    pub timer_changed: bool,
+    /// The redirection table entry that was written.
+    pub rte: Option<RteChanged>,
+}
+
+/// One virtual CPU's share.
+#[derive(Debug)]
+struct Local {
+    lapic: VirtualLapic,
+    offer: Offer,
+}
+
+/// The chips of a partition with `VCPUS` virtual CPUs, 1 to 32.
+///
+/// A [`Vcpu`] or [`Pin`] the partition does not have is never an error: nothing answers there.
+#[derive(Debug)]
+pub struct VirtualChips<const VCPUS: usize> {
+    locals: [Local; VCPUS],
+    ioapic: VirtualIoapic,
+}
+
+impl<const VCPUS: usize> VirtualChips<VCPUS> {
+    /// The chips after power-up.
+    pub fn new(model: LapicModel) -> Self {
+        const { assert!(VCPUS >= 1 && VCPUS <= 32, "a VcpuSet holds 32 virtual CPUs") };
+        let local = |index: usize| Local {
+            lapic: VirtualLapic::new(ApicId(index as u32), index == 0, model),
+            offer: Offer::new(),
+        };
+        Self { locals: core::array::from_fn(local), ioapic: VirtualIoapic::new() }
+    }
+
+    /// The IO-APIC, for reports.
+    pub const fn ioapic(&self) -> &VirtualIoapic {
+        &self.ioapic
+    }
+
+    /// The local APIC of `vcpu`, for reports and CPUID.
+    pub fn lapic(&self, vcpu: Vcpu) -> Option<&VirtualLapic> {
+        self.locals.get(usize::from(vcpu.0)).map(|local| &local.lapic)
+    }
+
+    #[inline]
+    fn local(&mut self, vcpu: Vcpu) -> Option<&mut Local> {
+        self.locals.get_mut(usize::from(vcpu.0))
+    }
+
+    #[inline]
+    fn numbered(&mut self) -> impl Iterator<Item = (Vcpu, &mut VirtualLapic)> {
+        (0..).map(Vcpu).zip(self.locals.iter_mut().map(|local| &mut local.lapic))
+    }
+
+    // Pins.
+
+    /// `contributor` asserts `pin`, and the message goes out if the pin may send one.
+    #[inline]
+    pub fn assert_pin(&mut self, pin: Pin, contributor: Contributor) -> Settled {
+        self.ioapic.assert(pin, contributor);
+        self.settle(pin)
+    }
+
+    /// `contributor` deasserts `pin`.
+    #[inline]
+    pub fn deassert_pin(&mut self, pin: Pin, contributor: Contributor) {
+        self.ioapic.deassert(pin, contributor);
+    }
+
+    /// Sends what `pin` has to send, if anything. Remote IRR goes up only when somebody took it; otherwise the pin
+    /// keeps its message for the next call.
+    #[inline]
+    pub fn settle(&mut self, pin: Pin) -> Settled {
+        let Some(message) = self.ioapic.pending(pin) else { return Settled::default() };
+        let takers = self.route(message.destination, message.delivery, message.trigger);
+        let completion_due = !takers.is_empty() && self.ioapic.accepted(pin) == Completion::Now;
+        Settled { takers, completion_due }
+    }
+
+    /// Takes the pin from whoever asserts it, at the end of a line's life: deasserted, nothing in service.
+    pub fn release_pin(&mut self, pin: Pin) {
+        self.ioapic.release(pin);
+    }
+
+    // Messages.
+
+    /// Offers a message to everyone it addresses; returns who took it.
+    #[inline]
+    fn route(&mut self, destination: Destination, delivery: Delivery, trigger: TriggerMode) -> VcpuSet {
+        if let Delivery::LowestPriority(_) = delivery {
+            return self.arbitrate(destination, delivery, trigger);
+        }
+        let mut takers = VcpuSet::EMPTY;
+        for (vcpu, lapic) in self.numbered() {
+            if lapic.matches(destination) && lapic.receive(delivery, trigger) {
+                takers.insert(vcpu);
+            }
+        }
+        takers
+    }
+
+    /// Offers a message to the one of those it addresses that runs at the lowest priority; among equals, to the
+    /// lowest number.
+    fn arbitrate(&mut self, destination: Destination, delivery: Delivery, trigger: TriggerMode) -> VcpuSet {
+        let mut takers = VcpuSet::EMPTY;
+        let winner = self
+            .numbered()
+            .filter(|(_, lapic)| lapic.accepts_interrupts() && lapic.matches(destination))
+            .min_by_key(|(_, lapic)| lapic.arbitration_priority());
+        if let Some((vcpu, lapic)) = winner
+            && lapic.receive(delivery, trigger)
+        {
+            takers.insert(vcpu);
+        }
+        takers
+    }
+
+    fn send(&mut self, sender: Vcpu, ipi: Ipi) -> VcpuSet {
+        let Ipi { delivery, target } = ipi;
+        match target {
+            IpiTarget::Addressed(destination) => self.route(destination, delivery, TriggerMode::Edge),
+            IpiTarget::Itself | IpiTarget::All | IpiTarget::Others => {
+                let mut takers = VcpuSet::EMPTY;
+                for (vcpu, lapic) in self.numbered() {
+                    let addressed = match target {
+                        IpiTarget::Itself => vcpu == sender,
+                        IpiTarget::Others => vcpu != sender,
+                        _ => true,
+                    };
+                    if addressed && lapic.receive(delivery, TriggerMode::Edge) {
+                        takers.insert(vcpu);
+                    }
+                }
+                takers
+            }
+        }
+    }
+
+    // The guest's accesses.
+
+    /// `vcpu` ends its interrupt of highest priority. Returns the pins to complete and then to settle.
+    ///
+    /// Writes to the EOI register come to the same through [`lapic_write`](Self::lapic_write) and
+    /// [`write_msr`](Self::write_msr); this is the short way for an exit that is known to be one.
+    #[inline]
+    pub fn eoi(&mut self, vcpu: Vcpu) -> PinSet {
+        match self.local(vcpu).and_then(|local| local.lapic.eoi()) {
+            Some(eoi) => self.broadcast(eoi),
+            None => PinSet::EMPTY,
+        }
+    }
+
+    #[inline]
+    fn broadcast(&mut self, eoi: vlapic::Eoi) -> PinSet {
+        if eoi.broadcast { self.ioapic.eoi(eoi.vector.get()) } else { PinSet::EMPTY }
+    }
+
+    /// A read of the IO-APIC's window; arguments as [`VirtualIoapic::mmio_read`].
+    pub fn ioapic_read(&self, offset: u64, bytes: u8) -> u64 {
+        self.ioapic.mmio_read(offset, bytes)
+    }
+
+    /// A write to the IO-APIC's window; arguments as [`VirtualIoapic::mmio_write`].
+    pub fn ioapic_write(&mut self, offset: u64, bytes: u8, value: u64) -> Outcome {
+        match self.ioapic.mmio_write(offset, bytes, value) {
+            vioapic::Effect::None => Outcome::default(),
+            vioapic::Effect::Completed(completed) => Outcome { completed, ..Outcome::default() },
+            vioapic::Effect::Rte(changed) if changed.completion_due => {
+                Outcome { completed: PinSet::of(changed.pin), rte: Some(changed), ..Outcome::default() }
+            }
+            vioapic::Effect::Rte(changed) => {
+                let Settled { takers, completion_due } = self.settle(changed.pin);
+                let completed = if completion_due { PinSet::of(changed.pin) } else { PinSet::EMPTY };
+                Outcome { completed, kicked: takers, rte: Some(changed), ..Outcome::default() }
+            }
+        }
+    }
+
+    /// A read of the register page of `vcpu`'s local APIC; arguments as [`VirtualLapic::mmio_read`].
+    pub fn lapic_read(&mut self, vcpu: Vcpu, offset: u64, bytes: u8, now_tsc: u64) -> u64 {
+        self.local(vcpu).map_or(u64::MAX, |local| local.lapic.mmio_read(offset, bytes, now_tsc))
+    }
+
+    /// A write to the register page of `vcpu`'s local APIC; arguments as [`VirtualLapic::mmio_write`].
+    #[inline]
+    pub fn lapic_write(&mut self, vcpu: Vcpu, offset: u64, bytes: u8, value: u64, now_tsc: u64) -> Outcome {
+        match self.local(vcpu).map(|local| local.lapic.mmio_write(offset, bytes, value, now_tsc)) {
+            Some(effect) => self.apply(vcpu, effect),
+            None => Outcome::default(),
+        }
+    }
+
+    /// A read of APIC_BASE or an x2APIC register by `vcpu`.
+    ///
+    /// # Errors
+    /// As [`VirtualLapic::read_msr`].
+    pub fn read_msr(&self, vcpu: Vcpu, msr: u32, now_tsc: u64) -> Result<u64, GeneralProtection> {
+        self.lapic(vcpu).ok_or(GeneralProtection)?.read_msr(msr, now_tsc)
+    }
+
+    /// A write to APIC_BASE or an x2APIC register by `vcpu`.
+    ///
+    /// # Errors
+    /// As [`VirtualLapic::write_msr`].
+    #[inline]
+    pub fn write_msr(
+        &mut self,
+        vcpu: Vcpu,
+        msr: u32,
+        value: u64,
+        now_tsc: u64,
+    ) -> Result<Outcome, GeneralProtection> {
+        let effect = self.local(vcpu).ok_or(GeneralProtection)?.lapic.write_msr(msr, value, now_tsc)?;
+        Ok(self.apply(vcpu, effect))
+    }
+
+    #[inline]
+    fn apply(&mut self, vcpu: Vcpu, effect: vlapic::Effect) -> Outcome {
+        match effect {
+            vlapic::Effect::None => Outcome::default(),
+            vlapic::Effect::Eoi(eoi) => Outcome { completed: self.broadcast(eoi), ..Outcome::default() },
+            vlapic::Effect::Ipi(ipi) => Outcome { kicked: self.send(vcpu, ipi), ..Outcome::default() },
+            vlapic::Effect::TimerChanged => Outcome { timer_changed: true, ..Outcome::default() },
+            vlapic::Effect::AcceptanceChanged => self.settle_all(),
+        }
+    }
+
+    /// Every pin again, after a local APIC changed what it takes.
+    fn settle_all(&mut self) -> Outcome {
+        let mut outcome = Outcome { timer_changed: true, ..Outcome::default() };
+        for pin in (0..vioapic::PINS).map(Pin) {
+            let Settled { takers, completion_due } = self.settle(pin);
+            outcome.kicked = outcome.kicked.union(takers);
+            if completion_due {
+                outcome.completed.insert(pin);
+            }
+        }
+        outcome
+    }
+
+    /// What `vcpu` reads in CR8.
+    pub fn cr8(&self, vcpu: Vcpu) -> u64 {
+        self.lapic(vcpu).map_or(0, VirtualLapic::cr8)
+    }
+
+    /// A write to CR8 by `vcpu`.
+    ///
+    /// # Errors
+    /// As [`VirtualLapic::set_cr8`].
+    pub fn set_cr8(&mut self, vcpu: Vcpu, value: u64) -> Result<(), GeneralProtection> {
+        self.local(vcpu).ok_or(GeneralProtection)?.lapic.set_cr8(value)
+    }
+
+    // The virtual CPU.
+
+    /// What `vcpu`'s next entry carries. A non-maskable interrupt in it counts as taken.
+    #[inline]
+    pub fn before_entry(&mut self, vcpu: Vcpu, cpu: Interruptibility) -> Injection {
+        let Some(Local { lapic, offer }) = self.local(vcpu) else { return Injection::default() };
+        if lapic.has_nmi() && cpu.nmi_blocked {
+            lapic.collapse_nmis();
+        }
+        let injection = offer.decide(lapic.pending(), lapic.has_nmi(), cpu);
+        if injection.event == Some(super::inject::Event::Nmi) {
+            lapic.take_nmi();
+        }
+        injection
+    }
+
+    /// Evaluates `vcpu`'s exit; to be called before anything else is done about it. Returns pins to complete and
+    /// then to settle: those that are programmed as edge-triggered and whose vector the CPU has just taken.
+    #[inline]
+    pub fn after_exit(&mut self, vcpu: Vcpu, exited: Exited) -> PinSet {
+        let Some(Local { lapic, offer }) = self.local(vcpu) else { return PinSet::EMPTY };
+        let Some(vector) = offer.exited(exited) else { return PinSet::EMPTY };
+        match lapic.acknowledge(vector) {
+            Some(TriggerMode::Edge) => self.ioapic.acknowledged(vector.get()),
+            Some(TriggerMode::Level) | None => PinSet::EMPTY,
+        }
+    }
+
+    /// Whether something waits that ends a halt of `vcpu`.
+    pub fn wakes(&self, vcpu: Vcpu, interrupts_enabled: bool) -> bool {
+        self.lapic(vcpu)
+            .is_some_and(|lapic| lapic.has_nmi() || interrupts_enabled && lapic.pending().is_some())
+    }
+
+    /// When `vcpu`'s timer is due, as a TSC value.
+    #[inline]
+    pub fn deadline(&self, vcpu: Vcpu) -> Option<u64> {
+        self.lapic(vcpu).and_then(VirtualLapic::deadline)
+    }
+
+    /// Lets `vcpu`'s timer run up to `now_tsc`. Returns whether an interrupt came of it.
+    #[inline]
+    pub fn advance_timer(&mut self, vcpu: Vcpu, now_tsc: u64) -> bool {
+        self.local(vcpu).is_some_and(|local| local.lapic.advance_timer(now_tsc))
+    }
+
+    /// Whether an INIT arrived for `vcpu`: its registers are to be reset. What was offered to it is forgotten.
+    pub fn take_init(&mut self, vcpu: Vcpu) -> bool {
+        let Some(Local { lapic, offer }) = self.local(vcpu) else { return false };
+        let init = lapic.take_init();
+        if init {
+            *offer = Offer::new();
+        }
+        init
+    }
+
+    /// Whether `vcpu` executes nothing until a start-up message arrives.
+    pub fn awaits_startup(&self, vcpu: Vcpu) -> bool {
+        self.lapic(vcpu).is_some_and(VirtualLapic::awaits_startup)
+    }
+
+    /// The page at which `vcpu` is to begin, once.
+    pub fn take_startup(&mut self, vcpu: Vcpu) -> Option<u8> {
+        self.local(vcpu)?.lapic.take_startup()
+    }
+
+    /// Whether `vcpu`'s local APIC can be reached at all; CPUID's APIC bit says so to the guest.
+    pub fn lapic_enabled(&self, vcpu: Vcpu) -> bool {
+        self.lapic(vcpu).is_some_and(|lapic| lapic.mode() != ApicMode::Disabled)
+    }
+}

@@ -1,0 +1,219 @@
+//! What the next entry into a guest carries, and what the exit after it tells.
+//!
+//! Two channels lead into a virtual CPU. An *event* is forced on it at entry. An *offer* is a vector the CPU takes
+//! by itself at the first instruction boundary at which it takes interrupts; until then the guest runs on with it.
+//! On AMD they are EVENTINJ and the virtual interrupt V_IRQ with V_IGN_TPR (APM2 15.20, 15.21.4). A vendor without
+//! the second channel makes an offer an event when the guest is interruptible, and asks for an exit when it
+//! becomes so otherwise.
+//!
+//! An offer commits to nothing. The vector stays in IRR while it stands, so that a higher one simply replaces it at
+//! the next entry, and a raised task priority withdraws it: a guest cannot change its priority without an exit.
+//! Only when an exit shows that the offer was taken does the vector move from IRR to ISR.
+
+use crate::irq::Vector;
+
+/// What an exit tells about the two channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exited {
+    /// The offer still stands: the CPU has not taken it.
+    pub offer_stands: bool,
+    /// The exit struck while the CPU was delivering this external interrupt, and the guest has not seen it.
+    pub interrupted: Option<Vector>,
+}
+
+/// What the caller knows of the virtual CPU before an entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interruptibility {
+    /// The CPU services a non-maskable interrupt: since its delivery, no IRET.
+    pub nmi_blocked: bool,
+    /// The CPU is in the shadow of STI or of a load of SS, in which nothing is delivered (APM2 15.21.5).
+    pub shadow: bool,
+    /// The caller itself forces an event at this entry (an exception, or one that an exit interrupted).
+    pub event_taken: bool,
+}
+
+/// An event to be forced on the CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An external interrupt whose delivery an exit had interrupted.
+    Interrupt(Vector),
+    /// A non-maskable interrupt.
+    Nmi,
+}
+
+/// What keeps a waiting non-maskable interrupt out, hence what is to cause an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NmiWindow {
+    /// The end of the present handler: the next IRET.
+    Iret,
+    /// The next instruction boundary: a shadow, or another event that goes first.
+    Instruction,
+}
+
+/// What the next entry carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Injection {
+    /// Forced on the CPU.
+    pub event: Option<Event>,
+    /// Taken by the CPU when it can.
+    pub offer: Option<Vector>,
+    /// Wanted exit, for a non-maskable interrupt that cannot go in now.
+    pub nmi_window: Option<NmiWindow>,
+}
+
+/// The memory of one virtual CPU's channels from an entry to the exit after it, and on to the next entry.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Offer {
+    offered: Option<Vector>,
+    /// In service already, but interrupted before the guest saw it.
+    undelivered: Option<Vector>,
+}
+
+impl Offer {
+    /// Nothing offered.
+    pub const fn new() -> Self {
+        Self { offered: None, undelivered: None }
+    }
+
+    /// Evaluates an exit. Returns the vector the CPU has taken, which moves from IRR to ISR now.
+    #[inline]
+    pub fn exited(&mut self, exited: Exited) -> Option<Vector> {
+        let Exited { offer_stands, interrupted } = exited;
+        let offered = self.offered.take();
+        // An offer that stands was not taken, even if it is reported as interrupted in delivery: it will be
+        // offered again, and forcing it too would deliver it twice. Some implementations report both.
+        let interrupted = interrupted.filter(|&vector| !(offer_stands && offered == Some(vector)));
+        self.undelivered = self.undelivered.or(interrupted);
+        if offer_stands { None } else { offered }
+    }
+
+    /// Decides the next entry from the vector that waits, the non-maskable interrupt that waits, and the state of
+    /// the CPU.
+    #[inline]
+    pub fn decide(&mut self, pending: Option<Vector>, nmi_waits: bool, cpu: Interruptibility) -> Injection {
+        let Interruptibility { nmi_blocked, shadow, event_taken } = cpu;
+        // An interrupted delivery goes before everything: the guest's CPU had begun with it. If the caller forces
+        // an event of its own, it has to wait here.
+        let interrupted = if event_taken { None } else { self.undelivered.take() };
+        let nmi_window = match (nmi_waits, nmi_blocked) {
+            (false, _) => None,
+            (true, true) => Some(NmiWindow::Iret),
+            (true, false) if shadow || event_taken || interrupted.is_some() => Some(NmiWindow::Instruction),
+            (true, false) => None,
+        };
+        let event = match interrupted {
+            Some(vector) => Some(Event::Interrupt(vector)),
+            None if nmi_waits && nmi_window.is_none() => Some(Event::Nmi),
+            None => None,
+        };
+        // While a delivery is held back no other one may begin: there is room to remember one.
+        self.offered = if self.undelivered.is_some() { None } else { pending };
+        Injection { event, offer: self.offered, nmi_window }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FREE: Interruptibility = Interruptibility { nmi_blocked: false, shadow: false, event_taken: false };
+    const STANDS: Exited = Exited { offer_stands: true, interrupted: None };
+    const TAKEN: Exited = Exited { offer_stands: false, interrupted: None };
+
+    fn v(raw: u8) -> Vector {
+        Vector::new(raw).unwrap()
+    }
+
+    #[test]
+    fn an_offer_is_acknowledged_once_when_it_was_taken() {
+        let mut offer = Offer::new();
+        assert_eq!(offer.decide(Some(v(0x51)), false, FREE).offer, Some(v(0x51)));
+        assert_eq!(offer.exited(STANDS), None);
+        assert_eq!(offer.decide(Some(v(0x51)), false, FREE).offer, Some(v(0x51)));
+        assert_eq!(offer.exited(TAKEN), Some(v(0x51)));
+        assert_eq!(offer.exited(TAKEN), None);
+        assert_eq!(offer.decide(None, false, FREE), Injection::default());
+        assert_eq!(offer.exited(TAKEN), None, "nothing offered, nothing taken");
+    }
+
+    #[test]
+    fn a_higher_vector_supersedes_a_standing_offer() {
+        let mut offer = Offer::new();
+        offer.decide(Some(v(0x51)), false, FREE);
+        assert_eq!(offer.exited(STANDS), None);
+        assert_eq!(offer.decide(Some(v(0x61)), false, FREE).offer, Some(v(0x61)));
+        assert_eq!(offer.exited(TAKEN), Some(v(0x61)));
+        assert_eq!(offer.decide(Some(v(0x51)), false, FREE).offer, Some(v(0x51)));
+    }
+
+    #[test]
+    fn an_offer_is_withdrawn_when_nothing_is_pending() {
+        let mut offer = Offer::new();
+        offer.decide(Some(v(0x51)), false, FREE);
+        offer.exited(STANDS);
+        assert_eq!(offer.decide(None, false, FREE), Injection::default());
+        assert_eq!(offer.exited(TAKEN), None);
+    }
+
+    #[test]
+    fn an_interrupted_delivery_is_acknowledged_once_and_forced_until_it_succeeds() {
+        let mut offer = Offer::new();
+        offer.decide(Some(v(0x51)), false, FREE);
+        let interrupted = Exited { offer_stands: false, interrupted: Some(v(0x51)) };
+        assert_eq!(offer.exited(interrupted), Some(v(0x51)));
+        for _ in 0..3 {
+            let injection = offer.decide(Some(v(0x71)), false, FREE);
+            assert_eq!(injection.event, Some(Event::Interrupt(v(0x51))));
+            assert_eq!(injection.offer, Some(v(0x71)));
+            // The forced event is interrupted again; the higher offer has to wait behind it.
+            assert_eq!(offer.exited(Exited { offer_stands: true, interrupted: Some(v(0x51)) }), None);
+        }
+        offer.decide(Some(v(0x71)), false, FREE);
+        assert_eq!(offer.exited(TAKEN), Some(v(0x71)));
+        assert_eq!(offer.decide(None, false, FREE), Injection::default());
+    }
+
+    #[test]
+    fn a_standing_offer_reported_as_interrupted_is_delivered_once() {
+        let mut offer = Offer::new();
+        offer.decide(Some(v(0x50)), false, FREE);
+        assert_eq!(offer.exited(Exited { offer_stands: true, interrupted: Some(v(0x50)) }), None);
+        let injection = offer.decide(Some(v(0x50)), false, FREE);
+        assert_eq!((injection.event, injection.offer), (None, Some(v(0x50))));
+        assert_eq!(offer.exited(TAKEN), Some(v(0x50)));
+    }
+
+    #[test]
+    fn the_callers_own_event_goes_first_and_nothing_is_lost() {
+        let mut offer = Offer::new();
+        offer.decide(Some(v(0x51)), false, FREE);
+        offer.exited(Exited { offer_stands: false, interrupted: Some(v(0x51)) });
+        let own = Interruptibility { event_taken: true, ..FREE };
+        let held_back = Injection { event: None, offer: None, nmi_window: Some(NmiWindow::Instruction) };
+        assert_eq!(offer.decide(Some(v(0x71)), true, own), held_back);
+        assert_eq!(offer.exited(TAKEN), None);
+        let injection = offer.decide(None, true, FREE);
+        assert_eq!(injection.event, Some(Event::Interrupt(v(0x51))));
+        assert_eq!(injection.nmi_window, Some(NmiWindow::Instruction));
+        assert_eq!(offer.decide(None, true, FREE).event, Some(Event::Nmi));
+    }
+
+    #[test]
+    fn a_non_maskable_interrupt_goes_in_or_names_what_it_waits_for() {
+        for nmi_blocked in [false, true] {
+            for shadow in [false, true] {
+                for event_taken in [false, true] {
+                    let cpu = Interruptibility { nmi_blocked, shadow, event_taken };
+                    assert_eq!(Offer::new().decide(None, false, cpu), Injection::default());
+                    let injection = Offer::new().decide(None, true, cpu);
+                    let expected = match (nmi_blocked, shadow || event_taken) {
+                        (true, _) => (None, Some(NmiWindow::Iret)),
+                        (false, true) => (None, Some(NmiWindow::Instruction)),
+                        (false, false) => (Some(Event::Nmi), None),
+                    };
+                    assert_eq!((injection.event, injection.nmi_window), expected);
+                }
+            }
+        }
+    }
+}

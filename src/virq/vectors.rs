@@ -1,0 +1,99 @@
+//! A set of interrupt vectors, laid out as the local APIC shows IRR, ISR and TMR to software (APM2 16.6.3).
+//! Arithmetic only; which set means what is the local APIC's business.
+
+use crate::irq::Vector;
+
+/// Up to 256 vectors; bit `v % 64` of word `v / 64` stands for vector `v`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct VectorSet([u64; 4]);
+
+impl VectorSet {
+    pub(super) const EMPTY: Self = Self([0; 4]);
+
+    const fn bit(vector: Vector) -> u64 {
+        1 << (vector.get() & 63)
+    }
+
+    #[inline]
+    pub(super) fn insert(&mut self, vector: Vector) {
+        // A byte's upper two bits always name one of four words: the compiler drops the `None` path.
+        if let Some(word) = self.0.get_mut(usize::from(vector.get() >> 6)) {
+            *word |= Self::bit(vector);
+        }
+    }
+
+    #[inline]
+    pub(super) fn remove(&mut self, vector: Vector) {
+        if let Some(word) = self.0.get_mut(usize::from(vector.get() >> 6)) {
+            *word &= !Self::bit(vector);
+        }
+    }
+
+    #[inline]
+    pub(super) fn contains(&self, vector: Vector) -> bool {
+        self.0.get(usize::from(vector.get() >> 6)).is_some_and(|word| word & Self::bit(vector) != 0)
+    }
+
+    /// The member with the highest number, which is the one of highest priority (APM2 16.6.1).
+    #[inline]
+    pub(super) fn highest(&self) -> Option<Vector> {
+        let [low, second, third, high] = self.0;
+        let (base, word) = if high != 0 {
+            (192, high)
+        } else if third != 0 {
+            (128, third)
+        } else if second != 0 {
+            (64, second)
+        } else {
+            (0, low)
+        };
+        // The logarithm is below 64, so the two parts of the number cannot overlap.
+        word.checked_ilog2().and_then(|bit| Vector::new(base | bit as u8))
+    }
+
+    /// One of the eight 32-bit registers software reads the set through; 0 beyond the eighth.
+    pub(super) fn register(&self, index: u8) -> u32 {
+        self.0.get(usize::from(index >> 1)).map_or(0, |word| (word >> (32 * (index & 1))) as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vectors() -> impl Iterator<Item = Vector> {
+        (0..=u8::MAX).filter_map(Vector::new)
+    }
+
+    #[test]
+    fn every_vector_has_its_own_bit() {
+        for vector in vectors() {
+            let mut set = VectorSet::EMPTY;
+            set.insert(vector);
+            assert_eq!(set.highest(), Some(vector));
+            for other in vectors() {
+                assert_eq!(set.contains(other), other == vector);
+            }
+            for index in 0..8 {
+                let expected = if vector.get() >> 5 == index { 1 << (vector.get() & 31) } else { 0 };
+                assert_eq!(set.register(index), expected);
+            }
+            set.remove(vector);
+            assert_eq!(set, VectorSet::EMPTY);
+        }
+    }
+
+    #[test]
+    fn the_highest_of_any_two_wins() {
+        for a in vectors() {
+            for b in vectors() {
+                let mut set = VectorSet::EMPTY;
+                set.insert(a);
+                set.insert(b);
+                assert_eq!(set.highest(), Some(a.max(b)));
+            }
+        }
+        assert_eq!(VectorSet::EMPTY.highest(), None);
+        assert_eq!(VectorSet::EMPTY.register(8), 0);
+    }
+}

@@ -1,0 +1,381 @@
+//! The virtual IO-APIC: 24 pins, version 0x20, with an EOI register (82093AA chapter 3, and the register that
+//! later chips added).
+//!
+//! It knows pins and redirection table entries, and nothing of who raises a pin or who takes a message. Delivery
+//! is in two steps, because only an accepted level interrupt sets Remote IRR: [`pending`](VirtualIoapic::pending)
+//! says what a pin would send, and [`accepted`](VirtualIoapic::accepted) that somebody took it. A message nobody
+//! took is pending until somebody does.
+//!
+//! The guest's polarity bit is stored and otherwise ignored: a pin is asserted or not, and which electrical level
+//! that would be on a board is no question of a virtual wire.
+
+use super::message::{Delivery, Destination, Message};
+use super::pins::{Contributor, PinSet};
+use crate::ioapic::{
+    MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_ARBITRATION, REG_ID, REG_RTE_BASE, REG_VERSION, Rte,
+};
+use crate::irq::{Level, Pin, TriggerMode};
+
+#[cfg(test)]
+mod tests;
+
+/// How many pins the chip has.
+pub const PINS: u8 = 24;
+
+/// Bits 23 to 16: the last entry's index; bits 7 to 0: a chip with an EOI register.
+const VERSION_VALUE: u32 = (PINS as u32 - 1) << 16 | 0x20;
+/// The identifier's four bits, which the arbitration register repeats.
+const ID_WRITABLE: u32 = 0xf << 24;
+/// Vector, delivery mode, destination mode, polarity, trigger mode, mask. Delivery status and Remote IRR are the
+/// chip's own.
+const RTE_LOW_WRITABLE: u32 = 0xfff | 1 << 13 | 1 << 15 | 1 << 16;
+const RTE_HIGH_WRITABLE: u32 = 0xff << 24;
+const RTE_DELIVERY_STATUS: u64 = 1 << 12;
+
+/// A redirection table entry was written. The pin is to be settled, after its completion if one is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RteChanged {
+    /// Whose entry.
+    pub pin: Pin,
+    /// Whether the pin was masked before.
+    pub masked_before: bool,
+    /// Whether it is masked now.
+    pub masked_after: bool,
+    /// Whether the write took away what would have led to a completion: a level interrupt in service dropped by
+    /// switching to edge, an accepted edge dropped by masking, or an asserted pin whose edge lies in the past.
+    pub completion_due: bool,
+}
+
+/// What a register write asks of the rest of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// An entry changed.
+    Rte(RteChanged),
+    /// The EOI register ended the service of these pins.
+    Completed(PinSet),
+}
+
+/// What an accepted message means for the pin's completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// Due when the guest's EOI comes back; Remote IRR is set until then.
+    AtEoi,
+    /// Due as soon as a CPU takes the vector: an edge-triggered interrupt sends no EOI back.
+    AtAcknowledge,
+    /// Due at once: the message has no vector that anybody would acknowledge (NMI, INIT).
+    Now,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PinState {
+    /// As the guest wrote it; the read-only bits are kept aside and are clear here.
+    rte: Rte,
+    /// Who asserts the pin, one bit per contributor.
+    contributions: u32,
+    /// The vector of the last accepted message. The guest may rewrite its entry while that one is in service.
+    accepted_vector: u8,
+}
+
+/// The chip. Remote IRR and the two memories of edges are kept as sets over all pins, so that an EOI looks only at
+/// the pins it may concern.
+#[derive(Clone, Debug)]
+pub struct VirtualIoapic {
+    pins: [PinState; PINS as usize],
+    /// Remote IRR.
+    in_service: PinSet,
+    /// Edges that came while unmasked and that nobody has accepted yet.
+    latched: PinSet,
+    /// Edge-triggered messages that were accepted, and that no CPU has taken yet.
+    edge_accepted: PinSet,
+    index: u8,
+    id: u32,
+}
+
+impl VirtualIoapic {
+    /// The chip after reset: every pin masked and deasserted.
+    pub const fn new() -> Self {
+        const RESET: PinState = PinState { rte: Rte::RESET, contributions: 0, accepted_vector: 0 };
+        Self {
+            pins: [RESET; PINS as usize],
+            in_service: PinSet::EMPTY,
+            latched: PinSet::EMPTY,
+            edge_accepted: PinSet::EMPTY,
+            index: 0,
+            id: 0,
+        }
+    }
+
+    fn pin(&self, pin: Pin) -> Option<&PinState> {
+        self.pins.get(usize::from(pin.0))
+    }
+
+    /// The entry as the guest reads it, or `None` for a pin the chip does not have.
+    pub fn rte(&self, pin: Pin) -> Option<Rte> {
+        let bits = self.pin(pin)?.rte.bits();
+        let status = if self.latched.contains(pin) { RTE_DELIVERY_STATUS } else { 0 };
+        Some(Rte::from_bits(bits | status).with_remote_irr(self.in_service.contains(pin)))
+    }
+
+    /// What the wire at the pin shows. A pin the chip does not have is never asserted.
+    pub fn level(&self, pin: Pin) -> Level {
+        match self.pin(pin) {
+            Some(state) if state.contributions != 0 => Level::Asserted,
+            _ => Level::Deasserted,
+        }
+    }
+
+    /// `contributor` asserts the pin. The pin is the OR of all contributors, so a second one makes no second edge.
+    /// The caller settles the pin next.
+    #[inline]
+    pub fn assert(&mut self, pin: Pin, contributor: Contributor) {
+        let Some(state) = self.pins.get_mut(usize::from(pin.0)) else { return };
+        let rises = state.contributions == 0;
+        state.contributions |= contributor.bit();
+        // A rising edge on a masked pin is lost (82093AA 3.2.4, interrupt mask).
+        if rises && !state.rte.is_masked() && trigger(state.rte) == TriggerMode::Edge {
+            self.latched.insert(pin);
+        }
+    }
+
+    /// `contributor` deasserts the pin. What was accepted already is not taken back.
+    #[inline]
+    pub fn deassert(&mut self, pin: Pin, contributor: Contributor) {
+        if let Some(state) = self.pins.get_mut(usize::from(pin.0)) {
+            state.contributions &= !contributor.bit();
+        }
+    }
+
+    /// What the pin would send now: a level while asserted and not in service, an edge that was latched.
+    #[inline]
+    pub fn pending(&self, pin: Pin) -> Option<Message> {
+        let state = self.pin(pin)?;
+        let rte = state.rte;
+        if rte.is_masked() {
+            return None;
+        }
+        let trigger = trigger(rte);
+        let due = match trigger {
+            TriggerMode::Level => state.contributions != 0 && !self.in_service.contains(pin),
+            TriggerMode::Edge => self.latched.contains(pin),
+        };
+        if !due {
+            return None;
+        }
+        let delivery = match rte.delivery_mode() {
+            FIXED => Delivery::Fixed(rte.vector_field()),
+            LOWEST_PRIORITY => Delivery::LowestPriority(rte.vector_field()),
+            NMI => Delivery::Nmi,
+            INIT => Delivery::Init,
+            // SMI and ExtINT have no receiver in a guest; the other modes are reserved.
+            _ => return None,
+        };
+        let destination = Destination::xapic(rte.destination(), rte.destination_mode());
+        Some(Message { delivery, destination, trigger })
+    }
+
+    /// The message [`pending`](Self::pending) has just shown was taken by at least one local APIC.
+    #[inline]
+    pub fn accepted(&mut self, pin: Pin) -> Completion {
+        let Some(state) = self.pins.get_mut(usize::from(pin.0)) else { return Completion::Now };
+        state.accepted_vector = state.rte.vector_field();
+        match trigger(state.rte) {
+            TriggerMode::Level => {
+                self.in_service.insert(pin);
+                Completion::AtEoi
+            }
+            TriggerMode::Edge => {
+                self.latched.remove(pin);
+                if !carries_vector(state.rte) {
+                    return Completion::Now;
+                }
+                self.edge_accepted.insert(pin);
+                Completion::AtAcknowledge
+            }
+        }
+    }
+
+    /// A local APIC broadcast the EOI of a level interrupt: Remote IRR goes down on every pin that was *accepted*
+    /// with this vector, whatever its entry says by now. Returns those pins. The caller completes what is behind
+    /// them, which may deassert them, and then settles them.
+    #[inline]
+    pub fn eoi(&mut self, vector: u8) -> PinSet {
+        let mut completed = PinSet::EMPTY;
+        for pin in self.in_service {
+            if self.pin(pin).is_some_and(|state| state.accepted_vector == vector) {
+                completed.insert(pin);
+            }
+        }
+        self.in_service = self.in_service.without(completed);
+        completed
+    }
+
+    /// The guest wrote the EOI register. Hardware compares with the entry as it is now; a guest that has rewritten
+    /// the entry in service may name either vector, and either ends the service, once.
+    fn directed_eoi(&mut self, vector: u8) -> PinSet {
+        let mut completed = PinSet::EMPTY;
+        for pin in self.in_service {
+            let named =
+                |state: &PinState| state.accepted_vector == vector || state.rte.vector_field() == vector;
+            if self.pin(pin).is_some_and(named) {
+                completed.insert(pin);
+            }
+        }
+        self.in_service = self.in_service.without(completed);
+        completed
+    }
+
+    /// A CPU took `vector` as an edge-triggered interrupt. Returns the pins that sent it and still wait for that:
+    /// an edge sends no EOI back, and a level-triggered line behind such a pin would otherwise fall silent after
+    /// its first interrupt.
+    #[inline]
+    pub fn acknowledged(&mut self, vector: u8) -> PinSet {
+        let mut completed = PinSet::EMPTY;
+        for pin in self.edge_accepted {
+            if self.pin(pin).is_some_and(|state| state.accepted_vector == vector) {
+                completed.insert(pin);
+            }
+        }
+        self.edge_accepted = self.edge_accepted.without(completed);
+        completed
+    }
+
+    /// Forgets everything about the pin but its entry: no contributor asserts it, nothing of it is in service.
+    pub fn release(&mut self, pin: Pin) {
+        if let Some(state) = self.pins.get_mut(usize::from(pin.0)) {
+            state.contributions = 0;
+            self.in_service.remove(pin);
+            self.latched.remove(pin);
+            self.edge_accepted.remove(pin);
+        }
+    }
+
+    /// The guest reads `bytes` bytes at `offset` of the chip's window. Registers are 32 bits wide; everything
+    /// around them reads 0.
+    pub fn mmio_read(&self, offset: u64, bytes: u8) -> u64 {
+        let value = match offset & !3 {
+            MMIO_INDEX => u32::from(self.index),
+            MMIO_DATA => self.read_register(self.index),
+            _ => 0,
+        };
+        let value = u64::from(value) >> (8 * (offset & 3));
+        match bytes {
+            1 => value & 0xff,
+            2 => value & 0xffff,
+            _ => value,
+        }
+    }
+
+    /// The guest writes to `offset` of the chip's window. Registers are written as 32 bits; of index and EOI only
+    /// the low 8 count, and they may be written alone. Everything else is dropped.
+    pub fn mmio_write(&mut self, offset: u64, bytes: u8, value: u64) -> Effect {
+        match offset {
+            MMIO_INDEX => {
+                self.index = value as u8;
+                Effect::None
+            }
+            MMIO_DATA if bytes >= 4 => self.write_register(self.index, value as u32),
+            MMIO_EOI => match self.directed_eoi(value as u8) {
+                PinSet::EMPTY => Effect::None,
+                pins => Effect::Completed(pins),
+            },
+            _ => Effect::None,
+        }
+    }
+
+    fn read_register(&self, index: u8) -> u32 {
+        match index {
+            REG_ID | REG_ARBITRATION => self.id,
+            REG_VERSION => VERSION_VALUE,
+            REG_RTE_BASE.. => {
+                let (pin, high) = rte_register(index);
+                self.rte(pin).map_or(0, |rte| if high { rte.high() } else { rte.low() })
+            }
+            _ => 0,
+        }
+    }
+
+    fn write_register(&mut self, index: u8, value: u32) -> Effect {
+        match index {
+            REG_ID => {
+                self.id = value & ID_WRITABLE;
+                Effect::None
+            }
+            REG_RTE_BASE.. => {
+                let (pin, high) = rte_register(index);
+                self.write_rte(pin, high, value)
+            }
+            // Version and arbitration are read-only, the rest does not exist.
+            _ => Effect::None,
+        }
+    }
+
+    /// Half an entry at a time, and each half counts at once, as in hardware: a guest that changes both halves of
+    /// an unmasked entry has asked for what lies between.
+    fn write_rte(&mut self, pin: Pin, high: bool, value: u32) -> Effect {
+        let Some(state) = self.pins.get_mut(usize::from(pin.0)) else { return Effect::None };
+        let before = state.rte;
+        let after = Rte::from_bits(if high {
+            u64::from(before.low()) | u64::from(value & RTE_HIGH_WRITABLE) << 32
+        } else {
+            u64::from(before.high()) << 32 | u64::from(value & RTE_LOW_WRITABLE)
+        });
+        state.rte = after;
+        let asserted = state.contributions != 0;
+
+        // Switching to edge drops Remote IRR. Guests written for chips without an EOI register rely on it.
+        let level_dropped = after.trigger() == TriggerMode::Edge && self.in_service.contains(pin);
+        if level_dropped {
+            self.in_service.remove(pin);
+        }
+        // The vector of an accepted edge may never be taken, when its local APIC was reset meanwhile. Masking is
+        // what every guest does before it starts over, so that is where waiting for it ends.
+        let edge_dropped = after.is_masked() && self.edge_accepted.contains(pin);
+        if edge_dropped {
+            self.edge_accepted.remove(pin);
+        }
+        if trigger(after) == TriggerMode::Level {
+            self.latched.remove(pin);
+        }
+        let edge_is_past = asserted
+            && !after.is_masked()
+            && trigger(after) == TriggerMode::Edge
+            && !self.latched.contains(pin)
+            && !self.edge_accepted.contains(pin);
+        Effect::Rte(RteChanged {
+            pin,
+            masked_before: before.is_masked(),
+            masked_after: after.is_masked(),
+            completion_due: level_dropped || edge_dropped || edge_is_past,
+        })
+    }
+}
+
+impl Default for VirtualIoapic {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+const FIXED: u8 = 0;
+const LOWEST_PRIORITY: u8 = 1;
+const NMI: u8 = 4;
+const INIT: u8 = 5;
+
+/// Whether a local APIC will acknowledge what this entry sends.
+const fn carries_vector(rte: Rte) -> bool {
+    matches!(rte.delivery_mode(), FIXED | LOWEST_PRIORITY)
+}
+
+/// The trigger mode in effect: messages without a vector are edge-triggered whatever the entry says, because no
+/// EOI would ever come back (82093AA 3.2.4, delivery mode).
+const fn trigger(rte: Rte) -> TriggerMode {
+    if carries_vector(rte) { rte.trigger() } else { TriggerMode::Edge }
+}
+
+/// Which half of which entry a register is. The pin may be one the chip does not have.
+const fn rte_register(index: u8) -> (Pin, bool) {
+    let offset = index - REG_RTE_BASE;
+    (Pin(offset >> 1), offset & 1 != 0)
+}
