@@ -604,6 +604,19 @@ fn an_interrupted_delivery_goes_through_isr_once() {
 }
 
 #[test]
+fn i44_init_forgets_what_was_on_its_way() {
+    let mut machine = Machine::<2>::new(only_eoi);
+    let chips = &mut machine.chips;
+    let vector = Vector::new(0x51).unwrap();
+    let _ = chips.lapic_write(Vcpu(1), 0x300, 4, 0x4_0051, 0);
+    chips.before_entry(Vcpu(1), Interruptibility::default());
+    chips.after_exit(Vcpu(1), Exited { offer_stands: false, interrupted: Some(vector) });
+    let _ = chips.lapic_write(BOOT, 0x300, 4, 0xc_4500, 0);
+    assert!(chips.take_init(Vcpu(1)));
+    assert_eq!(chips.before_entry(Vcpu(1), Interruptibility::default()), Injection::default());
+}
+
+#[test]
 fn ten_nmis_during_one_are_one() {
     let mut machine = Machine::<1>::new(only_eoi);
     let chips = &mut machine.chips;

@@ -158,14 +158,18 @@ fn every_waiting_and_serviced_vector_shows_at_its_bit() {
 #[test]
 fn d14_a_disabled_chip_accepts_nothing_but_keeps_what_it_has() {
     let mut chip = xapic();
+    for offset in (0x320..=0x370).step_by(0x10) {
+        write(&mut chip, offset, 0x51);
+    }
     chip.accept(v(0x51), TriggerMode::Level);
     assert_eq!(write(&mut chip, SVR, 0xff), Effect::AcceptanceChanged);
     assert!(!chip.accept(v(0x61), TriggerMode::Level));
     assert_eq!(chip.pending(), Some(v(0x51)));
     assert!(chip.receive(Delivery::Nmi, TriggerMode::Edge));
     for offset in (0x320..=0x370).step_by(0x10) {
-        write(&mut chip, offset, 0x51);
-        assert_eq!(read(&mut chip, offset), 0x51 | MASKED, "entries stay masked");
+        assert_eq!(read(&mut chip, offset), 0x51 | MASKED, "entries are masked");
+        write(&mut chip, offset, 0x61);
+        assert_eq!(read(&mut chip, offset), 0x61 | MASKED, "and stay so");
     }
     assert_eq!(write(&mut chip, SVR, 0x1ff), Effect::AcceptanceChanged);
     assert_eq!(write(&mut chip, SVR, 0x1fe), Effect::None);
@@ -188,6 +192,7 @@ fn cr8_is_the_class_of_the_task_priority() {
     }
     chip.write_msr(MSR_APIC_BASE, 0xfee0_0100, 0).unwrap();
     assert_eq!(chip.set_cr8(9), Ok(()));
+    assert_eq!(chip.write_msr(MSR_APIC_BASE, 0xfee0_0100, 0), Ok(Effect::None));
     assert_eq!(chip.cr8(), 9, "CR8 works with the chip disabled");
 }
 
