@@ -1,0 +1,660 @@
+//! One physical line as a pure state machine: [`Line::step`] takes an [`Event`] and returns [`Effects`].
+//!
+//! Nothing here touches a chip, a slot, a lock or memory outside the line. The caller holds the line's lock over the
+//! step *and* over the effects, and carries them out in this order:
+//!
+//! 1. **close**: [`Effects::mask_rte`], [`Effects::set_disintx`];
+//! 2. **lower** the virtual pin of the delivery that ended, [`Effects::lower`];
+//! 3. **open**: [`Effects::clear_disintx`], [`Effects::unmask_rte`], [`Effects::directed_eoi`];
+//! 4. **notify**: enter the slot of each of [`Effects::notify`] and report what it showed ([`Event::Notified`]);
+//! 5. **sample** the INTx Status of each of [`Effects::sample`] and report it ([`Event::Sampled`]).
+//!
+//! Closing comes first so that the mask is effective before anything else happens; lowering comes before opening so
+//! that the next assertion cannot be taken for the last one. No step opens a source that it also notifies. The virtual
+//! pin of a new delivery is raised after the lock is released. `table.rs` is that caller.
+//!
+//! The physical gate is never set by an event directly. Events change reason sets; `settle`, at the end of every step,
+//! derives from the sets what the gate must be and emits only the difference. So a gate cannot disagree with its
+//! reasons, and closing twice or opening twice is not a thing that can be said.
+
+use super::gate::{Gate, Sample};
+use super::ledger::{Account, Completion, Ledger, count};
+use super::notifier::{Notifier, Parity, Retired};
+use super::reasons::MaskReasons;
+
+/// How many sources can share a line. PCI wires four pins of many slots to few inputs; eight on one input is already
+/// more than chipsets route in practice.
+pub const MAX_SHARERS: usize = 8;
+
+/// One of a line's sources, by its place on the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sharer(u8);
+
+impl Sharer {
+    /// The place `index`, or `None` from [`MAX_SHARERS`] on.
+    pub const fn new(index: u8) -> Option<Self> {
+        if (index as usize) < MAX_SHARERS { Some(Self(index)) } else { None }
+    }
+
+    /// The place, below [`MAX_SHARERS`].
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A set of a line's sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct SharerSet(u8);
+
+impl SharerSet {
+    /// Nobody.
+    pub const EMPTY: Self = Self(0);
+
+    /// One source.
+    pub const fn only(sharer: Sharer) -> Self {
+        Self(1 << sharer.0)
+    }
+
+    /// Whether nobody is in it.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether `sharer` is in it.
+    pub const fn contains(self, sharer: Sharer) -> bool {
+        self.0 & Self::only(sharer).0 != 0
+    }
+
+    /// Puts `sharer` in.
+    pub const fn insert(&mut self, sharer: Sharer) {
+        self.0 |= Self::only(sharer).0;
+    }
+
+    /// Takes `sharer` out.
+    pub const fn remove(&mut self, sharer: Sharer) {
+        self.0 &= !Self::only(sharer).0;
+    }
+
+    /// Those in either.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Those in this but not in `other`.
+    #[must_use]
+    pub const fn difference(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// The one with the lowest place.
+    pub const fn first(self) -> Option<Sharer> {
+        if self.0 == 0 { None } else { Some(Sharer(self.0.trailing_zeros() as u8)) }
+    }
+}
+
+impl Iterator for SharerSet {
+    type Item = Sharer;
+
+    /// Takes out the one with the lowest place.
+    #[inline]
+    fn next(&mut self) -> Option<Sharer> {
+        let first = self.first()?;
+        self.remove(first);
+        Some(first)
+    }
+}
+
+/// Where an assertion came from, while the slot is being asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// The device: the wire, or Status at a gate about to open.
+    Device,
+    /// A loopback.
+    Loopback,
+}
+
+/// How far a source's delivery is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Service {
+    /// No delivery.
+    Idle,
+    /// The gate is closed and the slot is being asked; only inside one hold of the line's lock.
+    Notifying(Origin),
+    /// The notifier was given the assertion; its pin is high, or will be once the delivery leaves the slot.
+    InService {
+        /// Who was notified.
+        target: Notifier,
+        /// In which epoch of the slot.
+        parity: Parity,
+    },
+    /// The guest's EOI came while it had the virtual RTE masked: completion is the unmask. The pin is still high.
+    AwaitUnmask {
+        /// Who was notified.
+        target: Notifier,
+        /// In which epoch of the slot.
+        parity: Parity,
+    },
+}
+
+/// What a line knows of one of its sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceState {
+    /// Why it is silenced; empty: it is open.
+    pub reasons: MaskReasons,
+    /// How far its delivery is.
+    pub service: Service,
+    /// The notifier after the last replacement that is over. The slot may already be ahead.
+    pub notifier: Notifier,
+    /// Whether an assertion met no notifier and waits for one.
+    pub pending: bool,
+}
+
+impl SourceState {
+    const NEW: Self = Self {
+        reasons: MaskReasons::NO_NOTIFIER,
+        service: Service::Idle,
+        notifier: Notifier::None,
+        pending: false,
+    };
+}
+
+/// The protocol state of a line: everything [`Line::step`] decides by, without the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LineState {
+    /// The kind of gate.
+    pub gate: Gate,
+    /// The places that are taken.
+    pub present: SharerSet,
+    /// Whether the RTE is masked.
+    pub rte_masked: bool,
+    /// Directed EOI only: whether Remote IRR holds the line for an EOI that is still withheld.
+    pub held: bool,
+    /// Function gate only: whose DisINTx is set.
+    pub disintx: SharerSet,
+    /// The sources, by place; meaningful where `present`.
+    pub sources: [SourceState; MAX_SHARERS],
+}
+
+impl LineState {
+    /// Whether nothing physical can reach `sharer`'s delivery path now.
+    pub fn is_closed(&self, sharer: Sharer) -> bool {
+        match self.gate {
+            Gate::RteMask | Gate::DirectedEoi => self.rte_masked || self.held,
+            Gate::Function => self.rte_masked || self.disintx.contains(sharer),
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// The line's vector arrived.
+    Wire,
+    /// The INTx Status that [`Effects::sample`] asked for.
+    Sampled {
+        /// Whose.
+        sharer: Sharer,
+        /// What it shows.
+        sample: Sample,
+    },
+    /// The slot that [`Effects::notify`] asked to enter was entered.
+    Notified {
+        /// Whose.
+        sharer: Sharer,
+        /// What it showed, possibly nothing.
+        target: Notifier,
+        /// In which epoch.
+        parity: Parity,
+    },
+    /// The guest's EOI reached the virtual pin while this source held it high, or the owner of a poll counter
+    /// completed by hypercall.
+    Eoi {
+        /// Whose.
+        sharer: Sharer,
+        /// The notifier it came through; one that is not in service makes the EOI stale.
+        from: Notifier,
+    },
+    /// The guest masked or unmasked the virtual redirection table entry of a pin.
+    VirtualRte {
+        /// Whose.
+        sharer: Sharer,
+        /// The pin; a change of any other pin than the notifier's is nothing to the source.
+        pin: Notifier,
+        /// The mask bit now.
+        masked: bool,
+    },
+    /// Somebody has reasons to silence the source. Only [`MaskReasons::GIVEN`] count.
+    Mask {
+        /// Whose.
+        sharer: Sharer,
+        /// Why.
+        reasons: MaskReasons,
+    },
+    /// Somebody takes reasons back. Only [`MaskReasons::GIVEN`] count.
+    Unmask {
+        /// Whose.
+        sharer: Sharer,
+        /// Which.
+        reasons: MaskReasons,
+    },
+    /// Software asserts in the device's stead.
+    Loopback {
+        /// Whose.
+        sharer: Sharer,
+    },
+    /// A grace period is over: nobody delivers to the old notifier any more. Deliveries of its epoch that are
+    /// still in service end here.
+    Retired {
+        /// Whose.
+        sharer: Sharer,
+        /// The notifier now.
+        notifier: Notifier,
+        /// The epoch that ended.
+        parity: Parity,
+        /// Whether the slot handed over the mark of an assertion that had met no notifier.
+        marked: bool,
+        /// Whether the virtual RTE of the notifier of now is masked.
+        virtual_rte_masked: bool,
+        /// How deliveries of the old epoch are booked.
+        how: Completion,
+    },
+}
+
+impl Event {
+    /// The event that reports the end of a slot's grace period.
+    pub const fn retired(
+        sharer: Sharer,
+        retired: &Retired,
+        virtual_rte_masked: bool,
+        how: Completion,
+    ) -> Self {
+        Self::Retired {
+            sharer,
+            notifier: retired.new,
+            parity: retired.parity,
+            marked: retired.marked,
+            virtual_rte_masked,
+            how,
+        }
+    }
+}
+
+/// What must be done, in the order the module's head gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "the line believes that its effects were carried out"]
+pub struct Effects {
+    /// Close: mask the RTE.
+    pub mask_rte: bool,
+    /// Close: set these functions' DisINTx.
+    pub set_disintx: SharerSet,
+    /// Lower this source's level on this virtual pin.
+    pub lower: Option<(Sharer, Notifier)>,
+    /// Enter these sources' slots and report [`Event::Notified`].
+    pub notify: SharerSet,
+    /// After [`Event::Notified`]: the slot was empty and the assertion must leave its mark there.
+    pub mark: bool,
+    /// Open: clear these functions' DisINTx.
+    pub clear_disintx: SharerSet,
+    /// Open: unmask the RTE.
+    pub unmask_rte: bool,
+    /// Open: send the withheld EOI.
+    pub directed_eoi: bool,
+    /// Read these functions' INTx Status and report [`Event::Sampled`], one after the other.
+    pub sample: SharerSet,
+    /// Whether the event changed a reason set or a service state; false for what was stale, idempotent or refused.
+    pub changed: bool,
+}
+
+/// One physical line with its sources.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Line {
+    state: LineState,
+    ledgers: [Ledger; MAX_SHARERS],
+    interrupts: u64,
+}
+
+impl Line {
+    /// A line whose RTE is programmed and masked, and whose sources are still to come.
+    pub const fn new(gate: Gate) -> Self {
+        const NO_ENTRIES: Ledger = Ledger {
+            accepted: super::ledger::Accepted { wire: 0, loopback: 0, replay: 0 },
+            delivered: 0,
+            coalesced: 0,
+            suppressed: super::ledger::Suppressed { masked: 0, loopback: 0, carried: 0 },
+            completed: super::ledger::Completed { eoi: 0, forced: 0, reset: 0, handover: 0 },
+            stale_eois: 0,
+        };
+        let state = LineState {
+            gate,
+            present: SharerSet::EMPTY,
+            rte_masked: true,
+            held: false,
+            disintx: SharerSet::EMPTY,
+            sources: [SourceState::NEW; MAX_SHARERS],
+        };
+        Self { state, ledgers: [NO_ENTRIES; MAX_SHARERS], interrupts: 0 }
+    }
+
+    /// The protocol state.
+    pub const fn state(&self) -> &LineState {
+        &self.state
+    }
+
+    /// How often the line's vector arrived.
+    pub const fn interrupts(&self) -> u64 {
+        self.interrupts
+    }
+
+    /// What the line knows of a source, or `None` if the place is not taken.
+    #[inline]
+    pub fn source(&self, sharer: Sharer) -> Option<&SourceState> {
+        if !self.state.present.contains(sharer) {
+            return None;
+        }
+        self.state.sources.get(sharer.index())
+    }
+
+    /// A source's books, or `None` if the place is not taken.
+    pub fn account(&self, sharer: Sharer) -> Option<Account> {
+        let source = self.source(sharer)?;
+        let ledger = *self.ledgers.get(sharer.index())?;
+        Some(Account { ledger, pending: source.pending, in_service: source.service != Service::Idle })
+    }
+
+    /// Gives a new source the first free place: closed, without a notifier, with empty books. `None` if all are
+    /// taken. At a line gate the function's DisINTx is cleared, since the gate is elsewhere.
+    pub fn attach(&mut self) -> Option<(Sharer, Effects)> {
+        let sharer = SharerSet(!self.state.present.0).first()?;
+        *self.state.sources.get_mut(sharer.index())? = SourceState::NEW;
+        *self.ledgers.get_mut(sharer.index())? = Ledger::default();
+        self.state.present.insert(sharer);
+        let mut effects = Effects { changed: true, ..Effects::default() };
+        self.settle(&mut effects);
+        if self.state.gate != Gate::Function {
+            effects.clear_disintx.insert(sharer);
+        }
+        Some((sharer, effects))
+    }
+
+    /// Takes a source off the line, with its DisINTx set for good. `None`, and nothing happens, while it has a
+    /// notifier or a delivery: replace the notifier by none first.
+    pub fn detach(&mut self, sharer: Sharer) -> Option<Effects> {
+        let source = self.source(sharer)?;
+        if source.service != Service::Idle || !source.notifier.is_none() {
+            return None;
+        }
+        self.state.present.remove(sharer);
+        let mut effects = Effects { changed: true, ..Effects::default() };
+        if !self.state.disintx.contains(sharer) {
+            effects.set_disintx.insert(sharer);
+        }
+        self.state.disintx.remove(sharer);
+        self.settle(&mut effects);
+        Some(effects)
+    }
+
+    /// The whole protocol: what happened goes in, what must be done comes out.
+    #[inline]
+    pub fn step(&mut self, event: Event) -> Effects {
+        let mut effects = Effects::default();
+        match event {
+            Event::Wire => self.wire(&mut effects),
+            Event::Sampled { sharer, sample } => self.sampled(sharer, sample, &mut effects),
+            Event::Notified { sharer, target, parity } => {
+                self.notified(sharer, target, parity, &mut effects);
+            }
+            Event::Eoi { sharer, from } => self.eoi(sharer, from, &mut effects),
+            Event::VirtualRte { sharer, pin, masked } => {
+                self.virtual_rte(sharer, pin, masked, &mut effects);
+            }
+            Event::Mask { sharer, reasons } => {
+                self.change_reasons(sharer, reasons, MaskReasons::empty(), &mut effects);
+            }
+            Event::Unmask { sharer, reasons } => {
+                self.change_reasons(sharer, MaskReasons::empty(), reasons, &mut effects);
+            }
+            Event::Loopback { sharer } => self.loopback(sharer, &mut effects),
+            Event::Retired { sharer, notifier, parity, marked, virtual_rte_masked, how } => {
+                if let Some((source, ledger)) = self.parts(sharer) {
+                    if let Service::InService { parity: served, .. }
+                    | Service::AwaitUnmask { parity: served, .. } = source.service
+                        && served == parity
+                    {
+                        complete(sharer, source, ledger, how, &mut effects);
+                    }
+                    source.notifier = notifier;
+                    source.reasons.set(MaskReasons::NO_NOTIFIER, notifier.is_none());
+                    source.reasons.set(MaskReasons::VIRTUAL_RTE_MASKED, virtual_rte_masked);
+                    // The mark is honoured by looking at the wire again, which opening the gate does.
+                    if marked {
+                        source.pending = false;
+                        count(&mut ledger.suppressed.carried);
+                    }
+                    complete_if_unmasked(sharer, source, ledger, &mut effects);
+                    effects.changed = true;
+                }
+            }
+        }
+        self.settle(&mut effects);
+        effects
+    }
+
+    /// State and books of a source that is there.
+    #[inline]
+    fn parts(&mut self, sharer: Sharer) -> Option<(&mut SourceState, &mut Ledger)> {
+        if !self.state.present.contains(sharer) {
+            return None;
+        }
+        Some((self.state.sources.get_mut(sharer.index())?, self.ledgers.get_mut(sharer.index())?))
+    }
+
+    /// A vector says "somebody on the line". At a line gate nobody can tell who, so it concerns every source; at
+    /// function gates the open ones are asked, and only them: a function in reset or asleep is closed.
+    #[inline]
+    fn wire(&mut self, effects: &mut Effects) {
+        count(&mut self.interrupts);
+        // Without an EOI broadcast the chip now holds the line until it is told otherwise.
+        self.state.held = self.state.gate == Gate::DirectedEoi;
+        for sharer in self.state.present {
+            let function_gate = self.state.gate == Gate::Function;
+            let Some((source, ledger)) = self.parts(sharer) else { continue };
+            if function_gate {
+                if source.reasons.is_empty() {
+                    effects.sample.insert(sharer);
+                }
+                continue;
+            }
+            count(&mut ledger.accepted.wire);
+            if source.service != Service::Idle {
+                count(&mut ledger.coalesced);
+            } else if !source.reasons.is_empty() {
+                count(&mut ledger.suppressed.masked);
+            } else {
+                begin(sharer, source, Origin::Device, effects);
+            }
+        }
+    }
+
+    /// Status of a function whose reason set is empty: its gate is open and the vector asks whether it was this one, or
+    /// its gate is about to open and the question is whether that is worth it.
+    fn sampled(&mut self, sharer: Sharer, sample: Sample, effects: &mut Effects) {
+        let opening = self.state.disintx.contains(sharer);
+        if self.state.gate != Gate::Function {
+            return;
+        }
+        let Some((source, ledger)) = self.parts(sharer) else { return };
+        if !source.reasons.is_empty() {
+            return;
+        }
+        match sample {
+            Sample::High => {
+                count(if opening { &mut ledger.accepted.replay } else { &mut ledger.accepted.wire });
+                begin(sharer, source, Origin::Device, effects);
+            }
+            Sample::Low if opening => {
+                self.state.disintx.remove(sharer);
+                effects.clear_disintx.insert(sharer);
+            }
+            Sample::Low => {}
+            Sample::Absent => {
+                source.reasons |= MaskReasons::QUARANTINE;
+                effects.changed = true;
+            }
+        }
+    }
+
+    #[inline]
+    fn notified(&mut self, sharer: Sharer, target: Notifier, parity: Parity, effects: &mut Effects) {
+        let Some((source, ledger)) = self.parts(sharer) else { return };
+        let Service::Notifying(origin) = source.service else { return };
+        effects.changed = true;
+        if !target.is_none() {
+            source.service = Service::InService { target, parity };
+            count(&mut ledger.delivered);
+            return;
+        }
+        // A replacement has published none and is about to report it. The gate stays closed, for that reason.
+        source.service = Service::Idle;
+        source.reasons.remove(MaskReasons::IN_SERVICE);
+        source.reasons.insert(MaskReasons::NO_NOTIFIER);
+        match origin {
+            Origin::Device => {
+                source.pending = true;
+                effects.mark = true;
+            }
+            Origin::Loopback => count(&mut ledger.suppressed.loopback),
+        }
+    }
+
+    #[inline]
+    fn eoi(&mut self, sharer: Sharer, from: Notifier, effects: &mut Effects) {
+        let Some((source, ledger)) = self.parts(sharer) else { return };
+        match source.service {
+            Service::InService { target, parity } if target == from => {
+                if source.reasons.contains(MaskReasons::VIRTUAL_RTE_MASKED) {
+                    source.service = Service::AwaitUnmask { target, parity };
+                    effects.changed = true;
+                } else {
+                    complete(sharer, source, ledger, Completion::Eoi, effects);
+                }
+            }
+            _ => count(&mut ledger.stale_eois),
+        }
+    }
+
+    fn virtual_rte(&mut self, sharer: Sharer, pin: Notifier, masked: bool, effects: &mut Effects) {
+        let Some((source, ledger)) = self.parts(sharer) else { return };
+        if source.notifier != pin || pin.is_none() {
+            return;
+        }
+        effects.changed = source.reasons.contains(MaskReasons::VIRTUAL_RTE_MASKED) != masked;
+        source.reasons.set(MaskReasons::VIRTUAL_RTE_MASKED, masked);
+        complete_if_unmasked(sharer, source, ledger, effects);
+    }
+
+    fn change_reasons(
+        &mut self,
+        sharer: Sharer,
+        add: MaskReasons,
+        remove: MaskReasons,
+        effects: &mut Effects,
+    ) {
+        let Some((source, _)) = self.parts(sharer) else { return };
+        let before = source.reasons;
+        source.reasons |= add & MaskReasons::GIVEN;
+        source.reasons -= remove & MaskReasons::GIVEN;
+        effects.changed = source.reasons != before;
+    }
+
+    fn loopback(&mut self, sharer: Sharer, effects: &mut Effects) {
+        let Some((source, ledger)) = self.parts(sharer) else { return };
+        count(&mut ledger.accepted.loopback);
+        if source.reasons.intersects(MaskReasons::STOPS_LOOPBACK) {
+            count(&mut ledger.suppressed.loopback);
+        } else if source.service != Service::Idle {
+            count(&mut ledger.coalesced);
+        } else {
+            begin(sharer, source, Origin::Loopback, effects);
+        }
+    }
+
+    /// Derives the gate from the reason sets and emits the difference. Idempotent.
+    #[inline]
+    fn settle(&mut self, effects: &mut Effects) {
+        let mut union = MaskReasons::empty();
+        for sharer in self.state.present {
+            let Some(source) = self.state.sources.get(sharer.index()) else { continue };
+            union |= source.reasons;
+            if self.state.gate == Gate::Function {
+                let closed = self.state.disintx.contains(sharer);
+                if !source.reasons.is_empty() && !closed {
+                    self.state.disintx.insert(sharer);
+                    effects.set_disintx.insert(sharer);
+                } else if source.reasons.is_empty() && closed {
+                    // Not yet: whether to open or to deliver again is for Status to say.
+                    effects.sample.insert(sharer);
+                }
+            }
+        }
+        if self.state.held && !union.contains(MaskReasons::IN_SERVICE) {
+            self.state.held = false;
+            effects.directed_eoi = true;
+        }
+        let wanted = match self.state.gate {
+            _ if self.state.present.is_empty() => true,
+            Gate::Function => false,
+            Gate::RteMask => !union.is_empty(),
+            Gate::DirectedEoi => {
+                let held_alone = self.state.held && union == MaskReasons::IN_SERVICE;
+                !union.is_empty() && !held_alone
+            }
+        };
+        if wanted != self.state.rte_masked {
+            self.state.rte_masked = wanted;
+            effects.mask_rte = wanted;
+            effects.unmask_rte = !wanted;
+        }
+    }
+}
+
+/// Starts a delivery: in service from here on, so that `settle` closes the gate before the slot is entered.
+#[inline]
+fn begin(sharer: Sharer, source: &mut SourceState, origin: Origin, effects: &mut Effects) {
+    source.service = Service::Notifying(origin);
+    source.reasons |= MaskReasons::IN_SERVICE;
+    effects.notify.insert(sharer);
+    effects.changed = true;
+}
+
+/// Ends a delivery, however it ends.
+#[inline]
+fn complete(
+    sharer: Sharer,
+    source: &mut SourceState,
+    ledger: &mut Ledger,
+    how: Completion,
+    effects: &mut Effects,
+) {
+    if let Service::InService { target, .. } | Service::AwaitUnmask { target, .. } = source.service {
+        effects.lower = Some((sharer, target));
+        source.service = Service::Idle;
+        source.reasons -= MaskReasons::IN_SERVICE;
+        ledger.complete(how);
+        effects.changed = true;
+    }
+}
+
+/// The later half of a completion whose EOI came under a masked virtual RTE.
+fn complete_if_unmasked(
+    sharer: Sharer,
+    source: &mut SourceState,
+    ledger: &mut Ledger,
+    effects: &mut Effects,
+) {
+    if matches!(source.service, Service::AwaitUnmask { .. })
+        && !source.reasons.contains(MaskReasons::VIRTUAL_RTE_MASKED)
+    {
+        complete(sharer, source, ledger, Completion::Eoi, effects);
+    }
+}
