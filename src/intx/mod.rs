@@ -66,6 +66,7 @@
 //! `docs/intx.md` tells the whole story and which test proves which promise.
 
 pub mod gate;
+pub mod handler;
 pub mod ledger;
 pub mod line;
 pub mod notifier;
@@ -73,11 +74,13 @@ pub mod reasons;
 pub mod table;
 
 pub use gate::{Gate, Sample, Sharing};
+pub use handler::{
+    Deliveries, Delivery, LineIo, Registrations, Replacement, Replacing, SourceId, SourceInfo,
+};
 pub use ledger::{Account, Completion, Imbalance, Ledger};
 pub use line::{Effects, Event, Line, LineState, MAX_SHARERS, Service, Sharer, SharerSet, SourceState};
 pub use notifier::{Control, Entered, Notifier, NotifierSlot, Parity, Retired, Retiring};
 pub use reasons::MaskReasons;
 pub use table::{
-    AssignError, Deliveries, Delivery, LineIo, LineReport, LineTable, MAX_SOURCES, Registrations,
-    ReplaceError, Replacement, Replacing, SourceId, SourceInfo, SourceReport, Sources, Targets,
+    AssignError, LineReport, LineTable, MAX_SOURCES, ReplaceError, SourceReport, Sources, Targets,
 };

@@ -1,0 +1,324 @@
+//! The permanent handler of one line: state, slots and hardware put together in the right order.
+//!
+//! A [`Handler`] stands from the first assignment on its line to the last release, whatever happens to notifiers, masks
+//! and guests. Each of its operations is one hold of the line's lock around [`Line::step`] and its effects,
+//! carried out on a [`LineIo`]; what must happen outside the lock is returned as [`Deliveries`]. Nothing here allocates,
+//! waits, or can panic.
+
+use core::fmt;
+
+use super::gate::{Gate, Sample};
+use super::ledger::Completion;
+use super::line::{Effects, Event, Line, MAX_SHARERS, Sharer, SharerSet};
+use super::notifier::{Control, Entered, Notifier, NotifierSlot, Retiring};
+use crate::irq::{Gsi, Vector};
+use crate::sync::{AtomicU64, Lock, Ordering};
+
+/// An assigned function's INTx, machine-wide. A guest may put any number in it: an operation on a source that does
+/// not exist does nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceId(pub u8);
+
+impl SourceId {
+    /// Its bit in a listener word. Assigned sources are below [`MAX_SOURCES`], so nothing wraps.
+    pub(super) const fn bit(self) -> u64 {
+        1_u64.wrapping_shl(self.0 as u32)
+    }
+}
+
+impl fmt::Display for SourceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "source {}", self.0)
+    }
+}
+
+/// What does not change about a source while it is assigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceInfo {
+    /// The owning partition.
+    pub owner: u8,
+    /// The function, as bus, device and function in 8, 5 and 3 bits (PCI 3.0 3.2.2.3.2).
+    pub bdf: u16,
+}
+
+/// Both ends of a line, as far as its rules must reach them: the chips on one, the virtual pin on the other.
+///
+/// Every method is called with the line's lock held. None may wait, none may call back into the table, and none is
+/// called for a function that is in reset, asleep or gone.
+pub trait LineIo {
+    /// Masks the redirection table entry of `gsi`. Effective in the chip on return.
+    fn mask_rte(&mut self, gsi: Gsi);
+    /// Unmasks the redirection table entry of `gsi`.
+    fn unmask_rte(&mut self, gsi: Gsi);
+    /// Writes `vector` to the EOI register of the IO-APIC of `gsi`.
+    fn directed_eoi(&mut self, gsi: Gsi, vector: Vector);
+    /// Writes DisINTx, and no other bit, of the function `bdf`.
+    fn set_disintx(&mut self, bdf: u16, set: bool);
+    /// Reads INTx Status of the function `bdf`.
+    fn intx_status(&mut self, bdf: u16) -> Sample;
+    /// Takes `source`'s level off the virtual pin `target`. A poll counter has no level; nothing is to be done then.
+    fn lower_pin(&mut self, source: SourceId, target: Notifier);
+    /// Whether the guest has the redirection table entry of the virtual pin `target` masked now.
+    fn virtual_rte_masked(&mut self, target: Notifier) -> bool;
+}
+
+/// One line: its lock, and beside the lock what the interrupt path reads without it.
+#[derive(Debug)]
+pub(super) struct Handler {
+    pub(super) gsi: Gsi,
+    pub(super) vector: Vector,
+    /// Who sits at each place; changed only through `&mut`.
+    pub(super) seats: [Option<Seat>; MAX_SHARERS],
+    pub(super) slots: [NotifierSlot; MAX_SHARERS],
+    pub(super) line: Lock<Line>,
+    pub(super) registrations: Registrations,
+}
+
+/// A source at its place on the line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seat {
+    pub(super) source: SourceId,
+    pub(super) info: SourceInfo,
+}
+
+/// How often a line's permanent handler was installed and removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Registrations {
+    /// Times the line's vector was claimed.
+    pub installed: u64,
+    /// Times it was given back.
+    pub removed: u64,
+}
+
+impl Handler {
+    /// A handler for a line that still has no source.
+    pub(super) fn new(gsi: Gsi, vector: Vector, gate: Gate) -> Self {
+        Self {
+            gsi,
+            vector,
+            seats: [None; MAX_SHARERS],
+            slots: core::array::from_fn(|_| NotifierSlot::new()),
+            line: Lock::new(Line::new(gate)),
+            registrations: Registrations::default(),
+        }
+    }
+
+    /// One event under the line's lock, and what is to be done outside of it.
+    #[inline]
+    pub(super) fn drive(&self, event: Event, io: &mut impl LineIo) -> (bool, Deliveries<'_>) {
+        self.line.with(|line| self.run(line, event, io))
+    }
+
+    /// One event from beginning to end: step, effects, the slots that are to be entered, the functions that are to be
+    /// sampled.
+    #[inline]
+    fn run(&self, line: &mut Line, event: Event, io: &mut impl LineIo) -> (bool, Deliveries<'_>) {
+        let mut deliveries = Deliveries { entry: Some(self), ..Deliveries::none() };
+        let mut effects = line.step(event);
+        let changed = effects.changed;
+        let mut asked = SharerSet::EMPTY;
+        let mut to_ask = SharerSet::EMPTY;
+        loop {
+            self.carry_out(&effects, io);
+            for sharer in effects.notify {
+                self.notify(line, sharer, &mut deliveries);
+            }
+            // Nobody is asked twice for one event, whatever the functions answer.
+            to_ask = to_ask.union(effects.sample).difference(asked);
+            let Some(sharer) = to_ask.first() else { return (changed, deliveries) };
+            asked.insert(sharer);
+            let sample = self.seat(sharer).map_or(Sample::Absent, |seat| io.intx_status(seat.info.bdf));
+            effects = line.step(Event::Sampled { sharer, sample });
+        }
+    }
+
+    /// Asks the slot where the assertion goes. The line learns of it in the same hold of its lock, so that a
+    /// replacement that finishes later finds the delivery in the line's state.
+    #[inline]
+    fn notify<'t>(&'t self, line: &mut Line, sharer: Sharer, deliveries: &mut Deliveries<'t>) {
+        let Some(slot) = self.slots.get(sharer.index()) else { return };
+        let entered = slot.enter();
+        let effects = line.step(Event::Notified { sharer, target: entered.target, parity: entered.parity });
+        if !entered.target.is_none() {
+            deliveries.put(sharer, entered);
+        } else if effects.mark {
+            slot.leave_mark(entered);
+        } else {
+            slot.leave(entered);
+        }
+    }
+
+    /// Close, lower, open.
+    #[inline]
+    pub(super) fn carry_out(&self, effects: &Effects, io: &mut impl LineIo) {
+        if effects.mask_rte {
+            io.mask_rte(self.gsi);
+        }
+        for seat in effects.set_disintx.filter_map(|sharer| self.seat(sharer)) {
+            io.set_disintx(seat.info.bdf, true);
+        }
+        if let Some((sharer, target)) = effects.lower
+            && let Some(seat) = self.seat(sharer)
+        {
+            io.lower_pin(seat.source, target);
+        }
+        for seat in effects.clear_disintx.filter_map(|sharer| self.seat(sharer)) {
+            io.set_disintx(seat.info.bdf, false);
+        }
+        if effects.unmask_rte {
+            io.unmask_rte(self.gsi);
+        }
+        if effects.directed_eoi {
+            io.directed_eoi(self.gsi, self.vector);
+        }
+    }
+
+    pub(super) fn is_in_use(&self) -> bool {
+        self.seats.iter().any(Option::is_some)
+    }
+
+    #[inline]
+    fn seat(&self, sharer: Sharer) -> Option<&Seat> {
+        self.seats.get(sharer.index())?.as_ref()
+    }
+}
+
+/// The deliveries that one event caused: each virtual pin is still to be raised, outside the line's lock.
+#[derive(Debug)]
+#[must_use = "a delivery that is not made is an interrupt lost: raise each target"]
+pub struct Deliveries<'t> {
+    entry: Option<&'t Handler>,
+    to_make: SharerSet,
+    entered: [Option<Entered>; MAX_SHARERS],
+}
+
+impl Deliveries<'_> {
+    pub(super) const fn none() -> Self {
+        Self { entry: None, to_make: SharerSet::EMPTY, entered: [None; MAX_SHARERS] }
+    }
+
+    #[inline]
+    fn put(&mut self, sharer: Sharer, entered: Entered) {
+        if let Some(place) = self.entered.get_mut(sharer.index()) {
+            *place = Some(entered);
+            self.to_make.insert(sharer);
+        }
+    }
+
+    /// Whether there is nothing to deliver.
+    pub const fn is_empty(&self) -> bool {
+        self.to_make.is_empty()
+    }
+}
+
+impl<'t> Iterator for Deliveries<'t> {
+    type Item = Delivery<'t>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Delivery<'t>> {
+        let sharer = self.to_make.next()?;
+        let entry = self.entry?;
+        Some(Delivery {
+            slot: entry.slots.get(sharer.index())?,
+            entered: (*self.entered.get(sharer.index())?)?,
+            source: entry.seat(sharer)?.source,
+        })
+    }
+}
+
+impl Drop for Deliveries<'_> {
+    /// Gives up the places of deliveries that were not made, so that the next replacement does not wait for ever.
+    #[inline]
+    fn drop(&mut self) {
+        self.for_each(drop);
+    }
+}
+
+/// One delivery in flight. While it exists, no replacement of its notifier finishes.
+#[derive(Debug)]
+#[must_use = "raise the target's pin, then drop it"]
+pub struct Delivery<'t> {
+    slot: &'t NotifierSlot,
+    entered: Entered,
+    source: SourceId,
+}
+
+impl Delivery<'_> {
+    /// Where the assertion goes; never [`Notifier::None`].
+    #[inline]
+    pub const fn target(&self) -> Notifier {
+        self.entered.target
+    }
+
+    /// Whose assertion it is. Sources on one virtual pin are OR-ed by the pin's owner.
+    #[inline]
+    pub const fn source(&self) -> SourceId {
+        self.source
+    }
+}
+
+impl Drop for Delivery<'_> {
+    /// The pin is high: the delivery is no longer in flight.
+    #[inline]
+    fn drop(&mut self) {
+        self.slot.leave(self.entered);
+    }
+}
+
+/// A replacement under way: published, and waiting for the last delivery to the old notifier.
+#[derive(Debug)]
+#[must_use = "the old notifier is in use until the replacement is polled to its end"]
+pub struct Replacing<'t> {
+    pub(super) handler: &'t Handler,
+    pub(super) slot: &'t NotifierSlot,
+    /// The listener word of the old notifier, to be left when it is out of use; none if the new one is the same.
+    pub(super) left: Option<&'t AtomicU64>,
+    pub(super) sharer: Sharer,
+    pub(super) source: SourceId,
+    pub(super) how: Completion,
+    pub(super) retiring: Retiring,
+}
+
+/// A replacement that is over.
+#[derive(Debug)]
+pub struct Replacement<'t> {
+    /// The right to replace, back.
+    pub control: Control,
+    /// The notifier that is out of use.
+    pub old: Notifier,
+    /// Whether an assertion had been waiting for a notifier.
+    pub marked: bool,
+    /// At a function gate: the assertion that Status still shows, for the new notifier. (At a line gate the chip
+    /// sends it again.)
+    pub deliveries: Deliveries<'t>,
+}
+
+impl<'t> Replacing<'t> {
+    /// Whose notifier is being replaced.
+    pub const fn source(&self) -> SourceId {
+        self.source
+    }
+
+    /// Looks once, never spins. When it is over, no CPU is in the old notifier and none will enter it; what was in
+    /// service there is completed and its pin lowered; and the source's gate stands as its reasons demand.
+    ///
+    /// # Errors
+    ///
+    /// Not an error but a state: a delivery to the old notifier is still in flight. Ask again from the run loop.
+    pub fn poll(self, io: &mut impl LineIo) -> Result<Replacement<'t>, Self> {
+        let Self { handler, slot, left, sharer, source, how, retiring } = self;
+        let retired = match retiring.poll(slot) {
+            Ok(retired) => retired,
+            Err(retiring) => return Err(Self { handler, slot, left, sharer, source, how, retiring }),
+        };
+        let (_, deliveries) = handler.line.with(|line| {
+            // Read under the lock: a change after this moment is reported as an event of its own, after this one.
+            let masked = !retired.new.is_none() && io.virtual_rte_masked(retired.new);
+            handler.run(line, Event::retired(sharer, &retired, masked, how), io)
+        });
+        if let Some(listeners) = left {
+            listeners.fetch_and(!source.bit(), Ordering::AcqRel);
+        }
+        Ok(Replacement { control: retired.control, old: retired.old, marked: retired.marked, deliveries })
+    }
+}
