@@ -20,7 +20,7 @@ use crate::sync::{AtomicU64, Lock, Ordering};
 pub struct SourceId(pub u8);
 
 impl SourceId {
-    /// Its bit in a listener word. Assigned sources are below [`MAX_SOURCES`], so nothing wraps.
+    /// Its bit in a listener word. Assigned sources are below [`super::MAX_SOURCES`], so nothing wraps.
     pub(super) const fn bit(self) -> u64 {
         1_u64.wrapping_shl(self.0 as u32)
     }
@@ -113,7 +113,7 @@ impl Handler {
     /// sampled.
     #[inline]
     fn run(&self, line: &mut Line, event: Event, io: &mut impl LineIo) -> (bool, Deliveries<'_>) {
-        let mut deliveries = Deliveries { entry: Some(self), ..Deliveries::none() };
+        let mut deliveries = Deliveries { handler: Some(self), ..Deliveries::none() };
         let mut effects = line.step(event);
         let changed = effects.changed;
         let mut asked = SharerSet::EMPTY;
@@ -121,7 +121,7 @@ impl Handler {
         loop {
             self.carry_out(&effects, io);
             for sharer in effects.notify {
-                self.notify(line, sharer, &mut deliveries);
+                self.notify(line, sharer, &mut deliveries, io);
             }
             // Nobody is asked twice for one event, whatever the functions answer.
             to_ask = to_ask.union(effects.sample).difference(asked);
@@ -135,13 +135,24 @@ impl Handler {
     /// Asks the slot where the assertion goes. The line learns of it in the same hold of its lock, so that a
     /// replacement that finishes later finds the delivery in the line's state.
     #[inline]
-    fn notify<'t>(&'t self, line: &mut Line, sharer: Sharer, deliveries: &mut Deliveries<'t>) {
+    fn notify<'t>(
+        &'t self,
+        line: &mut Line,
+        sharer: Sharer,
+        deliveries: &mut Deliveries<'t>,
+        io: &mut impl LineIo,
+    ) {
         let Some(slot) = self.slots.get(sharer.index()) else { return };
         let entered = slot.enter();
         let effects = line.step(Event::Notified { sharer, target: entered.target, parity: entered.parity });
         if !entered.target.is_none() {
+            // The gate was closed for the delivery and stays so: there is nothing to carry out.
             deliveries.put(sharer, entered);
-        } else if effects.mark {
+            return;
+        }
+        // Closed now for want of a notifier, which may take another gate than a delivery in service does.
+        self.carry_out(&effects, io);
+        if effects.mark {
             slot.leave_mark(entered);
         } else {
             slot.leave(entered);
@@ -187,14 +198,14 @@ impl Handler {
 #[derive(Debug)]
 #[must_use = "a delivery that is not made is an interrupt lost: raise each target"]
 pub struct Deliveries<'t> {
-    entry: Option<&'t Handler>,
+    handler: Option<&'t Handler>,
     to_make: SharerSet,
     entered: [Option<Entered>; MAX_SHARERS],
 }
 
 impl Deliveries<'_> {
     pub(super) const fn none() -> Self {
-        Self { entry: None, to_make: SharerSet::EMPTY, entered: [None; MAX_SHARERS] }
+        Self { handler: None, to_make: SharerSet::EMPTY, entered: [None; MAX_SHARERS] }
     }
 
     #[inline]
@@ -217,11 +228,11 @@ impl<'t> Iterator for Deliveries<'t> {
     #[inline]
     fn next(&mut self) -> Option<Delivery<'t>> {
         let sharer = self.to_make.next()?;
-        let entry = self.entry?;
+        let handler = self.handler?;
         Some(Delivery {
-            slot: entry.slots.get(sharer.index())?,
+            slot: handler.slots.get(sharer.index())?,
             entered: (*self.entered.get(sharer.index())?)?,
-            source: entry.seat(sharer)?.source,
+            source: handler.seat(sharer)?.source,
         })
     }
 }
