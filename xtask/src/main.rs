@@ -1,6 +1,301 @@
-//! Levelhead's one front door.
+//! Levelhead's one front door: `cargo xtask <verb>`.
+//!
+//! * `run`: boot a configuration in QEMU;
+//! * `test`: everything that must hold;
+//! * `bench`: what an interrupt costs;
+//! * `build`, `pack`: the pieces.
+//!
+//! Standard output carries results (the console of a run, test lines, a table); what this tool says about itself
+//! goes to standard error.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the verbs that need it follow"))]
-mod config;
+mod bench;
+mod build;
+mod bundle;
+mod cases;
+mod elf;
+mod process;
+mod qemu;
+mod run;
+mod setup;
+mod test;
 
-fn main() {}
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lexopt::prelude::{Long, Short, Value, ValueExt as _};
+
+use build::Tree;
+
+const HELP: &str = "\
+cargo xtask <verb>: build, run, test and measure Levelhead
+
+  run [demo | FILE.toml]     boot a configuration in QEMU (default: demo, which is configs/demo.toml)
+      --setup                install QEMU first if it is missing
+      --device DEVICE        a QEMU device, such as edu,addr=3; may be given several times. Without it the lines
+                             `# qemu: -device ...` of FILE.toml say which devices the machine has
+      --append WORDS         add to the hypervisor's command line, such as log=debug
+      --machine q35|pc       default q35            --cpu MODEL    default max
+      --memory SIZE          default 256M           --smp COUNT    default 1
+      --timeout SECONDS      after which a run counts as hung; default 120
+      --qemu PATH            another QEMU           --verbose      show the QEMU command
+      -- WORDS               all further words go to QEMU
+
+  test [FILTER ...]          run every check and test whose name holds a FILTER
+      --host --model --qemu  only these classes: host checks and tests, loom models, QEMU cases
+      --list                 only list the names
+      --setup                install QEMU, rustfmt and clippy first if they are missing
+
+  bench intx                 count instructions and VM exits per interrupt, bare and under Levelhead
+      --json                 as a JSON array
+      --setup --qemu PATH --verbose     as above
+
+  build                      build the hypervisor and the guests (release)
+  pack FILE.toml -o OUT      make the bundle of a configuration
+  help                       show this
+
+The variable LEVELHEAD_QEMU names another QEMU for every verb. Under CI=true a missing QEMU fails `test`.";
+
+/// The failure has been reported where it belongs, there is nothing to add but the exit status.
+#[derive(Clone, Copy, Debug)]
+struct Reported;
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("failed; the report is above")
+    }
+}
+
+impl std::error::Error for Reported {}
+
+/// What the command line asks for.
+#[derive(Debug)]
+enum Verb {
+    Run(run::Options),
+    Test(test::Options),
+    Bench(bench::Options),
+    Build,
+    Pack { config: PathBuf, out: PathBuf },
+    Help,
+}
+
+fn main() -> ExitCode {
+    let result = parse(std::env::args_os().skip(1)).and_then(|verb| perform(&verb));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if !error.is::<Reported>() {
+                eprintln!("error: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(verb: &Verb) -> Result<()> {
+    if let Verb::Help = verb {
+        println!("{HELP}");
+        return Ok(());
+    }
+    let tree = Tree::find()?;
+    match verb {
+        Verb::Run(options) => run::run(&tree, options),
+        Verb::Test(options) => test::test(&tree, options),
+        Verb::Bench(options) => bench::intx(&tree, options),
+        Verb::Build => tree.build(),
+        Verb::Pack { config, out } => {
+            ensure!(config.is_file(), "there is no file {}", config.display());
+            tree.build()?;
+            bundle::write(out, &bundle::pack(&tree, config)?)
+        }
+        Verb::Help => Ok(()),
+    }
+}
+
+fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
+    let mut words = lexopt::Parser::from_args(words);
+    let verb = match words.next()? {
+        None | Some(Short('h') | Long("help")) => return Ok(Verb::Help),
+        Some(Value(verb)) => verb.string()?,
+        Some(other) => return Err(other.unexpected().into()),
+    };
+    match verb.as_str() {
+        "run" => parse_run(&mut words),
+        "test" => parse_test(&mut words),
+        "bench" => parse_bench(&mut words),
+        "build" => match words.next()? {
+            None => Ok(Verb::Build),
+            Some(Short('h') | Long("help")) => Ok(Verb::Help),
+            Some(other) => Err(other.unexpected().into()),
+        },
+        "pack" => parse_pack(&mut words),
+        "help" => Ok(Verb::Help),
+        other => bail!("there is no verb {other:?}; the verbs are run, test, bench, build, pack and help"),
+    }
+}
+
+fn parse_run(words: &mut lexopt::Parser) -> Result<Verb> {
+    let mut options = run::Options::default();
+    let mut config = None;
+    loop {
+        // What follows `--` is QEMU's, also where it looks like an option.
+        if let Some(raw) = words.try_raw_args()
+            && raw.peek().is_some_and(|word| word == "--")
+        {
+            let rest = raw.skip(1).map(|word| word.string());
+            options.words = rest.collect::<Result<_, _>>()?;
+            break;
+        }
+        let Some(word) = words.next()? else { break };
+        match word {
+            Long("setup") => options.setup = true,
+            Long("verbose") | Short('v') => options.verbose = true,
+            Long("append") => options.append.push(words.value()?.string()?),
+            Long("machine") => options.machine = Some(words.value()?.string()?),
+            Long("cpu") => options.cpu = Some(words.value()?.string()?),
+            Long("memory") => options.memory = Some(words.value()?.string()?),
+            Long("smp") => options.smp = Some(words.value()?.parse()?),
+            Long("device") => options.devices.push(words.value()?.string()?),
+            Long("qemu") => options.qemu = Some(words.value()?.into()),
+            Long("timeout") => {
+                let seconds: u64 = words.value()?.parse()?;
+                ensure!(seconds > 0, "--timeout 0 leaves no time to run");
+                options.timeout = Duration::from_secs(seconds);
+            }
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            Value(name) if config.is_none() => config = Some(name.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    options.config = config.unwrap_or(options.config);
+    Ok(Verb::Run(options))
+}
+
+fn parse_test(words: &mut lexopt::Parser) -> Result<Verb> {
+    let mut options = test::Options::default();
+    while let Some(word) = words.next()? {
+        match word {
+            Long("setup") => options.setup = true,
+            Long("list") => options.list = true,
+            Long("host") => options.classes.push(test::Class::Host),
+            Long("model") => options.classes.push(test::Class::Model),
+            Long("qemu") => options.classes.push(test::Class::Qemu),
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            Value(filter) => options.filters.push(filter.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Verb::Test(options))
+}
+
+fn parse_bench(words: &mut lexopt::Parser) -> Result<Verb> {
+    let mut options = bench::Options::default();
+    let mut subject = None;
+    while let Some(word) = words.next()? {
+        match word {
+            Long("setup") => options.setup = true,
+            Long("json") => options.json = true,
+            Long("verbose") | Short('v') => options.verbose = true,
+            Long("qemu") => options.qemu = Some(words.value()?.into()),
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            Value(name) if subject.is_none() => subject = Some(name.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    match subject.as_deref() {
+        Some("intx") => Ok(Verb::Bench(options)),
+        Some(other) => bail!("there is no bench {other:?}; `bench intx` is the one there is"),
+        None => bail!("bench what? `cargo xtask bench intx`"),
+    }
+}
+
+fn parse_pack(words: &mut lexopt::Parser) -> Result<Verb> {
+    let (mut config, mut out) = (None, None);
+    while let Some(word) = words.next()? {
+        match word {
+            Short('o') | Long("output") => out = Some(PathBuf::from(words.value()?)),
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            Value(path) if config.is_none() => config = Some(PathBuf::from(path)),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let usage = "usage: cargo xtask pack FILE.toml -o OUT";
+    Ok(Verb::Pack { config: config.context(usage)?, out: out.context(usage)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_options(words: &[&str]) -> run::Options {
+        match parse(words.iter().copied()).unwrap() {
+            Verb::Run(options) => options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn run_takes_its_options_in_any_order() {
+        let options = run_options(&[
+            "run",
+            "--setup",
+            "a.toml",
+            "--device",
+            "edu,addr=5",
+            "--device=x",
+            "--memory",
+            "1G",
+        ]);
+        assert!(options.setup && !options.verbose);
+        assert_eq!(options.config, "a.toml");
+        assert_eq!(options.devices, ["edu,addr=5", "x"]);
+        assert_eq!(options.memory.as_deref(), Some("1G"));
+        assert_eq!(run_options(&["run"]).config, "demo");
+    }
+
+    #[test]
+    fn words_behind_two_hyphens_are_qemus() {
+        let options = run_options(&["run", "demo", "--verbose", "--", "-d", "int", "--", "-S"]);
+        assert!(options.verbose);
+        assert_eq!(options.words, ["-d", "int", "--", "-S"]);
+    }
+
+    #[test]
+    fn test_takes_classes_and_filters() {
+        let Verb::Test(options) = parse(["test", "--qemu", "demo", "echo", "--list"]).unwrap() else {
+            panic!("another verb");
+        };
+        assert_eq!(options.classes, [test::Class::Qemu]);
+        assert_eq!(options.filters, ["demo", "echo"]);
+        assert!(options.list);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (words, hint) in [
+            (&["fly"][..], "run, test, bench"),
+            (&["run", "--fly"], "--fly"),
+            (&["run", "a", "b"], "\"b\""),
+            (&["run", "--smp", "many"], "many"),
+            (&["run", "--timeout", "0"], "--timeout"),
+            (&["bench"], "bench intx"),
+            (&["bench", "boot"], "bench intx"),
+            (&["pack", "a.toml"], "-o OUT"),
+        ] {
+            let error = format!("{:#}", parse(words.iter().copied()).unwrap_err());
+            assert!(error.contains(hint), "{words:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_verb_of_the_help_exists() {
+        assert!(matches!(parse([] as [&str; 0]).unwrap(), Verb::Help));
+        assert!(matches!(parse(["help"]).unwrap(), Verb::Help));
+        assert!(matches!(parse(["build"]).unwrap(), Verb::Build));
+        assert!(matches!(parse(["bench", "intx", "--json"]).unwrap(), Verb::Bench(_)));
+        assert!(matches!(parse(["pack", "a", "-o", "b"]).unwrap(), Verb::Pack { .. }));
+    }
+}

@@ -1,0 +1,489 @@
+//! `bench intx`: what one interrupt costs, in instructions, bare and under Levelhead, in one go.
+//!
+//! QEMU counts instructions as nanoseconds (`-icount`), so the guest's time stamps are exact and the same in
+//! every run. What the hypervisor counts (exits, accesses) is taken from two runs that differ only in their
+//! number of rounds: the difference, divided by the interrupts more, has nothing of boot in it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Serialize;
+
+use crate::build::Tree;
+use crate::qemu::{Machine, Outcome};
+use crate::{bundle, run, setup};
+
+/// The guest program.
+const GUEST: &str = "bench";
+/// The configuration it runs in under Levelhead.
+const CONFIG: &str = "tests/qemu/bench.toml";
+/// The command line of the guest in that file, which is exchanged for each run.
+const CMDLINE: &str = "apic=xapic vcpu=busy rounds=1000";
+/// Rounds of the run whose times are reported, and of the longer one that counts are compared with.
+const ROUNDS: [u32; 2] = [1000, 2000];
+/// The first QEMU whose emulated CPU has an x2APIC.
+const X2APIC_QEMU: (u32, u32) = (9, 0);
+/// One run takes a second or two.
+const LIMIT: Duration = Duration::from_secs(300);
+/// How much of a failed run's console is shown.
+const TAIL: usize = 40;
+
+/// The goals of a round trip in instructions, by the guest's interface to its local APIC.
+const ROUND_TRIP_GOAL: [(&str, u64); 2] = [("xapic", 3000), ("x2apic", 2000)];
+/// The goal of VM exits per interrupt: the interrupt itself and the EOI.
+const EXITS_GOAL: f64 = 2.0;
+/// The exit a guest that halts makes by itself.
+const HALT_EXIT: &str = "hlt";
+
+/// What `bench` was asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whether missing packages may be installed.
+    pub setup: bool,
+    /// Whether to print JSON instead of a table.
+    pub json: bool,
+    /// Whether to show the QEMU commands.
+    pub verbose: bool,
+    /// The QEMU binary, if not the one in `PATH`.
+    pub qemu: Option<PathBuf>,
+}
+
+/// Least, middle and most over all rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Spread {
+    min: u64,
+    median: u64,
+    max: u64,
+}
+
+impl Spread {
+    /// Reads `min/median/max`.
+    fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split('/').map(|number| number.parse().ok());
+        let spread = Self { min: numbers.next()??, median: numbers.next()??, max: numbers.next()?? };
+        numbers.next().is_none().then_some(spread)
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{} / {} / {}", self.min, self.median, self.max))
+    }
+}
+
+/// One row of the result.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    /// `bare` or `levelhead`.
+    host: &'static str,
+    /// `xapic` or `x2apic`.
+    apic: &'static str,
+    /// `busy` or `halted`.
+    vcpu: &'static str,
+    /// Instructions from the access that raises the line to the first one of the ISR.
+    raise_to_isr: Spread,
+    /// Instructions of the write that is the EOI.
+    eoi: Spread,
+    /// Instructions from the raise until the interrupted program goes on.
+    round_trip: Spread,
+    /// VM exits by reason; none on the bare machine.
+    exits_per_interrupt: BTreeMap<String, f64>,
+    #[serde(flatten)]
+    accesses: Option<Accesses>,
+}
+
+/// What the hypervisor touches of the hardware.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Accesses {
+    ioapic_reads_per_interrupt: f64,
+    ioapic_writes_per_interrupt: f64,
+    config_accesses_per_interrupt: f64,
+}
+
+/// The times the guest measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Times {
+    raise_to_isr: Spread,
+    eoi: Spread,
+    round_trip: Spread,
+}
+
+/// The hypervisor's counters of the guest's partition at its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Counters(BTreeMap<String, u64>);
+
+/// Runs everything and prints the result: a table, or with `json` an array.
+///
+/// # Errors
+/// When a run fails or its console does not hold what it must. A goal that is not met is no error.
+pub fn intx(tree: &Tree, options: &Options) -> Result<()> {
+    let qemu = setup::qemu(options.qemu.as_deref(), options.setup, "bench intx")?;
+    let version = setup::qemu_version(&qemu)?;
+    tree.build()?;
+    let mut rows = Vec::new();
+    for apic in ["xapic", "x2apic"] {
+        let bare = apic == "xapic" || version >= X2APIC_QEMU;
+        if !bare {
+            eprintln!(
+                "bench: no bare x2apic rows: QEMU {}.{} emulates no x2APIC, 9.0 and newer do",
+                version.0, version.1
+            );
+        }
+        for vcpu in ["busy", "halted"] {
+            let job = Job { tree, qemu: &qemu, verbose: options.verbose, apic, vcpu };
+            if bare {
+                rows.push(job.bare()?);
+            }
+            rows.push(job.levelhead()?);
+        }
+    }
+    rows.sort_by_key(|row| row.host);
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else {
+        for line in table(&rows) {
+            println!("{line}");
+        }
+    }
+    Ok(())
+}
+
+/// One combination.
+struct Job<'a> {
+    tree: &'a Tree,
+    qemu: &'a Path,
+    verbose: bool,
+    apic: &'static str,
+    vcpu: &'static str,
+}
+
+impl Job<'_> {
+    fn cmdline(&self, rounds: u32) -> String {
+        format!("apic={} vcpu={} rounds={rounds}", self.apic, self.vcpu)
+    }
+
+    fn bare(&self) -> Result<Row> {
+        let mut machine = self.machine(self.tree.binary(GUEST))?;
+        machine.append = self.cmdline(ROUNDS[0]);
+        let outcome = self.run("bare", &machine)?;
+        Ok(self.row("bare", self.times(&outcome)?, BTreeMap::new(), None))
+    }
+
+    fn levelhead(&self) -> Result<Row> {
+        let short = self.hosted(ROUNDS[0])?;
+        let long = self.hosted(ROUNDS[1])?;
+        let more = Counters::of(&short.console)?.until(&Counters::of(&long.console)?)?;
+        let interrupts = more.get("interrupts").context("the hypervisor does not count interrupts")?;
+        let expected = u64::from(ROUNDS[1] - ROUNDS[0]);
+        ensure!(
+            interrupts == expected,
+            "{expected} rounds more made {interrupts} interrupts more: they do not belong to the rounds alone"
+        );
+        let per_interrupt = |count: u64| count as f64 / interrupts as f64;
+        let exits = more.0.iter().filter_map(|(key, count)| {
+            let reason = key.strip_prefix("exits.")?;
+            (*count > 0).then(|| (reason.to_owned(), per_interrupt(*count)))
+        });
+        let access = |key: &str| {
+            let count = more.get(key).with_context(|| format!("the hypervisor does not count {key}"))?;
+            Ok::<_, anyhow::Error>(per_interrupt(count))
+        };
+        let accesses = Accesses {
+            ioapic_reads_per_interrupt: access("ioapic.reads")?,
+            ioapic_writes_per_interrupt: access("ioapic.writes")?,
+            config_accesses_per_interrupt: access("config.accesses")?,
+        };
+        Ok(self.row("levelhead", self.times(&short)?, exits.collect(), Some(accesses)))
+    }
+
+    /// One run under Levelhead.
+    fn hosted(&self, rounds: u32) -> Result<Outcome> {
+        let config = self.tree.root.join(CONFIG);
+        let text = fs::read_to_string(&config).with_context(|| format!("cannot read {CONFIG}"))?;
+        let folder = self.tree.scratch("bench")?;
+        let edited = folder.join("bench.toml");
+        let pieces = [(CMDLINE.to_owned(), self.cmdline(rounds))];
+        let text = bundle::exchange(&text, pieces.iter().map(|(old, new)| (old, new))).context(CONFIG)?;
+        bundle::write(&edited, text.as_bytes())?;
+        let initrd = folder.join("bench.bundle");
+        bundle::write(&initrd, &bundle::pack(self.tree, &edited)?)?;
+
+        let mut machine = self.machine(self.tree.hypervisor())?;
+        machine.initrd = Some(initrd);
+        machine.append = run::append(&[]);
+        self.run("levelhead", &machine)
+    }
+
+    fn machine(&self, kernel: PathBuf) -> Result<Machine> {
+        let mut machine = Machine::new(self.qemu.to_owned(), kernel);
+        machine.icount = true;
+        machine.words = bundle::qemu_words(&self.tree.root.join(CONFIG))?;
+        Ok(machine)
+    }
+
+    fn run(&self, host: &str, machine: &Machine) -> Result<Outcome> {
+        let name = format!("{host} {}", machine.append);
+        let what = format!("{host}, {}, {}", self.apic, self.vcpu);
+        eprintln!("bench: {what}");
+        if self.verbose {
+            eprintln!("bench: {}", machine.command_line());
+        }
+        let outcome = machine.run(LIMIT, |_| {})?;
+        if let Err(why) = outcome.check(33, host == "levelhead") {
+            for line in outcome.tail(TAIL) {
+                eprintln!("| {line}");
+            }
+            bail!("bench: {name}: {why}; the end of the console is above");
+        }
+        Ok(outcome)
+    }
+
+    /// The guest's row, which must be the one that was asked for.
+    fn times(&self, outcome: &Outcome) -> Result<Times> {
+        let line = outcome.console.iter().find_map(|line| line.split_once("bench row "));
+        let (_, fields) = line.context("the guest printed no `bench row`")?;
+        parse_times(fields, self.apic, self.vcpu).with_context(|| {
+            format!("the guest's row is not the one of {} {}: {fields}", self.apic, self.vcpu)
+        })
+    }
+
+    fn row(
+        &self,
+        host: &'static str,
+        times: Times,
+        exits: BTreeMap<String, f64>,
+        accesses: Option<Accesses>,
+    ) -> Row {
+        let Times { raise_to_isr, eoi, round_trip } = times;
+        let (apic, vcpu) = (self.apic, self.vcpu);
+        Row { host, apic, vcpu, raise_to_isr, eoi, round_trip, exits_per_interrupt: exits, accesses }
+    }
+}
+
+/// Reads `apic=xapic vcpu=busy raise_to_isr=7/7/7 eoi=5/5/5 round_trip=29/29/29`, in any order.
+fn parse_times(fields: &str, apic: &str, vcpu: &str) -> Option<Times> {
+    let fields: BTreeMap<&str, &str> =
+        fields.split_whitespace().filter_map(|field| field.split_once('=')).collect();
+    let same = fields.get("apic") == Some(&apic) && fields.get("vcpu") == Some(&vcpu);
+    let spread = |key| fields.get(key).and_then(|text| Spread::parse(text));
+    let times = Times {
+        raise_to_isr: spread("raise_to_isr")?,
+        eoi: spread("eoi")?,
+        round_trip: spread("round_trip")?,
+    };
+    same.then_some(times)
+}
+
+impl Counters {
+    /// Reads the lines `stats partition=bench exits.intr=1000 ...`, of which there may be several.
+    fn of(console: &[String]) -> Result<Self> {
+        let mut counters = BTreeMap::new();
+        for line in console {
+            let Some((_, fields)) = line.split_once("stats partition=bench ") else { continue };
+            for (key, value) in fields.split_whitespace().filter_map(|field| field.split_once('=')) {
+                let value = value.parse().with_context(|| format!("counter {key}={value} is no number"))?;
+                ensure!(counters.insert(key.to_owned(), value).is_none(), "counter {key} is printed twice");
+            }
+        }
+        ensure!(!counters.is_empty(), "the hypervisor printed no `stats partition=bench`");
+        Ok(Self(counters))
+    }
+
+    /// What was counted more in a `longer` run.
+    fn until(&self, longer: &Self) -> Result<Self> {
+        let mut more = BTreeMap::new();
+        for (key, count) in &longer.0 {
+            let before = self.get(key).unwrap_or(0);
+            let count =
+                count.checked_sub(before).with_context(|| format!("more rounds counted less of {key}"))?;
+            more.insert(key.clone(), count);
+        }
+        Ok(Self(more))
+    }
+
+    fn get(&self, key: &str) -> Option<u64> {
+        self.0.get(key).copied()
+    }
+}
+
+/// The result for people.
+fn table(rows: &[Row]) -> Vec<String> {
+    let mut lines = vec![
+        "instructions: min / median / max".to_owned(),
+        format!(
+            "{:<10} {:<7} {:<7} {:>22} {:>22} {:>22} {:>7} {:>8} {:>8} {:>8}",
+            "host",
+            "apic",
+            "vcpu",
+            "raise to ISR",
+            "EOI",
+            "round trip",
+            "exits",
+            "IOAPIC r",
+            "IOAPIC w",
+            "config"
+        ),
+    ];
+    for row in rows {
+        let exits: f64 = row.exits_per_interrupt.values().sum();
+        let mut line = format!(
+            "{:<10} {:<7} {:<7} {:>22} {:>22} {:>22}",
+            row.host, row.apic, row.vcpu, row.raise_to_isr, row.eoi, row.round_trip
+        );
+        if let Some(accesses) = &row.accesses {
+            let Accesses {
+                ioapic_reads_per_interrupt,
+                ioapic_writes_per_interrupt,
+                config_accesses_per_interrupt,
+            } = accesses;
+            line += &format!(
+                " {exits:>7.2} {ioapic_reads_per_interrupt:>8.2} {ioapic_writes_per_interrupt:>8.2} \
+                 {config_accesses_per_interrupt:>8.2}"
+            );
+        }
+        lines.push(line);
+    }
+    lines.push(String::new());
+    for row in rows.iter().filter(|row| row.host == "levelhead") {
+        let reasons = row.exits_per_interrupt.iter().map(|(reason, count)| format!("{reason} {count:.2}"));
+        lines.push(format!("exits {} {}: {}", row.apic, row.vcpu, reasons.collect::<Vec<_>>().join(", ")));
+    }
+    lines.push(String::new());
+    lines.extend(rows.iter().filter(|row| row.host == "levelhead").flat_map(goals));
+    lines
+}
+
+/// The goals of a row under Levelhead, each met or not.
+fn goals(row: &Row) -> Vec<String> {
+    let name = format!("{} {}", row.apic, row.vcpu);
+    let word = |met: bool| if met { "met    " } else { "NOT met" };
+    let mut lines = Vec::new();
+    if let Some((_, goal)) = ROUND_TRIP_GOAL.iter().find(|(apic, _)| *apic == row.apic) {
+        let median = row.round_trip.median;
+        lines
+            .push(format!("{} {name}: round trip {median}, goal {goal} instructions", word(median <= *goal)));
+    }
+    let Spread { median, max, .. } = row.round_trip;
+    let steady = max.saturating_mul(2) <= median.saturating_mul(3);
+    lines.push(format!(
+        "{} {name}: longest round trip {max}, goal 1.5 times the median {median}",
+        word(steady)
+    ));
+    // A guest that halts leaves once more for that, whoever hosts it.
+    let halts = row.exits_per_interrupt.get(HALT_EXIT).copied().unwrap_or(0.0);
+    let exits = row.exits_per_interrupt.values().sum::<f64>() - halts;
+    let beside = if halts > 0.0 { format!(" beside {halts:.2} of the halt") } else { String::new() };
+    lines.push(format!(
+        "{} {name}: {exits:.2} exits{beside}, goal {EXITS_GOAL:.2}",
+        word(exits <= EXITS_GOAL)
+    ));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIELDS: &str = "apic=xapic vcpu=busy rounds=1000 raise_to_isr=7/7/8 eoi=5/5/5 round_trip=29/29/31";
+
+    fn console(text: &str) -> Vec<String> {
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn row(median: u64, max: u64, exits: &[(&str, f64)]) -> Row {
+        let spread = Spread { min: median, median, max };
+        let exits = exits.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
+        let accesses = Accesses {
+            ioapic_reads_per_interrupt: 0.0,
+            ioapic_writes_per_interrupt: 4.0,
+            config_accesses_per_interrupt: 0.0,
+        };
+        Row {
+            host: "levelhead",
+            apic: "x2apic",
+            vcpu: "busy",
+            raise_to_isr: spread,
+            eoi: spread,
+            round_trip: spread,
+            exits_per_interrupt: exits,
+            accesses: Some(accesses),
+        }
+    }
+
+    #[test]
+    fn the_guests_row_is_read_if_it_is_the_right_one() {
+        let times = parse_times(FIELDS, "xapic", "busy").unwrap();
+        assert_eq!(times.raise_to_isr, Spread { min: 7, median: 7, max: 8 });
+        assert_eq!(times.round_trip, Spread { min: 29, median: 29, max: 31 });
+        assert_eq!(parse_times(FIELDS, "x2apic", "busy"), None);
+        assert_eq!(parse_times(FIELDS, "xapic", "halted"), None);
+        assert_eq!(
+            parse_times("apic=xapic vcpu=busy raise_to_isr=7/7 eoi=5/5/5 round_trip=1/1/1", "xapic", "busy"),
+            None
+        );
+    }
+
+    #[test]
+    fn counts_of_boot_cancel_out() {
+        let short = Counters::of(&console(
+            "x\n[0.1] stats partition=bench exits.intr=1100 exits.npf=90\nstats partition=bench interrupts=1100",
+        ));
+        let long = Counters::of(&console(
+            "stats partition=bench exits.intr=2100 exits.npf=90 exits.msr=1000 interrupts=2100\n\
+             stats partition=other exits.intr=5",
+        ));
+        let more = short.unwrap().until(&long.unwrap()).unwrap();
+        assert_eq!(more.get("exits.intr"), Some(1000));
+        assert_eq!(more.get("exits.npf"), Some(0));
+        assert_eq!(more.get("exits.msr"), Some(1000));
+        assert_eq!(more.get("interrupts"), Some(1000));
+    }
+
+    #[test]
+    fn counters_that_make_no_sense_are_refused() {
+        assert!(Counters::of(&console("nothing")).is_err());
+        assert!(Counters::of(&console("stats partition=bench a=x")).is_err());
+        assert!(Counters::of(&console("stats partition=bench a=1\nstats partition=bench a=2")).is_err());
+        let one = |count| Counters(BTreeMap::from([("a".to_owned(), count)]));
+        assert!(one(2).until(&one(1)).is_err());
+    }
+
+    #[test]
+    fn goals_are_judged() {
+        let met = |row: &Row| goals(row).iter().filter(|line| line.starts_with("met")).count();
+        assert_eq!(met(&row(2000, 3000, &[("intr", 1.0), ("msr", 1.0)])), 3);
+        assert_eq!(met(&row(2001, 3002, &[("intr", 1.0), ("msr", 1.5)])), 0);
+        assert_eq!(met(&row(500, 500, &[("intr", 1.0), ("msr", 1.0), ("hlt", 1.0)])), 3);
+    }
+
+    #[test]
+    fn the_json_has_the_agreed_keys() {
+        let json = serde_json::to_value(vec![row(900, 901, &[("intr", 1.0)])]).unwrap();
+        let row = &json[0];
+        assert_eq!(row["host"], "levelhead");
+        assert_eq!(row["round_trip"], serde_json::json!({ "min": 900, "median": 900, "max": 901 }));
+        assert_eq!(row["exits_per_interrupt"], serde_json::json!({ "intr": 1.0 }));
+        assert_eq!(row["ioapic_writes_per_interrupt"], 4.0);
+        for key in [
+            "apic",
+            "vcpu",
+            "raise_to_isr",
+            "eoi",
+            "ioapic_reads_per_interrupt",
+            "config_accesses_per_interrupt",
+        ] {
+            assert!(row.get(key).is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_table_has_a_line_per_row_and_its_goals() {
+        let lines = table(&[row(900, 901, &[("intr", 1.0), ("msr", 1.0)])]);
+        assert!(lines.iter().any(|line| line.contains("900 / 900 / 901")), "{lines:#?}");
+        assert_eq!(lines.iter().filter(|line| line.contains("goal")).count(), 3);
+    }
+}

@@ -1,0 +1,449 @@
+//! The table of QEMU cases (`tests/qemu/cases.toml`): its form, and how one case is run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::build::Tree;
+use crate::qemu::{Machine, Status};
+use crate::{bundle, elf, run, setup};
+
+/// The table's place in the tree.
+pub const TABLE: &str = "tests/qemu/cases.toml";
+/// How much of a failed case's console is shown.
+const TAIL: usize = 40;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    case: Vec<Case>,
+}
+
+/// One case: a machine, what it boots, and how that must end.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// What reports call it; unique.
+    pub name: String,
+    /// The promises it checks: numbers of invariants (I), ideas (N) and races (T).
+    #[serde(default)]
+    pub promise: Vec<String>,
+    /// The configuration that is packed, as a path from the root.
+    pub config: Option<String>,
+    /// Pieces of the configuration's text that are exchanged first; each must occur.
+    #[serde(default)]
+    pub replace: BTreeMap<String, String>,
+    /// A bundle other than the packed configuration, whole.
+    pub bundle: Option<Bundle>,
+    /// A guest that is booted by QEMU itself, without the hypervisor.
+    pub guest_direct: Option<String>,
+    /// Words added to the hypervisor's command line; the whole command line of a guest booted bare.
+    #[serde(default)]
+    pub append: String,
+    /// `-M`.
+    #[serde(default = "default_machine")]
+    pub machine: String,
+    /// `-cpu`.
+    #[serde(default = "default_cpu")]
+    pub cpu: String,
+    /// `-smp`.
+    #[serde(default = "default_smp")]
+    pub smp: u32,
+    /// `-m`.
+    #[serde(default = "default_memory")]
+    pub memory: String,
+    /// `-accel`.
+    pub accel: Option<String>,
+    /// The devices; those of the configuration's `# qemu:` lines when absent.
+    pub devices: Option<Vec<String>>,
+    /// Whether instructions are counted exactly.
+    #[serde(default)]
+    pub icount: bool,
+    /// After how many seconds the case counts as hung.
+    #[serde(default = "default_timeout")]
+    pub timeout_s: u64,
+    /// Whether nothing else may run meanwhile.
+    #[serde(default)]
+    pub alone: bool,
+    /// How many times it is run; each must end well.
+    #[serde(default = "default_repeat")]
+    pub repeat: u32,
+    /// Where the hypervisor is loaded instead of where its program headers say, as a size (`64M`).
+    pub patch_load_base: Option<String>,
+    /// The oldest QEMU (`major.minor`) that has what the case needs.
+    pub needs_qemu: Option<String>,
+    /// How it must end.
+    pub expect: Expect,
+}
+
+/// What is loaded in the bundle's place.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Bundle {
+    /// No module at all.
+    None,
+    /// Bytes that are no bundle.
+    Garbage,
+    /// The first half of the packed configuration.
+    Truncated,
+}
+
+/// How a case must end.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expect {
+    /// QEMU's exit status; 33 also demands the hypervisor's PASS line.
+    pub exit: i32,
+    /// Texts that must occur on the console, each within one line.
+    #[serde(default)]
+    pub contains: Vec<String>,
+    /// Texts that must not.
+    #[serde(default)]
+    pub absent: Vec<String>,
+}
+
+fn default_machine() -> String {
+    "q35".to_owned()
+}
+fn default_cpu() -> String {
+    "max".to_owned()
+}
+fn default_smp() -> u32 {
+    1
+}
+fn default_memory() -> String {
+    "256M".to_owned()
+}
+fn default_timeout() -> u64 {
+    60
+}
+fn default_repeat() -> u32 {
+    1
+}
+
+/// Reads the table.
+///
+/// # Errors
+/// When it cannot be read, or a case in it makes no sense.
+pub fn load(tree: &Tree) -> Result<Vec<Case>> {
+    let path = tree.root.join(TABLE);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {TABLE}"))?;
+    parse(&text).with_context(|| TABLE.to_owned())
+}
+
+fn parse(text: &str) -> Result<Vec<Case>> {
+    let table: Table = toml::from_str(text)?;
+    let mut names = BTreeSet::new();
+    for case in &table.case {
+        ensure!(names.insert(&case.name), "two cases are called {:?}", case.name);
+        case.judge().with_context(|| format!("case {:?}", case.name))?;
+    }
+    Ok(table.case)
+}
+
+impl Case {
+    fn judge(&self) -> Result<()> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        ensure!(
+            !self.name.is_empty() && self.name.chars().all(plain),
+            "a name is made of lower-case letters, digits and hyphens"
+        );
+        for promise in &self.promise {
+            ensure!(is_promise(promise), "{promise:?} is no promise; I1 to I48, N1 to N21 and T1 to T15 are");
+        }
+        match (&self.config, self.bundle, &self.guest_direct) {
+            (Some(_), None | Some(Bundle::Truncated), None)
+            | (None, Some(Bundle::None | Bundle::Garbage), None)
+            | (None, None, Some(_)) => {}
+            _ => bail!(
+                "a case boots one of: `config`, `config` with bundle = \"truncated\", bundle = \"none\" or \
+                 \"garbage\", `guest_direct`"
+            ),
+        }
+        ensure!(self.replace.is_empty() || self.config.is_some(), "`replace` needs `config`");
+        ensure!(
+            self.repeat > 0 && self.timeout_s > 0 && self.smp > 0,
+            "`repeat`, `timeout_s` and `smp` are at least 1"
+        );
+        if let Some(base) = &self.patch_load_base {
+            ensure!(self.guest_direct.is_none(), "`patch_load_base` is about the hypervisor");
+            parse_size(base)?;
+        }
+        if let Some(version) = &self.needs_qemu {
+            setup::parse_major_minor(version)
+                .with_context(|| format!("needs_qemu = {version:?} is not like 9.0"))?;
+        }
+        let status = Status::decode(self.expect.exit);
+        ensure!(
+            !matches!(status, Status::Crash(_)),
+            "status {} can never be expected; 33, 35, 37, 39 and 41 can",
+            self.expect.exit
+        );
+        ensure!(
+            status == Status::Success || !self.expect.contains.is_empty(),
+            "a case that ends by a refusal or a failure says which message it expects (`contains`)"
+        );
+        Ok(())
+    }
+
+    /// Why the case cannot run on a QEMU of that version, if so.
+    pub fn unfit(&self, version: (u32, u32)) -> Option<String> {
+        let needed = setup::parse_major_minor(self.needs_qemu.as_deref()?)?;
+        (version < needed)
+            .then(|| format!("needs QEMU {}.{}, this is {}.{}", needed.0, needed.1, version.0, version.1))
+    }
+
+    /// Runs the case as often as it says, in the folder `target/qemu/<name>`.
+    ///
+    /// # Errors
+    /// What went wrong, with the tail of the console where there is one.
+    pub fn run(&self, tree: &Tree, qemu: &Path) -> Result<(), Vec<String>> {
+        let complain = |error: anyhow::Error| vec![format!("{error:#}")];
+        let folder = tree.scratch("qemu").map_err(complain)?.join(&self.name);
+        fs::create_dir_all(&folder)
+            .map_err(|error| vec![format!("cannot make {}: {error}", folder.display())])?;
+        let machine = self.machine(tree, qemu, &folder).map_err(complain)?;
+        for round in 1..=self.repeat {
+            let outcome = machine.run(Duration::from_secs(self.timeout_s), |_| {}).map_err(complain)?;
+            let log = folder.join("console.log");
+            bundle::write(&log, outcome.console.join("\n").as_bytes()).map_err(complain)?;
+            let verdict = outcome.check(self.expect.exit, self.guest_direct.is_none());
+            if let Err(why) = verdict.and_then(|()| self.expect.check(&outcome.console)) {
+                let mut lines = vec![why];
+                if self.repeat > 1 {
+                    lines.push(format!("in round {round} of {}", self.repeat));
+                }
+                lines.push(format!("command: {}", machine.command_line()));
+                lines.push(format!("console: {}", tree.shown(&log)));
+                lines.extend(outcome.tail(TAIL).into_iter().map(|line| format!("| {line}")));
+                return Err(lines);
+            }
+        }
+        Ok(())
+    }
+
+    /// The machine, with the files it boots from made in `folder`.
+    fn machine(&self, tree: &Tree, qemu: &Path, folder: &Path) -> Result<Machine> {
+        let mut machine = Machine::new(qemu.to_owned(), self.kernel(tree, folder)?);
+        machine.machine.clone_from(&self.machine);
+        machine.cpu.clone_from(&self.cpu);
+        machine.smp = self.smp;
+        machine.memory.clone_from(&self.memory);
+        machine.accel.clone_from(&self.accel);
+        machine.icount = self.icount;
+        machine.append = match self.guest_direct {
+            Some(_) => self.append.clone(),
+            None => run::append(std::slice::from_ref(&self.append)),
+        };
+        let config = self.config.as_ref().map(|name| tree.root.join(name));
+        machine.words = match (&self.devices, &config) {
+            (Some(devices), _) => devices.iter().flat_map(|d| ["-device".to_owned(), d.clone()]).collect(),
+            (None, Some(config)) => bundle::qemu_words(config)?,
+            (None, None) => Vec::new(),
+        };
+        let initrd = folder.join("bundle");
+        match (&config, self.bundle) {
+            (Some(config), cut) => {
+                let mut bytes = bundle::pack(tree, &self.edited(config, folder)?)?;
+                if cut == Some(Bundle::Truncated) {
+                    bytes.truncate(bytes.len() / 2);
+                }
+                bundle::write(&initrd, &bytes)?;
+                machine.initrd = Some(initrd);
+            }
+            (None, Some(Bundle::Garbage)) => {
+                bundle::write(&initrd, &bundle::garbage())?;
+                machine.initrd = Some(initrd);
+            }
+            (None, _) => {}
+        }
+        Ok(machine)
+    }
+
+    /// What `-kernel` names.
+    fn kernel(&self, tree: &Tree, folder: &Path) -> Result<PathBuf> {
+        if let Some(guest) = &self.guest_direct {
+            return Ok(tree.binary(guest));
+        }
+        let Some(base) = &self.patch_load_base else {
+            return Ok(tree.hypervisor());
+        };
+        let path = tree.hypervisor();
+        let image = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let moved = folder.join("levelhead");
+        bundle::write(&moved, &elf::move_to(&image, parse_size(base)?)?)?;
+        Ok(moved)
+    }
+
+    /// The configuration with its pieces exchanged, beside the other files of the case; the file itself when
+    /// nothing is to be exchanged.
+    fn edited(&self, config: &Path, folder: &Path) -> Result<PathBuf> {
+        if self.replace.is_empty() {
+            return Ok(config.to_owned());
+        }
+        let text = fs::read_to_string(config).with_context(|| format!("cannot read {}", config.display()))?;
+        let edited = folder.join("partition.toml");
+        bundle::write(&edited, bundle::exchange(&text, &self.replace)?.as_bytes())?;
+        Ok(edited)
+    }
+}
+
+impl Expect {
+    fn check(&self, console: &[String]) -> Result<(), String> {
+        let occurs = |text: &String| console.iter().any(|line| line.contains(text.as_str()));
+        if let Some(text) = self.contains.iter().find(|text| !occurs(text)) {
+            return Err(format!("the console lacks {text:?}"));
+        }
+        if let Some(text) = self.absent.iter().find(|text| occurs(text)) {
+            return Err(format!("the console must not say {text:?}"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether `text` is the number of a promise.
+fn is_promise(text: &str) -> bool {
+    let limit = match text.as_bytes().first() {
+        Some(b'I') => 48,
+        Some(b'N') => 21,
+        Some(b'T') => 15,
+        _ => return false,
+    };
+    let number = text.get(1..).unwrap_or_default();
+    !number.starts_with(['0', '+']) && number.parse().is_ok_and(|number: u32| (1..=limit).contains(&number))
+}
+
+/// Reads `64M` or `1G` as bytes.
+fn parse_size(text: &str) -> Result<u64> {
+    let units = [("K", 1_u64 << 10), ("M", 1 << 20), ("G", 1 << 30)];
+    let parsed = units.iter().find_map(|(suffix, unit)| {
+        let number: u64 = text.strip_suffix(suffix)?.parse().ok()?;
+        number.checked_mul(*unit)
+    });
+    parsed.with_context(|| format!("{text:?} is not a size like 64M"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(lines: &str) -> Result<Case> {
+        let text = format!("[[case]]\nname = \"a\"\n{lines}\n");
+        Ok(parse(&text)?.remove(0))
+    }
+
+    const PASS: &str = "expect = { exit = 33 }";
+
+    #[test]
+    fn the_table_of_this_tree_makes_sense() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let cases = parse(&fs::read_to_string(root.join(TABLE)).unwrap()).unwrap();
+        for case in &cases {
+            let Some(config) = &case.config else { continue };
+            let text =
+                fs::read_to_string(root.join(config)).unwrap_or_else(|error| panic!("{config}: {error}"));
+            bundle::exchange(&text, &case.replace).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_usual_machine() {
+        let case = case(&format!("config = \"configs/demo.toml\"\n{PASS}")).unwrap();
+        assert_eq!((case.machine.as_str(), case.cpu.as_str(), case.memory.as_str()), ("q35", "max", "256M"));
+        assert_eq!(
+            (case.smp, case.repeat, case.timeout_s, case.icount, case.alone),
+            (1, 1, 60, false, false)
+        );
+    }
+
+    #[test]
+    fn what_is_booted_is_one_thing() {
+        let good = [
+            "config = \"c\"",
+            "config = \"c\"\nbundle = \"truncated\"",
+            "bundle = \"none\"",
+            "bundle = \"garbage\"",
+            "guest_direct = \"bench\"",
+        ];
+        for lines in good {
+            case(&format!("{lines}\n{PASS}")).unwrap();
+        }
+        let bad = [
+            "",
+            "bundle = \"truncated\"",
+            "config = \"c\"\nbundle = \"garbage\"",
+            "config = \"c\"\nguest_direct = \"bench\"",
+            "guest_direct = \"bench\"\npatch_load_base = \"64M\"",
+            "guest_direct = \"bench\"\nreplace = { a = \"b\" }",
+            "bundle = \"none\"\nrepeat = 0",
+            "bundle = \"none\"\npromise = [\"I49\"]",
+            "bundle = \"none\"\nneeds_qemu = \"nine\"",
+            "bundle = \"none\"\nexpects = 3",
+        ];
+        for lines in bad {
+            assert!(case(&format!("{lines}\n{PASS}")).is_err(), "{lines}");
+        }
+    }
+
+    #[test]
+    fn an_end_that_proves_nothing_cannot_be_expected() {
+        for exit in [0, 1, 2, 32, 34, 43] {
+            assert!(
+                case(&format!("config = \"c\"\nexpect = {{ exit = {exit}, contains = [\"x\"] }}")).is_err()
+            );
+        }
+        assert!(case("config = \"c\"\nexpect = { exit = 39 }").is_err(), "which refusal?");
+        assert!(case("config = \"c\"\nexpect = { exit = 39, contains = [\"SVM\"] }").is_ok());
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let one = format!("[[case]]\nname = \"a\"\nbundle = \"none\"\n{PASS}\n");
+        assert!(parse(&one).is_ok());
+        assert!(parse(&format!("{one}{one}")).is_err());
+    }
+
+    #[test]
+    fn texts_are_looked_for_line_by_line() {
+        let console = ["one line".to_owned(), "two line".to_owned()];
+        let expect = |contains: &[&str], absent: &[&str]| Expect {
+            exit: 33,
+            contains: contains.iter().map(|text| (*text).to_owned()).collect(),
+            absent: absent.iter().map(|text| (*text).to_owned()).collect(),
+        };
+        assert!(expect(&["one", "two line"], &["three"]).check(&console).is_ok());
+        assert!(expect(&["one", "three"], &[]).check(&console).is_err());
+        assert!(expect(&[], &["line"]).check(&console).is_err());
+    }
+
+    #[test]
+    fn promises_are_numbers_of_the_contract() {
+        for good in ["I1", "I48", "N21", "T15"] {
+            assert!(is_promise(good), "{good}");
+        }
+        for bad in ["", "I", "I0", "I01", "I+1", "I49", "N22", "T16", "X1", "1"] {
+            assert!(!is_promise(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_case_for_a_newer_qemu_says_so() {
+        let case = case(&format!("guest_direct = \"echo\"\nneeds_qemu = \"9.0\"\n{PASS}")).unwrap();
+        assert!(case.unfit((7, 2)).is_some());
+        assert!(case.unfit((9, 0)).is_none());
+        assert!(case.unfit((10, 0)).is_none());
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("64M").unwrap(), 64 << 20);
+        assert_eq!(parse_size("1G").unwrap(), 1 << 30);
+        for bad in ["64", "M", "", "-1M", "99999999999999G"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Child processes with a deadline: both output streams line by line, a limit on time and on output, and
+//! nothing left running afterwards.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+/// Longest line handed on whole, in bytes; a longer one arrives in pieces.
+const LINE_LIMIT: u64 = 4096;
+/// Most output taken from one process, in bytes. A guest that prints for ever is stopped by it.
+const OUTPUT_LIMIT: usize = 16 << 20;
+/// How long the streams of an ended process may stay open, for a grandchild that still holds them.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// Which stream a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By itself, with this status.
+    Exited(i32),
+    /// By this signal.
+    Signalled(i32),
+    /// Killed here, because this much time had passed.
+    TimedOut(Duration),
+    /// Killed here, because it printed more than [`OUTPUT_LIMIT`].
+    Flooded,
+}
+
+/// Kills the process when dropped, so that no early return leaves it behind.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Both fail only for a process that is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs `command` with no input until it ends or `limit` has passed, handing each line of its output on as it
+/// comes, without its line ending.
+///
+/// # Errors
+/// When the process cannot be started.
+pub fn run(command: &mut Command, limit: Duration, mut on_line: impl FnMut(Stream, &str)) -> Result<End> {
+    let deadline = Instant::now() + limit;
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    let mut guard = Guard(child);
+
+    let (sender, lines) = channel();
+    if let Some(out) = guard.0.stdout.take() {
+        let sender = sender.clone();
+        thread::spawn(move || read_lines(out, Stream::Out, &sender));
+    }
+    if let Some(err) = guard.0.stderr.take() {
+        thread::spawn(move || read_lines(err, Stream::Err, &sender));
+    }
+
+    let mut seen = 0_usize;
+    let mut ended: Option<(End, Instant)> = None;
+    loop {
+        if ended.is_none() {
+            if let Some(status) = guard.0.try_wait().context("cannot wait for a process")? {
+                let end = match status.code() {
+                    Some(code) => End::Exited(code),
+                    None => End::Signalled(status.signal().unwrap_or(0)),
+                };
+                ended = Some((end, Instant::now() + DRAIN));
+            } else if Instant::now() >= deadline {
+                guard.0.kill().context("cannot end a process that ran out of time")?;
+                ended = Some((End::TimedOut(limit), Instant::now() + DRAIN));
+            } else if seen > OUTPUT_LIMIT {
+                guard.0.kill().context("cannot end a process that prints without end")?;
+                return Ok(End::Flooded);
+            }
+        }
+        match lines.recv_timeout(Duration::from_millis(20)) {
+            Ok((stream, line)) => {
+                seen += line.len() + 1;
+                on_line(stream, &line);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some((end, drained)) = ended
+                    && Instant::now() >= drained
+                {
+                    return Ok(end);
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                if let Some((end, _)) = ended {
+                    return Ok(end);
+                }
+                // Both streams are closed, the process lives on: do not spin while waiting for it.
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+/// Sends `stream` on by lines, the last one also when it has no line ending.
+fn read_lines(stream: impl Read, name: Stream, sender: &Sender<(Stream, String)>) {
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match (&mut reader).take(LINE_LIMIT).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {
+                if sender.send((name, clean(&line))).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The line as text that is safe on a terminal: a guest's escape sequences must not reach it.
+fn clean(line: &[u8]) -> String {
+    String::from_utf8_lossy(line)
+        .trim_end_matches(['\r', '\n'])
+        .chars()
+        .map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str, limit: Duration) -> (End, Vec<(Stream, String)>) {
+        let mut lines = Vec::new();
+        let end = run(Command::new("/bin/sh").args(["-c", script]), limit, |stream, line| {
+            lines.push((stream, line.to_owned()));
+        });
+        (end.unwrap(), lines)
+    }
+
+    #[test]
+    fn both_streams_and_the_status_arrive() {
+        let (end, mut lines) = sh("echo one; echo two >&2; printf three; exit 35", Duration::from_secs(20));
+        assert_eq!(end, End::Exited(35));
+        lines.sort_by_key(|(stream, _)| *stream == Stream::Err);
+        let lines: Vec<_> = lines.iter().map(|(s, l)| (*s, l.as_str())).collect();
+        assert_eq!(lines, [(Stream::Out, "one"), (Stream::Out, "three"), (Stream::Err, "two")]);
+    }
+
+    #[test]
+    fn a_signal_is_no_exit_status() {
+        assert_eq!(sh("kill -SEGV $$", Duration::from_secs(20)).0, End::Signalled(11));
+    }
+
+    #[test]
+    fn a_process_that_hangs_is_ended_and_keeps_its_last_words() {
+        let limit = Duration::from_millis(300);
+        let start = Instant::now();
+        let (end, lines) = sh("printf 'half a line'; exec sleep 60", limit);
+        assert_eq!(end, End::TimedOut(limit));
+        assert!(start.elapsed() < Duration::from_secs(20));
+        assert_eq!(lines, [(Stream::Out, "half a line".to_owned())]);
+    }
+
+    #[test]
+    fn a_process_that_prints_for_ever_is_ended() {
+        assert_eq!(
+            sh("exec yes 0123456789012345678901234567890123456789", Duration::from_secs(60)).0,
+            End::Flooded
+        );
+    }
+
+    #[test]
+    fn a_line_without_end_arrives_in_pieces() {
+        let (_, lines) = sh("head -c 10000 /dev/zero | tr '\\0' x", Duration::from_secs(20));
+        let lengths: Vec<_> = lines.iter().map(|(_, line)| line.len()).collect();
+        assert_eq!(lengths, [4096, 4096, 10000 - 2 * 4096]);
+    }
+
+    #[test]
+    fn escape_sequences_are_defused() {
+        assert_eq!(clean(b"\x1b[2Jhello\tworld\x07\r\n"), "\u{fffd}[2Jhello\tworld\u{fffd}");
+    }
+}

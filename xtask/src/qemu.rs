@@ -1,0 +1,339 @@
+//! QEMU: the command line of one machine, its run, and what its end means.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::process::{self, End, Stream};
+
+/// The name QEMU is looked up by.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+/// Words every command line of the hypervisor starts with.
+pub const HYPERVISOR_WORDS: &str = "log=info exit=0xf4";
+/// How the hypervisor's last line begins.
+const VERDICT: &str = "levelhead: verdict ";
+
+/// One machine to run.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The QEMU binary.
+    pub qemu: PathBuf,
+    /// `-M`.
+    pub machine: String,
+    /// `-cpu`.
+    pub cpu: String,
+    /// `-smp`.
+    pub smp: u32,
+    /// `-m`.
+    pub memory: String,
+    /// `-accel`; QEMU's default when absent.
+    pub accel: Option<String>,
+    /// Whether one instruction is one nanosecond, so that counts are exact.
+    pub icount: bool,
+    /// What `-kernel` names: an ELF file.
+    pub kernel: PathBuf,
+    /// What `-initrd` names.
+    pub initrd: Option<PathBuf>,
+    /// What `-append` says.
+    pub append: String,
+    /// Further words, devices above all.
+    pub words: Vec<String>,
+}
+
+impl Machine {
+    /// The machine everything runs on unless something else is asked for: q35, one CPU with SVM, 256 MiB.
+    pub fn new(qemu: PathBuf, kernel: PathBuf) -> Self {
+        Self {
+            qemu,
+            machine: "q35".to_owned(),
+            cpu: "max".to_owned(),
+            smp: 1,
+            memory: "256M".to_owned(),
+            accel: None,
+            icount: false,
+            kernel,
+            initrd: None,
+            append: String::new(),
+            words: Vec::new(),
+        }
+    }
+
+    /// The words after `qemu-system-x86_64`.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        let mut add = |flag: &str, value: &str| words.extend([flag.into(), value.into()]);
+        add("-M", &self.machine);
+        if let Some(accel) = &self.accel {
+            add("-accel", accel);
+        }
+        add("-cpu", &self.cpu);
+        add("-m", &self.memory);
+        add("-smp", &self.smp.to_string());
+        if self.icount {
+            // With the default `sleep=on` every halt would mix real time into the counts.
+            add("-icount", "shift=0,sleep=off");
+        }
+        add("-display", "none");
+        add("-serial", "stdio");
+        add("-monitor", "none");
+        // q35 brings a network card of its own, which would take a slot.
+        add("-nic", "none");
+        add("-device", "isa-debug-exit,iobase=0xf4,iosize=4");
+        words.push("-no-reboot".into());
+        words.extend(["-kernel".into(), self.kernel.clone().into()]);
+        if let Some(initrd) = &self.initrd {
+            words.extend(["-initrd".into(), initrd.clone().into()]);
+        }
+        if !self.append.is_empty() {
+            words.extend(["-append".into(), OsString::from(&self.append)]);
+        }
+        words.extend(self.words.iter().map(OsString::from));
+        words
+    }
+
+    /// The command as a person would type it.
+    pub fn command_line(&self) -> String {
+        let mut line = self.qemu.display().to_string();
+        for word in self.arguments() {
+            let word = word.to_string_lossy();
+            let plain =
+                !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_=.,/:+".contains(c));
+            line.push(' ');
+            if plain {
+                line.push_str(&word);
+            } else {
+                line.push_str(&format!("'{}'", word.replace('\'', r"'\''")));
+            }
+        }
+        line
+    }
+
+    /// Runs the machine until it ends or `limit` has passed, handing each console line on as it comes.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started.
+    pub fn run(&self, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<Outcome> {
+        let start = Instant::now();
+        let mut console = Vec::new();
+        let mut complaints = Vec::new();
+        let mut command = Command::new(&self.qemu);
+        let end = process::run(command.args(self.arguments()), limit, |stream, line| match stream {
+            Stream::Out => {
+                on_line(line);
+                console.push(line.to_owned());
+            }
+            Stream::Err => complaints.push(line.to_owned()),
+        })?;
+        Ok(Outcome { end, console, complaints, took: start.elapsed() })
+    }
+}
+
+/// What QEMU's exit status says. The hypervisor (or a bare guest) writes a value to `isa-debug-exit`, which
+/// makes the status twice that value plus one: an even status never comes from a program that ran to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// 0x10 was written: success.
+    Success,
+    /// 0x11: a guest failed.
+    GuestFailed,
+    /// 0x12: the configuration or the bundle was refused.
+    Refused,
+    /// 0x13: the machine lacks something (SVM, ACPI tables, ...).
+    Unfit,
+    /// 0x14: the hypervisor itself failed.
+    Bug,
+    /// Anything else.
+    Crash(i32),
+}
+
+impl Status {
+    /// Decodes an exit status of QEMU.
+    pub fn decode(status: i32) -> Self {
+        match status {
+            33 => Self::Success,
+            35 => Self::GuestFailed,
+            37 => Self::Refused,
+            39 => Self::Unfit,
+            41 => Self::Bug,
+            other => Self::Crash(other),
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Success => f.write_str("success (status 33)"),
+            Self::GuestFailed => f.write_str("a guest failed (status 35)"),
+            Self::Refused => f.write_str("the configuration or the bundle was refused (status 37)"),
+            Self::Unfit => f.write_str("the machine is unfit (status 39)"),
+            Self::Bug => f.write_str("the hypervisor failed (status 41)"),
+            Self::Crash(0) => f.write_str(
+                "QEMU ended with status 0: a triple fault, a reset or a power-off, which is never success",
+            ),
+            Self::Crash(1) => f.write_str("QEMU itself failed (status 1)"),
+            Self::Crash(other) => write!(f, "QEMU ended with status {other}, which is none of ours: a crash"),
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// How QEMU ended.
+    pub end: End,
+    /// The serial console, by lines.
+    pub console: Vec<String>,
+    /// What QEMU itself wrote to its standard error.
+    pub complaints: Vec<String>,
+    /// Wall-clock time from start to end.
+    pub took: Duration,
+}
+
+impl Outcome {
+    /// Checks that the run ended with exit status `expected`, and, where that is success under the hypervisor,
+    /// that the hypervisor's own last word agrees: neither is believed alone.
+    ///
+    /// # Errors
+    /// What happened instead, in one line.
+    pub fn check(&self, expected: i32, under_levelhead: bool) -> Result<(), String> {
+        let status = match self.end {
+            End::Exited(status) => status,
+            End::Signalled(signal) => return Err(format!("QEMU was ended by signal {signal}")),
+            End::TimedOut(limit) => {
+                return Err(format!(
+                    "it hung: QEMU was ended after {} s without a verdict",
+                    limit.as_secs_f32()
+                ));
+            }
+            End::Flooded => return Err("it printed without end: QEMU was ended".to_owned()),
+        };
+        if status != expected {
+            let got = Status::decode(status);
+            return Err(match Status::decode(expected) {
+                Status::Success => got.to_string(),
+                wanted => format!("{got}; expected: {wanted}"),
+            });
+        }
+        if under_levelhead && Status::decode(status) == Status::Success {
+            return match self.verdict() {
+                Some("PASS") => Ok(()),
+                Some(word) => {
+                    Err(format!("the exit status says success, the hypervisor's verdict says {word}"))
+                }
+                None => Err("the exit status says success, but the console has no verdict of the hypervisor"
+                    .to_owned()),
+            };
+        }
+        Ok(())
+    }
+
+    /// The first word of the hypervisor's last verdict line. A guest cannot forge one: its lines come prefixed.
+    pub fn verdict(&self) -> Option<&str> {
+        let line = self.console.iter().rev().find_map(|line| line.strip_prefix(VERDICT))?;
+        line.split_whitespace().next()
+    }
+
+    /// The last `count` lines of the console and everything QEMU itself said, to be shown for a failure.
+    pub fn tail(&self, count: usize) -> Vec<String> {
+        let skipped = self.console.len().saturating_sub(count);
+        let mut lines = Vec::new();
+        if self.console.is_empty() {
+            lines.push("(the console is empty)".to_owned());
+        } else if skipped > 0 {
+            lines.push(format!("({skipped} lines of the console before these)"));
+        }
+        lines.extend(self.console.iter().skip(skipped).cloned());
+        lines.extend(self.complaints.iter().take(count).map(|line| format!("qemu: {line}")));
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(end: End, console: &[&str]) -> Outcome {
+        let console = console.iter().map(|line| (*line).to_owned()).collect();
+        Outcome { end, console, complaints: Vec::new(), took: Duration::ZERO }
+    }
+
+    #[test]
+    fn the_default_machine_is_spelled_out() {
+        let mut machine = Machine::new("qemu".into(), "target/release/levelhead".into());
+        machine.initrd = Some("bundle.bin".into());
+        machine.append = HYPERVISOR_WORDS.to_owned();
+        machine.words = vec!["-device".into(), "edu,addr=3".into()];
+        assert_eq!(
+            machine.command_line(),
+            "qemu -M q35 -cpu max -m 256M -smp 1 -display none -serial stdio -monitor none -nic none \
+             -device isa-debug-exit,iobase=0xf4,iosize=4 -no-reboot -kernel target/release/levelhead \
+             -initrd bundle.bin -append 'log=info exit=0xf4' -device edu,addr=3"
+        );
+    }
+
+    #[test]
+    fn counting_and_threads_are_asked_for_only_when_wanted() {
+        let mut machine = Machine::new("qemu".into(), "k".into());
+        assert!(!machine.command_line().contains("-icount"));
+        assert!(!machine.command_line().contains("-append"));
+        assert!(!machine.command_line().contains("-accel"));
+        machine.icount = true;
+        machine.accel = Some("tcg,thread=single".into());
+        let line = machine.command_line();
+        assert!(line.contains("-accel tcg,thread=single"));
+        assert!(line.contains("-icount shift=0,sleep=off"));
+    }
+
+    #[test]
+    fn only_33_is_success() {
+        for status in 0..256 {
+            assert_eq!(Status::decode(status) == Status::Success, status == 33, "{status}");
+        }
+    }
+
+    #[test]
+    fn success_needs_the_status_and_the_last_line() {
+        let pass = ["levelhead: verdict PASS"];
+        assert_eq!(outcome(End::Exited(33), &pass).check(33, true), Ok(()));
+        assert_eq!(
+            outcome(End::Exited(33), &["levelhead: verdict PASS 1 partition"]).check(33, true),
+            Ok(())
+        );
+        assert!(outcome(End::Exited(33), &[]).check(33, true).is_err());
+        assert!(outcome(End::Exited(33), &["[echo] levelhead: verdict PASS"]).check(33, true).is_err());
+        assert!(outcome(End::Exited(33), &[pass[0], "levelhead: verdict FAIL"]).check(33, true).is_err());
+        for end in [End::Exited(0), End::Exited(1), End::Exited(35), End::Signalled(9), End::Flooded] {
+            assert!(outcome(end, &pass).check(33, true).is_err(), "{end:?}");
+        }
+        assert!(outcome(End::TimedOut(Duration::from_secs(1)), &pass).check(33, true).is_err());
+    }
+
+    #[test]
+    fn a_bare_guest_needs_the_status_alone() {
+        assert_eq!(outcome(End::Exited(33), &[]).check(33, false), Ok(()));
+        assert!(outcome(End::Exited(0), &[]).check(33, false).is_err());
+    }
+
+    #[test]
+    fn an_expected_failure_must_be_that_failure() {
+        assert_eq!(outcome(End::Exited(39), &[]).check(39, true), Ok(()));
+        assert!(outcome(End::Exited(41), &[]).check(39, true).is_err());
+        assert!(outcome(End::Exited(33), &["levelhead: verdict PASS"]).check(39, true).is_err());
+    }
+
+    #[test]
+    fn the_tail_says_what_it_leaves_out() {
+        let lines: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let tail = outcome(End::Exited(0), &lines).tail(40);
+        assert_eq!(tail.len(), 41);
+        assert_eq!(tail.first().map(String::as_str), Some("(60 lines of the console before these)"));
+        assert_eq!(tail.last().map(String::as_str), Some("99"));
+        assert_eq!(outcome(End::Exited(0), &[]).tail(40), ["(the console is empty)"]);
+    }
+}

@@ -1,0 +1,135 @@
+//! `run`: boots a configuration in QEMU, shows the console as it comes and ends with one verdict line.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::build::Tree;
+use crate::qemu::{HYPERVISOR_WORDS, Machine};
+use crate::{bundle, setup};
+
+/// What `run` was asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `demo`, another name of `configs/`, or a path.
+    pub config: String,
+    /// Whether missing packages may be installed.
+    pub setup: bool,
+    /// Whether to show the QEMU command.
+    pub verbose: bool,
+    /// Words added to the hypervisor's command line.
+    pub append: Vec<String>,
+    /// `-M`, if not the default.
+    pub machine: Option<String>,
+    /// `-cpu`, if not the default.
+    pub cpu: Option<String>,
+    /// `-m`, if not the default.
+    pub memory: Option<String>,
+    /// `-smp`, if not the default.
+    pub smp: Option<u32>,
+    /// QEMU devices; when there are any, the `# qemu:` lines of the configuration are not used.
+    pub devices: Vec<String>,
+    /// The QEMU binary, if not the one in `PATH`.
+    pub qemu: Option<PathBuf>,
+    /// After which time a run counts as hung.
+    pub timeout: Duration,
+    /// Further QEMU words, from behind `--`.
+    pub words: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            config: "demo".to_owned(),
+            setup: false,
+            verbose: false,
+            append: Vec::new(),
+            machine: None,
+            cpu: None,
+            memory: None,
+            smp: None,
+            devices: Vec::new(),
+            qemu: None,
+            timeout: Duration::from_secs(120),
+            words: Vec::new(),
+        }
+    }
+}
+
+/// Builds, packs and runs. The run has ended well when this returns.
+///
+/// # Errors
+/// When anything before QEMU fails, and when the run fails; the verdict line is printed then already.
+pub fn run(tree: &Tree, options: &Options) -> Result<()> {
+    let config = bundle::find_config(tree, &options.config)?;
+    let qemu = setup::qemu(options.qemu.as_deref(), options.setup, "run")?;
+    tree.build()?;
+
+    let mut machine = Machine::new(qemu, tree.hypervisor());
+    machine.initrd = Some(bundle::pack_to_scratch(tree, &config)?);
+    machine.append = append(&options.append);
+    machine.words = if options.devices.is_empty() {
+        bundle::qemu_words(&config)?
+    } else {
+        options.devices.iter().flat_map(|device| ["-device".to_owned(), device.clone()]).collect()
+    };
+    machine.words.extend(options.words.iter().cloned());
+    if let Some(name) = &options.machine {
+        machine.machine.clone_from(name);
+    }
+    if let Some(cpu) = &options.cpu {
+        machine.cpu.clone_from(cpu);
+    }
+    if let Some(memory) = &options.memory {
+        machine.memory.clone_from(memory);
+    }
+    machine.smp = options.smp.unwrap_or(machine.smp);
+    if options.verbose {
+        eprintln!("run: {}", machine.command_line());
+    }
+
+    let outcome = machine.run(options.timeout, |line| {
+        let mut out = std::io::stdout().lock();
+        // A reader that has gone away (`| head`) must not end the run early.
+        let _ = writeln!(out, "{line}");
+        let _ = out.flush();
+    })?;
+    for line in &outcome.complaints {
+        eprintln!("qemu: {line}");
+    }
+    let took = outcome.took.as_secs_f32();
+    let name = tree.shown(&config);
+    match outcome.check(33, true) {
+        Ok(()) => {
+            println!("run: PASS {name} in {took:.1} s");
+            Ok(())
+        }
+        Err(why) => {
+            println!("run: FAIL {name} after {took:.1} s: {why}");
+            bail!(crate::Reported)
+        }
+    }
+}
+
+/// The hypervisor's command line: the usual words, then `more`, of which the last says what counts.
+pub fn append(more: &[String]) -> String {
+    let mut line = HYPERVISOR_WORDS.to_owned();
+    for word in more.iter().filter(|word| !word.is_empty()) {
+        line.push(' ');
+        line.push_str(word);
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_added_behind_the_usual_ones() {
+        assert_eq!(append(&[]), HYPERVISOR_WORDS);
+        assert_eq!(append(&["log=debug".into(), String::new()]), format!("{HYPERVISOR_WORDS} log=debug"));
+    }
+}

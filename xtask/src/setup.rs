@@ -1,0 +1,189 @@
+//! What the host must have beside Rust and a C compiler: QEMU, and for `test` the rustfmt and clippy components.
+//!
+//! Nothing is installed unless `--setup` was given, and the package manager's sources are never touched.
+
+use std::env;
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::build::cargo;
+use crate::qemu::PROGRAM;
+
+/// The environment variable that names another QEMU binary.
+pub const QEMU_VARIABLE: &str = "LEVELHEAD_QEMU";
+/// The Debian package of QEMU for x86. Its dependencies bring SeaBIOS and the PVH option ROM along.
+const QEMU_PACKAGE: &str = "qemu-system-x86";
+
+/// Which QEMU to run: `wanted` (a path), else what [`QEMU_VARIABLE`] names, else the one in `PATH`, which is
+/// installed if it is missing and `install` allows it.
+///
+/// # Errors
+/// When there is none: with the command that installs it, which for this verb is `cargo xtask <verb> --setup`.
+pub fn qemu(wanted: Option<&Path>, install: bool, verb: &str) -> Result<PathBuf> {
+    if let Some(path) = wanted {
+        ensure!(is_program(path), "--qemu names {}, which is not an executable file", path.display());
+        return Ok(path.to_owned());
+    }
+    if let Some(path) = env::var_os(QEMU_VARIABLE).map(PathBuf::from) {
+        ensure!(
+            is_program(&path),
+            "{QEMU_VARIABLE} names {}, which is not an executable file",
+            path.display()
+        );
+        return Ok(path);
+    }
+    if let Some(path) = find(PROGRAM) {
+        return Ok(path);
+    }
+    if !install {
+        bail!(missing_qemu(verb));
+    }
+    install_package(QEMU_PACKAGE)?;
+    find(PROGRAM).with_context(|| format!("{QEMU_PACKAGE} is installed, but {PROGRAM} is still not in PATH"))
+}
+
+/// The message for a missing QEMU: what to type.
+pub fn missing_qemu(verb: &str) -> String {
+    let mut message = format!("QEMU is missing; install it with: cargo xtask {verb} --setup");
+    if find("apt-get").is_some() {
+        let _ = write!(message, "  (or: apt-get install {QEMU_PACKAGE})");
+    } else {
+        let _ = write!(message, "  (which needs apt-get; else install {PROGRAM} by this system's own means)");
+    }
+    message
+}
+
+/// The version of the QEMU at `path`, as (major, minor).
+///
+/// # Errors
+/// When it does not run or does not tell.
+pub fn qemu_version(path: &Path) -> Result<(u32, u32)> {
+    let output = Command::new(path).arg("--version").stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("cannot run {}", path.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    parse_version(&text).with_context(|| format!("{} does not tell its version", path.display()))
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let (_, after) = text.split_once("version ")?;
+    parse_major_minor(after.split_whitespace().next()?)
+}
+
+/// Reads `7.2`, also with more behind it (`7.2.22`).
+pub fn parse_major_minor(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.split('.');
+    let major = parts.next()?.parse().ok()?;
+    let minor = parts.next()?.parse().ok()?;
+    Some((major, minor))
+}
+
+/// Checks for a cargo component (`fmt`, `clippy`), installing it by rustup if it is missing and `install` allows.
+///
+/// # Errors
+/// When it is missing: with the command that installs it.
+pub fn component(subcommand: &str, package: &str, install: bool) -> Result<()> {
+    let present = || {
+        let probe = cargo().args([subcommand, "--version"]).stdin(Stdio::null()).output();
+        probe.is_ok_and(|output| output.status.success())
+    };
+    if present() {
+        return Ok(());
+    }
+    if install && find("rustup").is_some() {
+        eprintln!("setup: rustup component add {package}");
+        let status = Command::new("rustup").args(["component", "add", package]).status()?;
+        if status.success() && present() {
+            return Ok(());
+        }
+        bail!("`rustup component add {package}` did not bring `cargo {subcommand}`");
+    }
+    bail!("`cargo {subcommand}` is missing; install it with: rustup component add {package}")
+}
+
+/// Installs one Debian package with what it needs, without recommendations and without questions.
+fn install_package(package: &str) -> Result<()> {
+    ensure!(
+        find("apt-get").is_some(),
+        "--setup installs by apt-get, which this system lacks; install {PROGRAM} by its own means"
+    );
+    let root = is_root()?;
+    ensure!(
+        root || find("sudo").is_some(),
+        "--setup needs to be root to install {package}, and there is no sudo; as root: apt-get install {package}"
+    );
+    apt_get(root, &["update"])?;
+    apt_get(root, &["install", "--yes", "--no-install-recommends", package])
+}
+
+fn apt_get(root: bool, words: &[&str]) -> Result<()> {
+    let mut line = Vec::new();
+    if !root {
+        line.push("sudo");
+        if !std::io::stdin().is_terminal() {
+            line.push("--non-interactive");
+        }
+    }
+    line.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    line.extend(words);
+    let shown = line.join(" ");
+    eprintln!("setup: {shown}");
+    let mut words = line.into_iter();
+    let program = words.next().context("no command")?;
+    // What apt-get says belongs to people: standard output stays free for results.
+    let status = Command::new(program).args(words).stdout(std::io::stderr()).status();
+    let status = status.with_context(|| format!("cannot run: {shown}"))?;
+    ensure!(status.success(), "this command failed ({status}): {shown}");
+    Ok(())
+}
+
+fn is_root() -> Result<bool> {
+    let output = Command::new("id").arg("-u").output().context("cannot run id")?;
+    Ok(output.stdout.trim_ascii() == b"0")
+}
+
+/// The first executable file of that name in `PATH`.
+fn find(program: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(program)).find(|path| is_program(path))
+}
+
+fn is_program(path: &Path) -> bool {
+    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_as_qemu_prints_them() {
+        assert_eq!(
+            parse_version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright"),
+            Some((7, 2))
+        );
+        assert_eq!(parse_version("QEMU emulator version 10.0.2 (v10.0.2)"), Some((10, 0)));
+        assert_eq!(parse_version("qemu"), None);
+        assert_eq!(parse_major_minor("9.0"), Some((9, 0)));
+        assert_eq!(parse_major_minor("nine"), None);
+    }
+
+    #[test]
+    fn the_command_to_type_is_named() {
+        let message = missing_qemu("run");
+        assert!(
+            message.starts_with("QEMU is missing; install it with: cargo xtask run --setup"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_qemu_that_is_none_is_refused_by_name() {
+        let error = qemu(Some(Path::new("/nonexistent/qemu")), true, "run").unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/qemu"), "{error}");
+        assert!(qemu(Some(Path::new("/etc/passwd")), true, "run").is_err(), "not executable");
+    }
+}

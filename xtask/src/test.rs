@@ -1,0 +1,333 @@
+//! `test`: everything that must hold, in one go: host steps, host tests, models, QEMU cases.
+//!
+//! First the plan is made, which lists every test by its name; then it is carried out with one line per test:
+//! a count, a verdict, a name and a time. The last line is the sum.
+
+mod host;
+mod levels;
+mod suite;
+
+use std::collections::VecDeque;
+use std::env;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::build::Tree;
+use crate::cases::{self, Case};
+use crate::setup;
+
+use suite::Suite;
+
+/// What `test` was asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whether missing packages may be installed.
+    pub setup: bool,
+    /// The classes that were named; none means all.
+    pub classes: Vec<Class>,
+    /// Pieces of names: a test runs when its name holds one of them, or when there are none.
+    pub filters: Vec<String>,
+    /// Whether to list the names only.
+    pub list: bool,
+    /// The QEMU binary, if not the one in `PATH`.
+    pub qemu: Option<PathBuf>,
+}
+
+/// The part of the ladder a test belongs to, and the first part of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Checks and tests on the host.
+    Host,
+    /// Models that loom explores.
+    Model,
+    /// Cases in QEMU.
+    Qemu,
+}
+
+impl Class {
+    const ALL: [Self; 3] = [Self::Host, Self::Model, Self::Qemu];
+
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Host => "host/",
+            Self::Model => "model/",
+            Self::Qemu => "qemu/",
+        }
+    }
+}
+
+impl Options {
+    /// Whether a test of that class can be among the wanted ones. A filter that begins with the class's own
+    /// prefix (`qemu/demo`) saves making plans for the others.
+    fn wants_class(&self, class: Class) -> bool {
+        let named = self.classes.is_empty() || self.classes.contains(&class);
+        let possible = |filter: &String| {
+            let other = |c: &Class| *c != class && filter.starts_with(c.prefix());
+            !Class::ALL.iter().any(other)
+        };
+        named && (self.filters.is_empty() || self.filters.iter().any(possible))
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
+    }
+}
+
+/// How one test ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Well.
+    Passed,
+    /// Badly; these lines say how.
+    Failed(Vec<String>),
+    /// It was not run, for this reason.
+    Skipped(String),
+}
+
+impl From<Result<(), Vec<String>>> for Verdict {
+    fn from(result: Result<(), Vec<String>>) -> Self {
+        result.map_or_else(Self::Failed, |()| Self::Passed)
+    }
+}
+
+/// The running count and what it has come to.
+pub struct Report {
+    out: Box<dyn Write>,
+    planned: usize,
+    passed: usize,
+    skipped: usize,
+    failed: Vec<String>,
+}
+
+impl Report {
+    fn new(planned: usize, out: impl Write + 'static) -> Self {
+        Self { out: Box::new(out), planned, passed: 0, skipped: 0, failed: Vec::new() }
+    }
+
+    /// Prints the line of a test that has ended. `took` is left out where nobody measured it.
+    pub fn record(&mut self, name: &str, verdict: Verdict, took: Option<Duration>) {
+        let (line, details) = self.enter(name, verdict, took);
+        self.print(&line);
+        self.explain(&details);
+    }
+
+    /// Prints lines below the one of a test.
+    fn explain(&mut self, lines: &[String]) {
+        for line in lines {
+            self.print(&format!("        {line}"));
+        }
+    }
+
+    fn print(&mut self, line: &str) {
+        // Nobody reading is no reason to stop: the exit status still tells.
+        let _ = writeln!(self.out, "{line}");
+        let _ = self.out.flush();
+    }
+
+    /// Counts a test and returns its line and what is to be shown below it.
+    fn enter(&mut self, name: &str, verdict: Verdict, took: Option<Duration>) -> (String, Vec<String>) {
+        let (word, note, details) = match verdict {
+            Verdict::Passed => {
+                self.passed += 1;
+                ("ok  ", String::new(), Vec::new())
+            }
+            Verdict::Skipped(reason) => {
+                self.skipped += 1;
+                ("skip", format!("  ({reason})"), Vec::new())
+            }
+            Verdict::Failed(details) => {
+                self.failed.push(name.to_owned());
+                ("FAIL", String::new(), details)
+            }
+        };
+        let done = self.passed + self.skipped + self.failed.len();
+        let width = self.planned.to_string().len();
+        let took = took.map(|took| format!("  {:.1}s", took.as_secs_f32())).unwrap_or_default();
+        (format!("[{done:width$}/{}] {word} {name}{took}{note}", self.planned), details)
+    }
+
+    /// The closing lines: what failed, if anything, and the sum on a line of its own.
+    fn summary(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.failed.iter().map(|name| format!("failed: {name}")).collect();
+        lines.push(format!("{} passed, {} failed, {} skipped", self.passed, self.failed.len(), self.skipped));
+        lines
+    }
+}
+
+/// Makes the plan and carries it out.
+///
+/// # Errors
+/// When a test fails, when no plan can be made, or when nothing is wanted.
+pub fn test(tree: &Tree, options: &Options) -> Result<()> {
+    let steps: Vec<host::Step> = match options.wants_class(Class::Host) {
+        true => host::STEPS.into_iter().filter(|step| options.wants(step.name)).collect(),
+        false => Vec::new(),
+    };
+    let mut suites = Vec::new();
+    let mut broken = Vec::new();
+    for (class, plan) in [(Class::Host, suite::host as fn(&Tree) -> _), (Class::Model, suite::models)] {
+        if !options.wants_class(class) {
+            continue;
+        }
+        eprintln!("test: building the {} tests", class.prefix().trim_end_matches('/'));
+        match plan(tree) {
+            Ok(planned) => {
+                suites.extend(planned.into_iter().filter_map(|suite| suite.select(|n| options.wants(n))))
+            }
+            Err(lines) => broken.push((format!("{}build-tests", class.prefix()), lines)),
+        }
+    }
+    let mut cases = Vec::new();
+    if options.wants_class(Class::Qemu) {
+        cases = cases::load(tree)?;
+        cases.retain(|case| options.wants(&case_name(case)));
+    }
+
+    if options.list {
+        let steps = steps.iter().map(|step| step.name.to_owned());
+        let tests = suites.iter().flat_map(Suite::names);
+        for name in steps.chain(tests).chain(cases.iter().map(case_name)) {
+            println!("{name}");
+        }
+        ensure!(broken.is_empty(), "some tests do not build and are not listed");
+        return Ok(());
+    }
+
+    let tests: usize = suites.iter().map(Suite::len).sum();
+    let planned = steps.len() + broken.len() + tests + cases.len();
+    ensure!(
+        planned > 0,
+        "no test has a name with {}; `--list` shows the names",
+        options.filters.join(" or ")
+    );
+    let mut report = Report::new(planned, io::stdout());
+
+    // The builds come first among the steps, so that the cases have something to boot.
+    for step in &steps {
+        let start = Instant::now();
+        let verdict = (step.run)(tree, options.setup);
+        report.record(step.name, verdict, Some(start.elapsed()));
+    }
+    for (name, lines) in broken {
+        report.record(&name, Verdict::Failed(lines), None);
+    }
+    for suite in &suites {
+        suite.run(&mut report);
+    }
+    run_cases(tree, options, &cases, &mut report);
+
+    for line in report.summary() {
+        report.print(&line);
+    }
+    if !report.failed.is_empty() {
+        bail!(crate::Reported);
+    }
+    Ok(())
+}
+
+fn case_name(case: &Case) -> String {
+    format!("{}{}", Class::Qemu.prefix(), case.name)
+}
+
+/// Runs the QEMU cases: as many at a time as there are CPUs, then those that want to be alone.
+fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &mut Report) {
+    if cases.is_empty() {
+        return;
+    }
+    let start = Instant::now();
+    let ready = setup::qemu(options.qemu.as_deref(), options.setup, "test")
+        .and_then(|qemu| setup::qemu_version(&qemu).map(|version| (qemu, version)));
+    let (qemu, version) = match ready {
+        Ok(ready) => ready,
+        Err(error) => {
+            let skip = !options.setup && env::var("CI").as_deref() != Ok("true");
+            for case in cases {
+                let reason = format!("{error:#}");
+                let verdict = if skip { Verdict::Skipped(reason) } else { Verdict::Failed(vec![reason]) };
+                report.record(&case_name(case), verdict, None);
+            }
+            return;
+        }
+    };
+    // After the step of that name this is a matter of a second; with a filter it may be the only build.
+    if let Verdict::Failed(lines) = host::build(tree, false) {
+        for case in cases {
+            report.record(&case_name(case), Verdict::Failed(lines.clone()), Some(start.elapsed()));
+        }
+        return;
+    }
+
+    let (alone, together): (Vec<&Case>, Vec<&Case>) = cases.iter().partition(|case| case.alone);
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(4);
+    for (cases, workers) in [(together, workers), (alone, 1)] {
+        let queue = Mutex::new(VecDeque::from(cases));
+        let (sender, ended) = mpsc::channel();
+        thread::scope(|scope| {
+            for _ in 0..workers {
+                let (sender, queue, qemu) = (sender.clone(), &queue, &qemu);
+                scope.spawn(move || {
+                    let next = || queue.lock().ok().and_then(|mut queue| queue.pop_front());
+                    while let Some(case) = next() {
+                        let start = Instant::now();
+                        let verdict = match case.unfit(version) {
+                            Some(reason) => Verdict::Skipped(reason),
+                            None => case.run(tree, qemu).into(),
+                        };
+                        if sender.send((case_name(case), verdict, start.elapsed())).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            for (name, verdict, took) in ended {
+                report.record(&name, verdict, Some(took));
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(classes: &[Class], filters: &[&str]) -> Options {
+        let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
+        Options { classes: classes.to_vec(), filters, ..Options::default() }
+    }
+
+    #[test]
+    fn the_sum_is_alone_on_the_last_line() {
+        let mut report = Report::new(12, io::sink());
+        let (line, _) = report.enter("host/clippy", Verdict::Passed, Some(Duration::from_millis(12_340)));
+        assert_eq!(line, "[ 1/12] ok   host/clippy  12.3s");
+        let (line, _) = report.enter("qemu/demo", Verdict::Skipped("QEMU is missing".into()), None);
+        assert_eq!(line, "[ 2/12] skip qemu/demo  (QEMU is missing)");
+        let (line, details) = report.enter("qemu/echo", Verdict::Failed(vec!["why".into()]), None);
+        assert_eq!((line.as_str(), details), ("[ 3/12] FAIL qemu/echo", vec!["why".to_owned()]));
+        assert_eq!(report.summary(), ["failed: qemu/echo", "1 passed, 1 failed, 1 skipped"]);
+    }
+
+    #[test]
+    fn no_class_means_all_of_them() {
+        for class in Class::ALL {
+            assert!(options(&[], &[]).wants_class(class));
+            assert_eq!(options(&[Class::Qemu], &[]).wants_class(class), class == Class::Qemu);
+            assert_eq!(options(&[], &["qemu/demo"]).wants_class(class), class == Class::Qemu);
+            assert!(options(&[], &["demo"]).wants_class(class));
+        }
+        assert!(options(&[], &["qemu/demo", "host/fmt"]).wants_class(Class::Host));
+    }
+
+    #[test]
+    fn a_filter_is_a_piece_of_the_name() {
+        assert!(options(&[], &[]).wants("qemu/demo"));
+        assert!(options(&[], &["x", "dem"]).wants("qemu/demo"));
+        assert!(!options(&[], &["echo"]).wants("qemu/demo"));
+    }
+}

@@ -1,0 +1,197 @@
+//! The steps on the host that are no tests by themselves: form, lints, documents, builds, borders.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::{Verdict, levels};
+use crate::build::{Tree, cargo};
+use crate::process::{self, End};
+use crate::setup;
+
+/// No step takes this long, also from nothing and on a slow machine.
+const LIMIT: Duration = Duration::from_secs(900);
+/// How much of a failed command's output is shown.
+const TAIL: usize = 200;
+
+/// One step. It is told whether missing components may be installed.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// Its name, with the class in front.
+    pub name: &'static str,
+    /// What it does.
+    pub run: fn(&Tree, bool) -> Verdict,
+}
+
+/// The steps in the order they are run.
+pub const STEPS: [Step; 6] = [
+    Step { name: "host/fmt", run: fmt },
+    Step { name: "host/clippy", run: clippy },
+    Step { name: "host/doc", run: doc },
+    Step { name: "host/build", run: build },
+    Step { name: "host/levels", run: import_levels },
+    Step { name: "host/outside", run: outside },
+];
+
+fn fmt(tree: &Tree, setup: bool) -> Verdict {
+    if let Err(error) = setup::component("fmt", "rustfmt", setup) {
+        return Verdict::Failed(vec![error.to_string()]);
+    }
+    succeeds(cargo().current_dir(&tree.root).args(["fmt", "--check"]))
+}
+
+fn clippy(tree: &Tree, setup: bool) -> Verdict {
+    if let Err(error) = setup::component("clippy", "clippy", setup) {
+        return Verdict::Failed(vec![error.to_string()]);
+    }
+    succeeds(cargo().current_dir(&tree.root).args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))
+}
+
+fn doc(tree: &Tree, _: bool) -> Verdict {
+    let mut command = cargo();
+    command
+        .current_dir(&tree.root)
+        .args(["doc", "--workspace", "--no-deps"])
+        .env("RUSTDOCFLAGS", "-D warnings");
+    succeeds(&mut command)
+}
+
+/// Builds the release hypervisor and guests.
+pub fn build(tree: &Tree, _: bool) -> Verdict {
+    succeeds(&mut tree.build_command())
+}
+
+fn import_levels(tree: &Tree, _: bool) -> Verdict {
+    match levels::check(&tree.root) {
+        Ok(breaches) if breaches.is_empty() => Verdict::Passed,
+        Ok(breaches) => Verdict::Failed(breaches),
+        Err(error) => Verdict::Failed(vec![format!("{error:#}")]),
+    }
+}
+
+/// Builds a package outside the tree that uses the library alone: no hypervisor feature, no configuration
+/// directory of ours in sight, and no `RUSTC_BOOTSTRAP`.
+fn outside(tree: &Tree, _: bool) -> Verdict {
+    let package = match Outside::make(tree) {
+        Ok(package) => package,
+        Err(error) => return Verdict::Failed(vec![format!("{error:#}")]),
+    };
+    let mut command = cargo();
+    command.current_dir(&package.0).args(["build", "--offline", "--quiet"]);
+    // What cargo set for us comes from the tree's own configuration.
+    for variable in [
+        "RUSTC_BOOTSTRAP",
+        "RUSTFLAGS",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_TARGET_DIR",
+        "CARGO_BUILD_TARGET_DIR",
+    ] {
+        command.env_remove(variable);
+    }
+    succeeds(&mut command)
+}
+
+/// The throw-away package, gone when dropped.
+struct Outside(PathBuf);
+
+impl Outside {
+    fn make(tree: &Tree) -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("levelhead-outside-{}", std::process::id()));
+        let package = Self(folder);
+        let put = |name: &str, text: &str| {
+            let path = package.0.join(name);
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        };
+        let source = package.0.join("src");
+        fs::create_dir_all(&source).with_context(|| format!("cannot make {}", source.display()))?;
+        put("Cargo.toml", &manifest(&tree.root))?;
+        put("src/lib.rs", "#![no_std]\npub use levelhead::{intx, irq::Gsi, pci, virq};\n")?;
+        // The same versions as in the tree, which are on this machine already.
+        let lock = tree.root.join("Cargo.lock");
+        fs::copy(&lock, package.0.join("Cargo.lock"))
+            .with_context(|| format!("cannot copy {}", lock.display()))?;
+        Ok(package)
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        // A folder left in the temporary directory harms nobody.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn manifest(root: &Path) -> String {
+    let path = toml::Value::String(root.display().to_string());
+    format!(
+        "[package]\nname = \"outside\"\nedition = \"2024\"\n\n[workspace]\n\n[dependencies]\n\
+         levelhead = {{ path = {path}, default-features = false }}\n\n[profile.dev]\npanic = \"abort\"\n"
+    )
+}
+
+/// Runs a command that must succeed; the end of what it said tells why it did not.
+pub fn succeeds(command: &mut Command) -> Verdict {
+    match output(command) {
+        Ok(_) => Verdict::Passed,
+        Err(lines) => Verdict::Failed(lines),
+    }
+}
+
+/// The standard output of a command that must succeed, by lines.
+///
+/// # Errors
+/// How it failed and the end of what it said.
+pub fn output(command: &mut Command) -> Result<Vec<String>, Vec<String>> {
+    let mut out = Vec::new();
+    let mut all = Vec::new();
+    let end = process::run(command, LIMIT, |stream, line| {
+        if stream == process::Stream::Out {
+            out.push(line.to_owned());
+        }
+        all.push(line.to_owned());
+    });
+    let why = match end {
+        Ok(End::Exited(0)) => return Ok(out),
+        Ok(End::Exited(status)) => format!("status {status}"),
+        Ok(End::Signalled(signal)) => format!("ended by signal {signal}"),
+        Ok(End::TimedOut(limit)) => format!("ended after {} s", limit.as_secs()),
+        Ok(End::Flooded) => "ended because it printed without end".to_owned(),
+        Err(error) => return Err(vec![format!("{error:#}")]),
+    };
+    let mut lines = vec![format!("{command:?}: {why}")];
+    lines.extend(all.iter().skip(all.len().saturating_sub(TAIL)).cloned());
+    Err(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_command_shows_its_last_words() {
+        let Err(lines) = output(Command::new("/bin/sh").args(["-c", "echo one; echo two >&2; exit 3"]))
+        else {
+            panic!("status 3 passed");
+        };
+        assert!(lines[0].ends_with("status 3"), "{lines:?}");
+        assert!(lines.contains(&"one".to_owned()) && lines.contains(&"two".to_owned()), "{lines:?}");
+    }
+
+    #[test]
+    fn the_outside_manifest_survives_odd_paths() {
+        let manifest = manifest(Path::new("/tmp/a \"b\"\\c"));
+        let parsed: toml::Table = toml::from_str(&manifest).unwrap();
+        let path = parsed["dependencies"]["levelhead"]["path"].as_str();
+        assert_eq!(path, Some("/tmp/a \"b\"\\c"));
+    }
+}

@@ -1,0 +1,277 @@
+//! Test programs built by cargo: their tests listed by name, and their results read line by line.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::{Report, Verdict, host};
+use crate::build::{Tree, cargo};
+use crate::process::{self, End};
+
+/// No suite takes this long.
+const LIMIT: Duration = Duration::from_secs(900);
+/// How much of a failed suite's report is shown.
+const TAIL: usize = 200;
+
+/// The tests of one program that are wanted.
+#[derive(Debug)]
+pub struct Suite {
+    /// What the names of its tests begin with.
+    label: String,
+    /// How the program is started, without the names of tests.
+    start: Start,
+    /// The names as the program knows them.
+    tests: Vec<String>,
+    /// Whether these are all it has.
+    whole: bool,
+}
+
+/// How a test program is started.
+#[derive(Clone, Debug)]
+enum Start {
+    /// A program of its own, in the folder of its package.
+    Program { path: PathBuf, folder: PathBuf },
+    /// The examples in the library's documentation, which only cargo can run.
+    Examples { root: PathBuf },
+}
+
+impl Start {
+    fn command(&self) -> Command {
+        match self {
+            Self::Program { path, folder } => {
+                let mut command = Command::new(path);
+                command.current_dir(folder).env("CARGO_MANIFEST_DIR", folder);
+                command
+            }
+            Self::Examples { root } => {
+                let mut command = cargo();
+                command.current_dir(root).args(["test", "--doc", "--package", "levelhead", "--"]);
+                command
+            }
+        }
+    }
+}
+
+/// The host tests: of every package, and the examples of the library.
+///
+/// # Errors
+/// What cargo said when they do not build.
+pub fn host(tree: &Tree) -> Result<Vec<Suite>, Vec<String>> {
+    let mut build = cargo();
+    build.current_dir(&tree.root).args([
+        "test",
+        "--workspace",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]);
+    let mut suites = programs("host/", &mut build)?;
+    suites.push(Suite::list("host/doc-examples".to_owned(), Start::Examples { root: tree.root.clone() })?);
+    Ok(suites)
+}
+
+/// The models, which loom explores. They live in a target directory of their own: the flag changes everything.
+///
+/// # Errors
+/// What cargo said when they do not build.
+pub fn models(tree: &Tree) -> Result<Vec<Suite>, Vec<String>> {
+    let mut build = cargo();
+    build.current_dir(&tree.root).env("RUSTFLAGS", "--cfg loom").arg("test");
+    build.args(["--release", "--package", "levelhead", "--no-default-features", "--test", "intx_loom"]);
+    build.args(["--no-run", "--message-format=json-render-diagnostics", "--target-dir"]);
+    build.arg(tree.target.join("loom"));
+    programs("model/", &mut build)
+}
+
+/// Builds test programs and lists what they hold.
+fn programs(prefix: &str, build: &mut Command) -> Result<Vec<Suite>, Vec<String>> {
+    let messages = host::output(build)?;
+    let mut suites = Vec::new();
+    for message in messages.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()) {
+        let Some(program) = Program::of(&message) else { continue };
+        let suite = Suite::list(format!("{prefix}{}", program.label), program.start)?;
+        if !suite.tests.is_empty() {
+            suites.push(suite);
+        }
+    }
+    suites.sort_by(|a, b| a.label.cmp(&b.label));
+    Ok(suites)
+}
+
+/// A test program as cargo's messages describe it.
+struct Program {
+    label: String,
+    start: Start,
+}
+
+impl Program {
+    /// The program that a message announces, if it announces one.
+    fn of(message: &serde_json::Value) -> Option<Self> {
+        let path = PathBuf::from(message.get("executable")?.as_str()?);
+        if !message.get("profile")?.get("test")?.as_bool()? {
+            return None;
+        }
+        let folder = PathBuf::from(message.get("manifest_path")?.as_str()?).parent()?.to_owned();
+        let label = message.get("target")?.get("name")?.as_str()?.to_owned();
+        Some(Self { label, start: Start::Program { path, folder } })
+    }
+}
+
+impl Suite {
+    /// Asks a program for its tests.
+    fn list(label: String, start: Start) -> Result<Self, Vec<String>> {
+        let lines = host::output(start.command().arg("--list"))?;
+        let tests = lines.iter().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
+        Ok(Self { label, start, tests, whole: true })
+    }
+
+    /// Keeps the tests whose full names are wanted; nothing when there are none.
+    pub fn select(mut self, wanted: impl Fn(&str) -> bool) -> Option<Self> {
+        let before = self.tests.len();
+        let label = self.label.clone();
+        self.tests.retain(|test| wanted(&full_name(&label, test)));
+        self.whole = self.tests.len() == before;
+        (!self.tests.is_empty()).then_some(self)
+    }
+
+    /// How many tests are wanted.
+    pub fn len(&self) -> usize {
+        self.tests.len()
+    }
+
+    /// Their full names.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        self.tests.iter().map(|test| full_name(&self.label, test))
+    }
+
+    /// Runs them and records each as its result comes in. A test without a result has failed: the program
+    /// crashed or hung.
+    pub fn run(&self, report: &mut Report) {
+        let mut command = self.start.command();
+        if !self.whole {
+            command.arg("--exact").args(&self.tests);
+        }
+        let mut left: BTreeSet<&str> = self.tests.iter().map(String::as_str).collect();
+        let mut last = Instant::now();
+        let mut output = Vec::new();
+        let end = process::run(&mut command, LIMIT, |_, line| {
+            output.push(line.to_owned());
+            let Some((test, verdict)) = parse_result(line) else { return };
+            // Only names it listed count: a test can print lines that look like results.
+            if left.remove(test) {
+                report.record(&full_name(&self.label, test), verdict, Some(last.elapsed()));
+                last = Instant::now();
+            }
+        });
+        let why = match end {
+            Ok(End::Exited(0)) if left.is_empty() => return,
+            Ok(End::Exited(status)) => format!("the program ended with status {status}"),
+            Ok(End::Signalled(signal)) => format!("the program was ended by signal {signal}"),
+            Ok(End::TimedOut(limit)) => format!("the program was ended after {} s", limit.as_secs()),
+            Ok(End::Flooded) => "the program printed without end".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        for test in left {
+            report.record(&full_name(&self.label, test), Verdict::Failed(vec![why.clone()]), None);
+        }
+        let shown =
+            output.iter().skip(output.len().saturating_sub(TAIL)).filter(|line| parse_result(line).is_none());
+        let mut lines = vec![format!("{}: {why}", self.label)];
+        lines.extend(shown.map(|line| format!("| {line}")));
+        report.explain(&lines);
+    }
+}
+
+fn full_name(label: &str, test: &str) -> String {
+    format!("{label}::{test}")
+}
+
+/// Reads a result line of the standard test harness: `test NAME ... ok`.
+fn parse_result(line: &str) -> Option<(&str, Verdict)> {
+    let (name, result) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
+    let name = name.strip_suffix(" - should panic").unwrap_or(name);
+    let word = result.split([',', ' ', '(']).next()?;
+    let verdict = match word {
+        "ok" => Verdict::Passed,
+        "FAILED" => Verdict::Failed(vec!["its report follows at the end of its program's".to_owned()]),
+        "ignored" => {
+            let reason = result.split_once(", ").map_or("ignored", |(_, reason)| reason);
+            Verdict::Skipped(reason.to_owned())
+        }
+        _ => return None,
+    };
+    Some((name, verdict))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn suite(script: &str, tests: &[&str]) -> Suite {
+        let path = std::env::temp_dir().join(format!("levelhead-suite-{}-{script}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        std::os::unix::fs::symlink("/bin/sh", &path).unwrap();
+        let start = Start::Program { path, folder: std::env::temp_dir() };
+        let tests = tests.iter().map(|test| (*test).to_owned()).collect();
+        Suite { label: "host/x".to_owned(), start, tests, whole: true }
+    }
+
+    #[test]
+    fn result_lines_are_told_from_others() {
+        assert_eq!(parse_result("test a::b ... ok"), Some(("a::b", Verdict::Passed)));
+        assert_eq!(parse_result("test a - should panic ... ok"), Some(("a", Verdict::Passed)));
+        assert_eq!(
+            parse_result("test a ... ignored, too slow"),
+            Some(("a", Verdict::Skipped("too slow".into())))
+        );
+        assert_eq!(
+            parse_result("test src/a.rs - a (line 3) ... ok"),
+            Some(("src/a.rs - a (line 3)", Verdict::Passed))
+        );
+        assert!(matches!(parse_result("test a ... FAILED"), Some(("a", Verdict::Failed(_)))));
+        for other in ["test result: ok. 3 passed", "running 3 tests", "test a ... bench: 3 ns", ""] {
+            assert_eq!(parse_result(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_test_without_a_result_has_failed() {
+        // The shell finds no test to run: it ends at once, well, and says nothing.
+        let suite = suite("silent", &["a", "b"]);
+        let mut report = Report::new(2, std::io::sink());
+        suite.run(&mut report);
+        assert_eq!(report.summary().last().map(String::as_str), Some("0 passed, 2 failed, 0 skipped"));
+        if let Start::Program { path, .. } = &suite.start {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+
+    #[test]
+    fn selection_asks_for_exact_names() {
+        let whole = || Suite {
+            label: "host/x".to_owned(),
+            start: Start::Examples { root: PathBuf::new() },
+            tests: vec!["a::b".to_owned(), "a::c".to_owned()],
+            whole: true,
+        };
+        let some = whole().select(|name| name == "host/x::a::c").unwrap();
+        assert_eq!(some.names().collect::<Vec<_>>(), ["host/x::a::c"]);
+        assert!(!some.whole);
+        assert!(whole().select(|_| true).unwrap().whole);
+        assert!(whole().select(|_| false).is_none());
+    }
+
+    #[test]
+    fn only_test_programs_are_taken_from_the_messages() {
+        let message = |executable: &str, test: bool| {
+            serde_json::json!({
+                "reason": "compiler-artifact", "manifest_path": "/tree/xtask/Cargo.toml",
+                "target": { "name": "xtask" }, "profile": { "test": test }, "executable": executable,
+            })
+        };
+        let program = Program::of(&message("/tree/target/debug/deps/xtask-1", true)).unwrap();
+        assert_eq!(program.label, "xtask");
+        assert!(Program::of(&message("/tree/target/debug/xtask", false)).is_none());
+        assert!(Program::of(&serde_json::json!({ "reason": "build-finished", "success": true })).is_none());
+    }
+}
