@@ -147,7 +147,8 @@ impl Report {
         };
         let done = self.passed + self.skipped + self.failed.len();
         let width = self.planned.to_string().len();
-        let took = took.map(|took| format!("  {:.1}s", took.as_secs_f32())).unwrap_or_default();
+        let measured = took.filter(|_| word != "skip");
+        let took = measured.map(|took| format!("  {:.1}s", took.as_secs_f32())).unwrap_or_default();
         (format!("[{done:width$}/{}] {word} {name}{took}{note}", self.planned), details)
     }
 
