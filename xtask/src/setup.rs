@@ -3,7 +3,7 @@
 //! Nothing is installed unless `--setup` was given, and the package manager's sources are never touched.
 
 use std::env;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::IsTerminal as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,8 @@ const QEMU_PACKAGE: &str = "qemu-system-x86";
 /// installed if it is missing and `install` allows it.
 ///
 /// # Errors
-/// When there is none: with the command that installs it, which for this verb is `cargo xtask <verb> --setup`.
+/// [`MissingQemu`] when there is none, with the command that installs it: `cargo xtask <verb> --setup`. Others
+/// when it was named wrongly or cannot be installed.
 pub fn qemu(wanted: Option<&Path>, install: bool, verb: &str) -> Result<PathBuf> {
     if let Some(path) = wanted {
         ensure!(is_program(path), "--qemu names {}, which is not an executable file", path.display());
@@ -41,14 +42,25 @@ pub fn qemu(wanted: Option<&Path>, install: bool, verb: &str) -> Result<PathBuf>
         return Ok(path);
     }
     if !install {
-        bail!(missing_qemu(verb));
+        return Err(MissingQemu(missing_qemu(verb)).into());
     }
     install_package(QEMU_PACKAGE)?;
     find(PROGRAM).with_context(|| format!("{QEMU_PACKAGE} is installed, but {PROGRAM} is still not in PATH"))
 }
 
-/// The message for a missing QEMU: what to type.
-pub fn missing_qemu(verb: &str) -> String {
+/// There is no QEMU on this machine: the message with the command to type.
+#[derive(Clone, Debug)]
+pub struct MissingQemu(String);
+
+impl fmt::Display for MissingQemu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for MissingQemu {}
+
+fn missing_qemu(verb: &str) -> String {
     let mut message = format!("QEMU is missing; install it with: cargo xtask {verb} --setup");
     if find("apt-get").is_some() {
         let _ = write!(message, "  (or: apt-get install {QEMU_PACKAGE})");
@@ -116,7 +128,10 @@ fn install_package(package: &str) -> Result<()> {
         root || find("sudo").is_some(),
         "--setup needs to be root to install {package}, and there is no sudo; as root: apt-get install {package}"
     );
-    apt_get(root, &["update"])?;
+    // One source of several that cannot be reached is no reason to give up: the package may come from another.
+    if let Err(error) = apt_get(root, &["update"]) {
+        eprintln!("setup: {error:#}; going on with the package lists there are");
+    }
     apt_get(root, &["install", "--yes", "--no-install-recommends", package])
 }
 
