@@ -10,7 +10,6 @@ mod suite;
 use std::collections::VecDeque;
 use std::env;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,8 +33,6 @@ pub struct Options {
     pub filters: Vec<String>,
     /// Whether to list the names only.
     pub list: bool,
-    /// The QEMU binary, if not the one in `PATH`.
-    pub qemu: Option<PathBuf>,
 }
 
 /// The part of the ladder a test belongs to, and the first part of its name.
@@ -241,7 +238,7 @@ fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &mut Report
         return;
     }
     let start = Instant::now();
-    let ready = setup::qemu(options.qemu.as_deref(), options.setup, "test")
+    let ready = setup::qemu(None, options.setup, "test")
         .and_then(|qemu| setup::qemu_version(&qemu).map(|version| (qemu, version)));
     let (qemu, version) = match ready {
         Ok(ready) => ready,
