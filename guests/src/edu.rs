@@ -1,0 +1,83 @@
+//! QEMU's `edu` device (docs/specs/edu): the line that the guests play with.
+//!
+//! Its interrupt status is a set of 32 bits; INTA# is asserted while any is set. A write to the raise register
+//! sets bits at once, which makes it an exactly timed source. A factorial is computed in a thread of QEMU's own
+//! and raises when it is done, which makes it a truly asynchronous one.
+
+use crate::check;
+use crate::cpu::Mmio;
+use crate::fail;
+use crate::ioapic::Pin;
+use crate::pci::{Bar, Function};
+use crate::{ioapic, lapic};
+
+const IDENTIFICATION: usize = 0x00;
+const FACTORIAL: usize = 0x08;
+const STATUS: usize = 0x20;
+const INTERRUPT_STATUS: usize = 0x24;
+/// Offset of the register that sets interrupt status bits.
+pub const RAISE: usize = 0x60;
+/// Offset of the register that clears interrupt status bits.
+pub const ACKNOWLEDGE: usize = 0x64;
+
+/// Status: raise [`FACTORIAL_DONE`] when a factorial is computed.
+const RAISE_WHEN_DONE: u32 = 1 << 7;
+
+/// The interrupt status bit of a computed factorial.
+pub const FACTORIAL_DONE: u32 = 1 << 0;
+
+/// An `edu` device.
+#[derive(Clone, Copy, Debug)]
+pub struct Edu {
+    /// Its PCI function.
+    pub function: Function,
+    /// Its registers.
+    pub registers: Mmio,
+}
+
+impl Edu {
+    /// Finds the device and quiets it. Ends the guest if it is missing.
+    pub fn find() -> Self {
+        let Some(function) = Function::find(0x1234, 0x11e8) else { fail!("no edu device on bus 0") };
+        function.enable();
+        let Bar::Memory(registers) = function.bar(0) else { fail!("edu's BAR 0 is not memory") };
+        let edu = Self { function, registers };
+        let identification = registers.read32(IDENTIFICATION);
+        check!(identification & 0xffff == 0xed, "edu identifies itself as {identification:#x}");
+        registers.write32(STATUS, 0);
+        edu.acknowledge(u32::MAX);
+        edu
+    }
+
+    /// Connects the device's interrupt line to `vector` of this CPU.
+    pub fn connect(self, vector: u8) -> Pin {
+        ioapic::init();
+        Pin::connect(self.function.gsi(), vector, lapic::id())
+    }
+
+    /// Sets interrupt status bits.
+    pub fn raise(self, bits: u32) {
+        self.registers.write32(RAISE, bits);
+    }
+
+    /// Clears interrupt status bits.
+    pub fn acknowledge(self, bits: u32) {
+        self.registers.write32(ACKNOWLEDGE, bits);
+    }
+
+    /// The interrupt status: the line is asserted while it is not 0.
+    pub fn interrupt_status(self) -> u32 {
+        self.registers.read32(INTERRUPT_STATUS)
+    }
+
+    /// Starts to compute the factorial of `n`, modulo 2^32; [`FACTORIAL_DONE`] is raised when it is ready.
+    pub fn start_factorial(self, n: u32) {
+        self.registers.write32(STATUS, RAISE_WHEN_DONE);
+        self.registers.write32(FACTORIAL, n);
+    }
+
+    /// The computed factorial.
+    pub fn factorial(self) -> u32 {
+        self.registers.read32(FACTORIAL)
+    }
+}
