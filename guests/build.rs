@@ -6,7 +6,7 @@ const FREESTANDING: [&str; 6] =
     ["-nostartfiles", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,max-page-size=4096"];
 
 /// The programs that carry a Multiboot header.
-const MULTIBOOT: [&str; 2] = ["mb-bench", "mb-echo"];
+const MULTIBOOT: [&str; 5] = ["mb-bench", "mb-cve-2024-26812", "mb-echo", "mb-hostile", "mb-hypercall"];
 
 fn main() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/guest.ld");

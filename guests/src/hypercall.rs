@@ -1,2 +1,305 @@
-//! Levelhead's hypercalls, as docs/hypercalls.md defines them.
-pub fn placeholder() {}
+//! Levelhead's hypercalls, from the guest's side: docs/hypercalls.md.
+//!
+//! VMMCALL with the function in RAX and arguments in RBX, RCX, RDX; RAX returns 0 or a negative error code, and
+//! results come in RBX, RCX, RDX. The layouts are spelled out here once more on purpose: the guests test the
+//! document, not the hypervisor's own constants.
+#![expect(unsafe_code, reason = "assembly, and memory that the hypervisor writes")]
+
+use core::arch::asm;
+
+use crate::cpu::{self, CpuCell};
+use crate::pci::Function;
+use crate::{check, fail, say};
+
+/// Function numbers.
+pub mod function {
+    /// Interface version, features, number of sources.
+    pub const VERSION: u64 = 0;
+    /// What a source is and how it stands.
+    pub const SOURCE_INFO: u64 = 1;
+    /// Replaces the notifier.
+    pub const SET_NOTIFIER: u64 = 2;
+    /// Replaces the notifier by none.
+    pub const CLEAR_NOTIFIER: u64 = 3;
+    /// Masks the source, as its operator.
+    pub const MASK: u64 = 4;
+    /// Takes the operator's mask off.
+    pub const UNMASK: u64 = 5;
+    /// Asserts once, without the device (loopback).
+    pub const TRIGGER: u64 = 6;
+    /// Writes the source's books to memory.
+    pub const READ_LEDGER: u64 = 7;
+    /// Writes text to the hypervisor's console.
+    pub const CONSOLE_WRITE: u64 = 8;
+    /// Ends the partition.
+    pub const EXIT: u64 = 9;
+}
+
+/// Error codes, as RAX has them.
+pub mod error {
+    /// No such function.
+    pub const BAD_FUNCTION: i64 = -1;
+    /// The caller's privilege level may not make hypercalls.
+    pub const NOT_PERMITTED: i64 = -2;
+    /// No such source.
+    pub const BAD_SOURCE: i64 = -3;
+    /// The device has no interrupt pin.
+    pub const NO_INTX: i64 = -4;
+    /// No such notifier.
+    pub const BAD_TARGET: i64 = -5;
+    /// Not the partition's memory, or not aligned.
+    pub const BAD_ADDRESS: i64 = -6;
+    /// Zero, too long, or too short.
+    pub const BAD_LENGTH: i64 = -7;
+    /// A value does not fit its argument.
+    pub const BAD_ARGUMENT: i64 = -10;
+}
+
+/// Kinds of notifiers, RCX of `SET_NOTIFIER`.
+pub mod notifier {
+    /// An input of the virtual IO-APIC, whose number is in RDX.
+    pub const VIRTUAL_PIN: u64 = 1;
+    /// A counter in memory, whose address is in RDX.
+    pub const POLL_COUNTER: u64 = 2;
+}
+
+/// RBX, RCX and RDX, before or after a call.
+pub type Registers = [u64; 3];
+
+/// Makes a hypercall. On an error also demands that no register but RAX has changed.
+///
+/// # Safety
+/// There must be a hypervisor, else #UD; and what the call writes to memory or does to the partition must not
+/// surprise Rust.
+pub unsafe fn call(function: u64, arguments: Registers) -> Result<Registers, i64> {
+    let [mut rbx, mut rcx, mut rdx] = arguments;
+    let mut rax = function;
+    // SAFETY: the caller's promise. RBX is the compiler's and is put back.
+    unsafe {
+        asm!(
+            "xchg rbx, {rbx}",
+            "vmmcall",
+            "xchg rbx, {rbx}",
+            rbx = inout(reg) rbx,
+            inout("rax") rax,
+            inout("rcx") rcx,
+            inout("rdx") rdx,
+            options(nostack)
+        );
+    }
+    let results = [rbx, rcx, rdx];
+    match rax.cast_signed() {
+        0 => Ok(results),
+        code => {
+            check!(code < 0, "hypercall {function:#x} returned {code:#x}");
+            check!(
+                results == arguments,
+                "hypercall {function:#x} failed and changed {arguments:x?} to {results:x?}"
+            );
+            Err(code)
+        }
+    }
+}
+
+/// Whether Levelhead is there for what `purpose` needs. If not, says on the console that it is skipped.
+pub fn available(purpose: &str) -> bool {
+    let available = cpu::under_levelhead();
+    if !available {
+        say!("{purpose} skipped: no Levelhead here");
+    }
+    available
+}
+
+/// The interface: version, features, and how many sources the partition has.
+#[derive(Clone, Copy, Debug)]
+pub struct Interface {
+    /// Version; 1 is what is understood here.
+    pub version: u64,
+    /// Feature bits.
+    pub features: u64,
+    /// Sources are numbered from 0 to below this.
+    pub sources: u64,
+}
+
+/// A poll counter is accepted as a notifier.
+pub const FEATURE_POLL_COUNTER: u64 = 1 << 2;
+
+impl Interface {
+    /// Asks the hypervisor for what `purpose` needs. `None` without Levelhead, as [`available`].
+    pub fn find(purpose: &str) -> Option<Self> {
+        if !available(purpose) {
+            return None;
+        }
+        let [version, features, sources] = expect(function::VERSION, [0; 3]);
+        check!(version == 1, "hypercall interface version {version}");
+        Some(Self { version, features, sources })
+    }
+}
+
+/// What is known of a source: the results of function 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Info {
+    /// Bus, device and function, as configuration space encodes them.
+    pub bdf: u16,
+    /// The input of the virtual IO-APIC that the notifier leads to; 0xff for none.
+    pub virtual_pin: u8,
+    /// The device has an interrupt pin.
+    pub has_intx: bool,
+    /// A notifier is set.
+    pub has_notifier: bool,
+    /// A delivery waits for its completion.
+    pub in_service: bool,
+    /// Why the source is silenced; 0 if it is open.
+    pub mask_reasons: u64,
+}
+
+/// One of the partition's sources of interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source(pub u64);
+
+impl Source {
+    /// Finds the source of a device. Ends the guest if there is none.
+    pub fn of(interface: &Interface, device: Function) -> Self {
+        let found = (0..interface.sources).map(Self).find(|source| source.info().bdf == device.bdf());
+        let Some(source) = found else { fail!("the device in slot {} is no source", device.slot()) };
+        source
+    }
+
+    /// What the source is and how it stands.
+    pub fn info(self) -> Info {
+        let [identity, flags, mask_reasons] = expect(function::SOURCE_INFO, [self.0, 0, 0]);
+        Info {
+            bdf: identity as u16,
+            virtual_pin: (identity >> 24) as u8,
+            has_intx: flags & 1 << 0 != 0,
+            has_notifier: flags & 1 << 1 != 0,
+            in_service: flags & 1 << 2 != 0,
+            mask_reasons,
+        }
+    }
+
+    /// Replaces the notifier by an input of the virtual IO-APIC.
+    pub fn notify_pin(self, pin: u8) {
+        expect(function::SET_NOTIFIER, [self.0, notifier::VIRTUAL_PIN, u64::from(pin)]);
+    }
+
+    /// Replaces the notifier by none.
+    pub fn clear_notifier(self) {
+        expect(function::CLEAR_NOTIFIER, [self.0, 0, 0]);
+    }
+
+    /// Masks the source, as its operator.
+    pub fn mask(self) {
+        expect(function::MASK, [self.0, 0, 0]);
+    }
+
+    /// Takes the operator's mask off.
+    pub fn unmask(self) {
+        expect(function::UNMASK, [self.0, 0, 0]);
+    }
+
+    /// Asserts once, without the device.
+    pub fn trigger(self) {
+        expect(function::TRIGGER, [self.0, 0, 0]);
+    }
+
+    /// Reads the source's books.
+    pub fn ledger(self) -> Ledger {
+        const VERSION: u64 = 1;
+        static RECORD: CpuCell<[u64; Ledger::WORDS]> = CpuCell::new([0; Ledger::WORDS]);
+        let room = (&raw const RECORD).expose_provenance() as u64;
+        expect(function::READ_LEDGER, [self.0, room, size_of_val(&RECORD) as u64]);
+        let [header, words @ ..] = RECORD.get();
+        let expected = VERSION | (Ledger::WORDS as u64) << 16;
+        check!(header == expected, "the ledger's header is {header:#x}, not {expected:#x}");
+        Ledger::new(words)
+    }
+}
+
+/// The books of one source: function 7's record, in the order of its words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "docs/hypercalls.md has a table of them")]
+pub struct Ledger {
+    pub accepted_wire: u64,
+    pub accepted_loopback: u64,
+    pub accepted_replay: u64,
+    pub delivered: u64,
+    pub coalesced: u64,
+    pub suppressed: u64,
+    pub pending: u64,
+    pub completed_eoi: u64,
+    pub completed_forced: u64,
+    pub completed_reset: u64,
+    pub completed_handover: u64,
+    pub in_service: u64,
+    pub handler_registrations: u64,
+    pub notifier_replacements: u64,
+    pub mask_reasons: u64,
+}
+
+impl Ledger {
+    /// Words of the record, the header included.
+    const WORDS: usize = 16;
+
+    fn new(words: [u64; Self::WORDS - 1]) -> Self {
+        let [
+            accepted_wire,
+            accepted_loopback,
+            accepted_replay,
+            delivered,
+            coalesced,
+            suppressed,
+            pending,
+            completed_eoi,
+            completed_forced,
+            completed_reset,
+            completed_handover,
+            in_service,
+            handler_registrations,
+            notifier_replacements,
+            mask_reasons,
+        ] = words;
+        Self {
+            accepted_wire,
+            accepted_loopback,
+            accepted_replay,
+            delivered,
+            coalesced,
+            suppressed,
+            pending,
+            completed_eoi,
+            completed_forced,
+            completed_reset,
+            completed_handover,
+            in_service,
+            handler_registrations,
+            notifier_replacements,
+            mask_reasons,
+        }
+    }
+
+    /// Demands that every assertion is accounted for, that none is on its way, and that the physical handler was
+    /// installed once, whatever the guest did to its notifier.
+    pub fn demand_balance_at_rest(&self) {
+        let accepted = self.accepted_wire + self.accepted_loopback + self.accepted_replay;
+        let completed =
+            self.completed_eoi + self.completed_forced + self.completed_reset + self.completed_handover;
+        check!(
+            accepted == self.delivered + self.coalesced + self.suppressed + self.pending
+                && self.delivered == completed + self.in_service,
+            "the ledger does not balance: {self:?}"
+        );
+        check!(self.pending == 0 && self.in_service == 0, "the ledger is not at rest: {self:?}");
+        check!(self.completed_forced == 0, "the hypervisor completed what the guest did not: {self:?}");
+        check!(self.handler_registrations == 1, "the physical handler was not installed once: {self:?}");
+    }
+}
+
+/// Makes a call that touches no memory but what the arguments were made for, and that must succeed.
+fn expect(function: u64, arguments: Registers) -> Registers {
+    // SAFETY: only reached under Levelhead; the only call here that writes memory writes a cell made for it.
+    match unsafe { call(function, arguments) } {
+        Ok(results) => results,
+        Err(code) => fail!("hypercall {function} with {arguments:x?}: error {code}"),
+    }
+}

@@ -147,7 +147,7 @@ struct Gate {
 }
 
 impl Gate {
-    const EMPTY: CpuCell<Self> = CpuCell::new(Self { low: 0, high: 0 });
+    const EMPTY: Self = Self { low: 0, high: 0 };
 
     /// A present interrupt gate to `target` on interrupt stack `stack` (1 to 7), for software interrupts up to
     /// privilege level `level`.
@@ -191,7 +191,7 @@ const DOUBLE_FAULT_STACK: u8 = 3;
 const DOUBLE_FAULT: u8 = 8;
 
 static STACKS: [CpuCell<Stack>; 3] = [const { CpuCell::new(Stack([0; 16 * 1024])) }; 3];
-static TABLE: [CpuCell<Gate>; 256] = [Gate::EMPTY; 256];
+static TABLE: [CpuCell<Gate>; 256] = [const { CpuCell::new(Gate::EMPTY) }; 256];
 static TASK: CpuCell<TaskState> = CpuCell::new(TaskState {
     reserved_before: 0,
     privilege_stacks: [0; 3],
@@ -245,13 +245,13 @@ pub(crate) fn init() {
     let mut task = TASK.get();
     let mut tops = [0; 7];
     for (top, stack) in tops.iter_mut().zip(&STACKS) {
-        *top = ((&raw const *stack).addr() + size_of::<Stack>()) as u64;
+        *top = ((&raw const *stack).expose_provenance() + size_of::<Stack>()) as u64;
     }
     task.interrupt_stacks = tops;
     TASK.set(task);
 
     // A present, available 64-bit task state segment (APM2 4.8.3).
-    let base = (&raw const TASK).addr() as u64;
+    let base = (&raw const TASK).expose_provenance() as u64;
     let limit = size_of::<TaskState>() as u64 - 1;
     let low = limit | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
     // SAFETY: the table is `boot.S`'s and lives for ever.
@@ -259,8 +259,10 @@ pub(crate) fn init() {
     descriptor_low.set(low);
     descriptor_high.set(base >> 32);
 
-    let pointer =
-        TablePointer { limit: size_of_val(&TABLE) as u16 - 1, base: (&raw const TABLE).addr() as u64 };
+    let pointer = TablePointer {
+        limit: size_of_val(&TABLE) as u16 - 1,
+        base: (&raw const TABLE).expose_provenance() as u64,
+    };
     // SAFETY: both tables are complete, and live for ever.
     unsafe {
         asm!("lidt [{}]", "ltr {:x}", in(reg) &raw const pointer, in(reg) TASK_STATE, options(nostack));

@@ -23,7 +23,7 @@ impl Mode {
     }
 }
 
-/// The vector of spurious interrupts, which need no EOI.
+/// The vector of spurious interrupts, which get no EOI.
 const SPURIOUS: u8 = 0xff;
 
 /// Register offsets in the memory window; the x2APIC's register is 0x800 + offset / 16.
@@ -76,14 +76,24 @@ pub fn init() -> Mode {
     write(LINT0, MASKED);
     write(TIMER, MASKED);
     write(TASK_PRIORITY, 0);
-    crate::interrupts::handle(SPURIOUS, |_| {});
+    crate::interrupts::handle(SPURIOUS, |_| {
+        // A real interrupt may have the vector, too.
+        if in_service(SPURIOUS) {
+            eoi();
+        }
+    });
     write(SPURIOUS_VECTOR, SOFTWARE_ENABLED | u32::from(SPURIOUS));
     mode
 }
 
+/// How the registers are reached since [`init`].
+pub fn mode() -> Mode {
+    MODE.get()
+}
+
 /// The number of this CPU's local APIC.
 pub fn id() -> u32 {
-    match MODE.get() {
+    match mode() {
         Mode::XApic => read(ID) >> 24,
         Mode::X2Apic => read(ID),
     }
@@ -118,7 +128,7 @@ pub fn level_triggered(vector: u8) -> bool {
 pub fn self_ipi(vector: u8) {
     const TO_SELF: u64 = 1 << 18;
     const X2APIC_SELF_IPI: u32 = 0x83f;
-    match MODE.get() {
+    match mode() {
         Mode::XApic => write(COMMAND, TO_SELF as u32 | u32::from(vector)),
         // SAFETY: the register exists in this mode; the vector has a handler, if only one that reports.
         Mode::X2Apic => unsafe { wrmsr(X2APIC_SELF_IPI, u64::from(vector)) },
@@ -171,7 +181,7 @@ pub const fn msr(offset: u32) -> u32 {
 }
 
 fn read(offset: u32) -> u32 {
-    match MODE.get() {
+    match mode() {
         Mode::XApic => window().read32(offset as usize),
         // SAFETY: the offsets above exist in this mode.
         Mode::X2Apic => unsafe { rdmsr(msr(offset)) as u32 },
@@ -179,7 +189,7 @@ fn read(offset: u32) -> u32 {
 }
 
 fn write(offset: u32, value: u32) {
-    match MODE.get() {
+    match mode() {
         Mode::XApic => window().write32(offset as usize, value),
         // SAFETY: the offsets above exist in this mode, and the values have no reserved bit set.
         Mode::X2Apic => unsafe { wrmsr(msr(offset), u64::from(value)) },

@@ -31,6 +31,7 @@ pub mod pci;
 pub mod report;
 pub mod serial;
 pub mod testdev;
+pub mod user;
 pub mod wait;
 
 /// Makes `$main: fn()` the program that runs after boot, under the name that its messages carry.

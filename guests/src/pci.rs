@@ -60,6 +60,11 @@ impl Function {
         self.slot
     }
 
+    /// Bus, device and function as configuration space encodes them.
+    pub fn bdf(self) -> u16 {
+        u16::from(self.slot) << 3 | u16::from(self.function)
+    }
+
     /// Switches on the answers to memory and port accesses.
     pub fn enable(self) {
         self.write16(COMMAND, self.read16(COMMAND) | IO_SPACE | MEMORY_SPACE);

@@ -1,0 +1,336 @@
+//! Misbehaves, in the way the command line names.
+//!
+//! `do=NAME` picks one deed; without it, all that a guest survives are done in turn. A deed of the first table must
+//! be survived: the guest checks what it got (an exception, all ones, an error code) and passes. A deed of the
+//! second must end the partition, with a report and nothing worse; if the guest lives on, it says so and
+//! fails.
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "misbehaviour")]
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use guests::cpu::{self, CpuCell, Mmio, disable_interrupts, enable_interrupts, in8, in16, in32, out8, out32};
+use guests::edu::Edu;
+use guests::hypercall::{self, call, error};
+use guests::interrupts::handle;
+use guests::pci::{Bar, Function};
+use guests::{attempt, check, cmdline, fail, ioapic, lapic, say, wait};
+
+guests::guest!("hostile", main);
+
+/// Exception vectors.
+const INVALID_OPCODE: u8 = 6;
+const GENERAL_PROTECTION: u8 = 13;
+
+/// A deed by its name on the command line.
+type Deed = (&'static str, fn());
+
+/// What a guest survives.
+const SURVIVED: [Deed; 9] = [
+    ("ud", ud),
+    ("vmrun", vmrun),
+    ("odd-instructions", odd_instructions),
+    ("bad-msr", bad_msr),
+    ("bad-port", bad_port),
+    ("unknown-hypercall", unknown_hypercall),
+    ("apic-garbage", apic_garbage),
+    ("pci-garbage", pci_garbage),
+    ("storm", storm),
+];
+
+/// What ends the partition.
+const FATAL: [Deed; 6] = [
+    ("triple-fault", triple_fault),
+    ("bad-mmio", bad_mmio),
+    ("bad-mmio-write", bad_mmio_write),
+    ("bad-fetch", bad_fetch),
+    ("hang-cli", || cpu::stop()),
+    ("spin-cli", spin_cli),
+];
+
+fn main() {
+    lapic::init();
+    let Some(name) = cmdline::value("do") else {
+        for (name, deed) in SURVIVED {
+            deed();
+            say!("{name} ok");
+        }
+        return;
+    };
+    if let Some((_, deed)) = SURVIVED.iter().find(|(known, _)| *known == name) {
+        deed();
+        say!("{name} ok");
+    } else if let Some((_, deed)) = FATAL.iter().find(|(known, _)| *known == name) {
+        say!("{name}, now");
+        deed();
+        fail!("{name}: lived on");
+    } else {
+        fail!("command line: do={name} is no deed");
+    }
+}
+
+/// Demands that an instruction raised this exception.
+fn demand(instruction: &str, result: Result<(), u8>, vector: u8) {
+    check!(result == Err(vector), "{instruction}: {result:?} instead of exception {vector}");
+}
+
+fn ud() {
+    // SAFETY: raises #UD and does nothing.
+    let result = unsafe { attempt!("ud2") };
+    demand("ud2", result, INVALID_OPCODE);
+}
+
+/// The guest's CPU has no virtual machines of its own.
+fn vmrun() {
+    #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one argument holds for all")]
+    // SAFETY: EFER.SVME is off, so each raises #UD and does nothing.
+    let results = unsafe {
+        [
+            ("vmrun", attempt!("vmrun rax", in("rax") 0x1000_u64)),
+            ("vmload", attempt!("vmload rax", in("rax") 0x1000_u64)),
+            ("vmsave", attempt!("vmsave rax", in("rax") 0x1000_u64)),
+            ("stgi", attempt!("stgi")),
+            ("clgi", attempt!("clgi")),
+            ("skinit", attempt!("skinit eax", in("eax") 0x1_0000)),
+            ("invlpga", attempt!("invlpga rax, ecx", in("rax") 0_u64, in("ecx") 0)),
+        ]
+    };
+    for (name, result) in results {
+        demand(name, result, INVALID_OPCODE);
+    }
+}
+
+/// Instructions that a hypervisor may intercept. Each may work or raise an exception, and the guest goes on.
+fn odd_instructions() {
+    #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one argument holds for all")]
+    // SAFETY: none writes to memory or changes how memory is reached.
+    let results = unsafe {
+        [
+            ("wbinvd", attempt!("wbinvd")),
+            ("pause", attempt!("pause")),
+            ("rdtscp", attempt!("rdtscp", out("eax") _, out("ecx") _, out("edx") _)),
+            ("rdpmc", attempt!("rdpmc", in("ecx") 0xffff, out("eax") _, out("edx") _)),
+            ("rsm", attempt!("rsm")),
+            ("xsetbv", attempt!("xsetbv", in("eax") u32::MAX, in("ecx") u32::MAX, in("edx") u32::MAX)),
+            ("invlpg", attempt!("invlpg [rax]", in("rax") 0x1000_u64)),
+            ("lldt", attempt!("lldt ax", in("ax") 0_u16)),
+            ("smsw", attempt!("smsw eax", out("eax") _)),
+        ]
+    };
+    for (name, result) in results {
+        match result {
+            Ok(()) | Err(INVALID_OPCODE | GENERAL_PROTECTION) => {}
+            Err(vector) => fail!("{name}: exception {vector}"),
+        }
+    }
+    for leaf in [0, 1, 7, 0xd, 0x4000_0000, 0x4000_0001, 0x4000_00ff, 0x8000_0000, 0x8000_000a, u32::MAX] {
+        core::arch::x86_64::__cpuid_count(leaf, u32::MAX);
+    }
+}
+
+fn bad_msr() {
+    const EFER: u32 = 0xc000_0080;
+    const SVME: u64 = 1 << 12;
+    const VM_CR: u32 = 0xc001_0114;
+    const VM_HSAVE_PA: u32 = 0xc001_0117;
+    const UNKNOWN: u32 = 0x1234_5678;
+    const RESERVED_X2APIC: u32 = 0x8ff;
+    if !hypercall::available("bad-msr") {
+        return;
+    }
+    for register in [UNKNOWN, u32::MAX, VM_CR, VM_HSAVE_PA, RESERVED_X2APIC] {
+        // SAFETY: at worst a register that holds no address of Rust's.
+        let result = unsafe { attempt!("rdmsr", in("ecx") register, out("eax") _, out("edx") _) };
+        check!(result == Err(GENERAL_PROTECTION), "rdmsr {register:#x}: {result:?}");
+        // SAFETY: as above.
+        let result = unsafe { attempt!("wrmsr", in("ecx") register, in("eax") 0x1000, in("edx") 0) };
+        check!(result == Err(GENERAL_PROTECTION), "wrmsr {register:#x}: {result:?}");
+    }
+    // SAFETY: every 64-bit CPU has the register.
+    let efer = unsafe { cpu::rdmsr(EFER) };
+    let (low, high) = ((efer | SVME) as u32, (efer >> 32) as u32);
+    // SAFETY: the bit has no meaning for a guest.
+    let result = unsafe { attempt!("wrmsr", in("ecx") EFER, in("eax") low, in("edx") high) };
+    // SAFETY: as above.
+    let seen = unsafe { cpu::rdmsr(EFER) };
+    check!(seen == efer, "EFER took SVME ({result:?}): {seen:#x}");
+}
+
+/// Reads every port that is not the partition's, and writes to some that a PC would obey.
+fn bad_port() {
+    if !hypercall::available("bad-port") {
+        return;
+    }
+    let exit = cmdline::number("exit-port").unwrap_or(0xf4);
+    let testdev = match Function::find(0x1b36, 0x0005).map(|function| function.bar(1)) {
+        Some(Bar::Ports(first)) => u32::from(first)..u32::from(first) + 256,
+        _ => 0..0,
+    };
+    let mine = |port| {
+        let (com1, config) = (0x3f8..0x400, 0xcf8..0xd00);
+        com1.contains(&port)
+            || config.contains(&port)
+            || (exit..exit + 4).contains(&port)
+            || testdev.contains(&port)
+            || port == 0xe9
+    };
+    for port in (0..=0xffff).filter(|&port| !mine(port)) {
+        // SAFETY: nothing is there.
+        let value = unsafe { in8(port as u16) };
+        check!(value == u8::MAX, "port {port:#x} reads as {value:#x}");
+    }
+    // The PIC, the keyboard controller, the CMOS clock, the 4D0 register, QEMU's fw_cfg, a port of nobody's.
+    for port in [0x20, 0x60, 0x70, 0x4d0, 0x510, 0x1234] {
+        // SAFETY: nothing is there.
+        let value = unsafe { in16(port) };
+        check!(value == u16::MAX, "port {port:#x} reads as {value:#x}");
+        // SAFETY: nothing is there.
+        let value = unsafe { in32(port) };
+        check!(value == u32::MAX, "port {port:#x} reads as {value:#x}");
+    }
+    // Resets by the keyboard controller, port 92h and CF9h; CF9h lies among the ports of configuration space.
+    for (port, value) in [(0x64, 0xfe), (0x92, 0x01), (0xcf9, 0x06), (0xb2, 0xff), (0x80, 0x55)] {
+        // SAFETY: nothing is there.
+        unsafe { out8(port, value) };
+    }
+    // ACPI sleep on q35.
+    // SAFETY: nothing is there.
+    unsafe { out32(0x604, 0x3c00) };
+}
+
+fn unknown_hypercall() {
+    if !hypercall::available("unknown-hypercall") {
+        return;
+    }
+    // SAFETY: there is no such function.
+    let result = unsafe { call(0x1234, [1, 2, 3]) };
+    check!(result == Err(error::BAD_FUNCTION), "hypercall 0x1234 returned {result:x?}");
+}
+
+/// Writes all ones to every register of the interrupt controllers. Then they are set up anew and must work.
+fn apic_garbage() {
+    const IO_APIC: usize = 0xfec0_0000;
+    // SAFETY: the controllers reach no memory.
+    let io_apic = unsafe { Mmio::new(IO_APIC) };
+    for register in 0..=0xff {
+        io_apic.write32(0, register);
+        io_apic.write32(0x10, u32::MAX);
+        io_apic.read32(0x10);
+    }
+    ioapic::init();
+    match lapic::mode() {
+        lapic::Mode::XApic => {
+            // Not the ID, which real controllers keep to themselves and QEMU's lets go: the CPU would be unreachable.
+            const ID: usize = 0x20;
+            for register in (0..0x400).step_by(16).filter(|&register| register != ID) {
+                lapic::window().write32(register, u32::MAX);
+                lapic::window().read32(register);
+            }
+        }
+        lapic::Mode::X2Apic => {
+            for register in 0x800..0x840 {
+                // SAFETY: the controller reaches no memory.
+                let _ = unsafe { attempt!("wrmsr", in("ecx") register, in("eax") -1, in("edx") -1) };
+                // SAFETY: as above.
+                let _ = unsafe { attempt!("rdmsr", in("ecx") register, out("eax") _, out("edx") _) };
+            }
+        }
+    }
+    lapic::init();
+    one_interrupt();
+}
+
+/// Writes all ones to all of the device's configuration space, then what was there before. Slots without a
+/// device swallow everything.
+fn pci_garbage() {
+    let edu = Edu::find();
+    for offset in (0..=0xfc).step_by(4) {
+        let before = edu.function.read32(offset);
+        edu.function.write32(offset, u32::MAX);
+        edu.function.read32(offset);
+        edu.function.write32(offset, before);
+    }
+    one_interrupt();
+}
+
+const DEVICE: u8 = 0x51;
+const BIT: u32 = 1 << 4;
+static EDU: CpuCell<Option<Edu>> = CpuCell::new(None);
+static ENTRIES: AtomicU32 = AtomicU32::new(0);
+
+/// Counts, and acknowledges the device at the entry of this number.
+fn serve(at: u32) {
+    if ENTRIES.fetch_add(1, Relaxed) + 1 >= at
+        && let Some(edu) = EDU.get()
+    {
+        edu.acknowledge(BIT);
+    }
+    lapic::eoi();
+}
+
+const STORM: u32 = 20_000;
+
+/// Never acknowledges the device but after `STORM` interrupts: each EOI brings the next one.
+fn storm() {
+    handle(DEVICE, |_| serve(STORM));
+    demand_interrupts(STORM);
+}
+
+fn one_interrupt() {
+    handle(DEVICE, |_| serve(1));
+    demand_interrupts(1);
+}
+
+fn demand_interrupts(expected: u32) {
+    let edu = Edu::find();
+    EDU.set(Some(edu));
+    edu.connect(DEVICE);
+    ENTRIES.store(0, Relaxed);
+    enable_interrupts();
+    edu.raise(BIT);
+    let arrived = wait::until(|| ENTRIES.load(Relaxed) >= expected);
+    wait::a_while();
+    disable_interrupts();
+    let entries = ENTRIES.load(Relaxed);
+    check!(arrived && entries == expected, "{entries} interrupts instead of {expected}");
+}
+
+/// The hole between memory and device windows.
+const NOWHERE: usize = 0xd000_0000;
+
+fn bad_mmio() {
+    // SAFETY: nothing is there.
+    let value = unsafe { Mmio::new(NOWHERE) }.read32(0);
+    say!("a read of nothing returned {value:#x}");
+}
+
+fn bad_mmio_write() {
+    // SAFETY: nothing is there.
+    unsafe { Mmio::new(NOWHERE) }.write32(0, 0x1234_5678);
+}
+
+fn bad_fetch() {
+    // SAFETY: there is no code, and nothing after it runs.
+    unsafe { asm!("jmp {}", in(reg) NOWHERE) };
+}
+
+/// An exception with no descriptor table to look it up in.
+fn triple_fault() {
+    #[repr(C, packed)]
+    struct Empty {
+        limit: u16,
+        base: u64,
+    }
+    let empty = Empty { limit: 0, base: 0 };
+    // SAFETY: nothing after it runs.
+    unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const empty) };
+}
+
+fn spin_cli() {
+    disable_interrupts();
+    loop {
+        core::hint::spin_loop();
+    }
+}

@@ -1,0 +1,180 @@
+//! Makes every hypercall wrongly, and demands the error code that docs/hypercalls.md names: never a fault, never a
+//! register changed, and never an effect. In the end the device's interrupt must still arrive.
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "hypercalls with arguments that are wrong on purpose")]
+
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts};
+use guests::edu::Edu;
+use guests::hypercall::{
+    FEATURE_POLL_COUNTER, Interface, Registers, Source, call, error, function, notifier,
+};
+use guests::{check, fail, lapic, say, user, wait};
+
+guests::guest!("hypercall", main);
+
+const DEVICE: u8 = 0x51;
+const BIT: u32 = 1 << 4;
+
+/// Addresses where no partition has memory: the local APIC's, the hole below 4 GiB, far beyond any machine, and one
+/// from where any length wraps around.
+const NOWHERE: [u64; 4] = [0xfee0_0000, 0xd000_0000, 1 << 51, u64::MAX - 7];
+
+fn main() {
+    let Some(interface) = Interface::find("all") else { return };
+    lapic::init();
+    let edu = Edu::find();
+    edu.connect(DEVICE);
+    let source = Source::of(&interface, edu.function);
+    let before = source.ledger();
+
+    bad_functions();
+    bad_sources(&interface);
+    sources_without_pin(&interface);
+    bad_notifiers(&interface, source);
+    bad_ledgers(source);
+    console();
+    refuse(function::EXIT, [1 << 32, 0, 0], error::BAD_ARGUMENT);
+    say!("exit codes ok");
+    user_mode(source);
+
+    let after = source.ledger();
+    check!(after == before, "refused calls had an effect: {after:?} was {before:?}");
+    interrupt_still_arrives(edu);
+}
+
+/// Makes a call that must fail with this code.
+fn refuse(function: u64, arguments: Registers, code: i64) {
+    // SAFETY: if it does not fail, the guest ends.
+    match unsafe { call(function, arguments) } {
+        Err(actual) if actual == code => {}
+        Err(actual) => fail!("hypercall {function:#x} with {arguments:x?}: error {actual}, not {code}"),
+        Ok(_) => fail!("hypercall {function:#x} with {arguments:x?} succeeded"),
+    }
+}
+
+fn bad_functions() {
+    for function in [10, 11, 0x100, 1 << 32, 1 << 63, u64::MAX] {
+        refuse(function, [0; 3], error::BAD_FUNCTION);
+    }
+    say!("bad functions ok");
+}
+
+/// Memory that a call could write to, if it were not refused.
+static ROOM: CpuCell<[u64; 32]> = CpuCell::new([0; 32]);
+
+fn room() -> (u64, u64) {
+    ((&raw const ROOM).expose_provenance() as u64, size_of_val(&ROOM) as u64)
+}
+
+fn bad_sources(interface: &Interface) {
+    let (address, bytes) = room();
+    for source in [interface.sources, u64::from(u32::MAX), 1 << 32, u64::MAX] {
+        refuse(function::SET_NOTIFIER, [source, notifier::VIRTUAL_PIN, 0], error::BAD_SOURCE);
+        refuse(function::READ_LEDGER, [source, address, bytes], error::BAD_SOURCE);
+        for function in [
+            function::SOURCE_INFO,
+            function::CLEAR_NOTIFIER,
+            function::MASK,
+            function::UNMASK,
+            function::TRIGGER,
+        ] {
+            refuse(function, [source, 0, 0], error::BAD_SOURCE);
+        }
+    }
+    say!("bad sources ok");
+}
+
+fn sources_without_pin(interface: &Interface) {
+    let without = (0..interface.sources).filter(|&source| !Source(source).info().has_intx);
+    let mut count = 0;
+    for source in without {
+        count += 1;
+        refuse(function::SET_NOTIFIER, [source, notifier::VIRTUAL_PIN, 0], error::NO_INTX);
+        for function in [function::CLEAR_NOTIFIER, function::MASK, function::UNMASK, function::TRIGGER] {
+            refuse(function, [source, 0, 0], error::NO_INTX);
+        }
+    }
+    say!("sources without INTx ok: {count}");
+}
+
+fn bad_notifiers(interface: &Interface, Source(source): Source) {
+    for kind in [0, 3, 1 << 32, u64::MAX] {
+        refuse(function::SET_NOTIFIER, [source, kind, 0], error::BAD_TARGET);
+    }
+    for pin in [24, 255, 256, 1 << 32, u64::MAX] {
+        refuse(function::SET_NOTIFIER, [source, notifier::VIRTUAL_PIN, pin], error::BAD_TARGET);
+    }
+    let (address, _) = room();
+    refuse(function::SET_NOTIFIER, [source, notifier::POLL_COUNTER, address + 4], error::BAD_TARGET);
+    if interface.features & FEATURE_POLL_COUNTER != 0 {
+        for address in NOWHERE {
+            refuse(function::SET_NOTIFIER, [source, notifier::POLL_COUNTER, address], error::BAD_TARGET);
+        }
+    }
+    say!("bad notifiers ok");
+}
+
+fn bad_ledgers(Source(source): Source) {
+    let (address, bytes) = room();
+    for address in NOWHERE {
+        refuse(function::READ_LEDGER, [source, address, bytes], error::BAD_ADDRESS);
+    }
+    refuse(function::READ_LEDGER, [source, address + 4, bytes - 8], error::BAD_ADDRESS);
+    for bytes in [0, 127] {
+        refuse(function::READ_LEDGER, [source, address, bytes], error::BAD_LENGTH);
+    }
+    check!(ROOM.get() == [0; 32], "a refused call wrote to memory");
+    say!("bad ledger addresses ok");
+}
+
+fn console() {
+    const TEXT: &str = "hypercall: a line by hypercall\n";
+    let (address, _) = room();
+    for address in NOWHERE {
+        refuse(function::CONSOLE_WRITE, [address, 16, 0], error::BAD_ADDRESS);
+    }
+    for bytes in [0, 4097, u64::MAX] {
+        refuse(function::CONSOLE_WRITE, [address, bytes, 0], error::BAD_LENGTH);
+    }
+    let text = [TEXT.as_ptr().expose_provenance() as u64, TEXT.len() as u64, 0];
+    // SAFETY: the call only reads.
+    let written = unsafe { call(function::CONSOLE_WRITE, text) };
+    check!(written.is_ok(), "console write: {written:?}");
+    say!("console ok");
+}
+
+/// Whatever user mode asks for, the answer is the same.
+fn user_mode(Source(source): Source) {
+    let (address, bytes) = room();
+    for function in function::VERSION..=function::EXIT + 1 {
+        // SAFETY: the call is refused, or the guest ends below.
+        let code = unsafe { user::call(function, [source, address, bytes]) };
+        check!(code == error::NOT_PERMITTED, "hypercall {function} from user mode returned {code}");
+    }
+    check!(ROOM.get() == [0; 32], "a refused call wrote to memory");
+    say!("user mode ok");
+}
+
+fn interrupt_still_arrives(edu: Edu) {
+    static EDU: CpuCell<Option<Edu>> = CpuCell::new(None);
+    static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
+    EDU.set(Some(edu));
+    guests::interrupts::handle(DEVICE, |_| {
+        INTERRUPTS.fetch_add(1, Relaxed);
+        if let Some(edu) = EDU.get() {
+            edu.acknowledge(BIT);
+        }
+        lapic::eoi();
+    });
+    enable_interrupts();
+    edu.raise(BIT);
+    let arrived = wait::until(|| INTERRUPTS.load(Relaxed) > 0);
+    wait::a_while();
+    disable_interrupts();
+    let interrupts = INTERRUPTS.load(Relaxed);
+    check!(arrived && interrupts == 1, "{interrupts} interrupts after the refused calls, not 1");
+    say!("interrupt ok");
+}
