@@ -267,7 +267,7 @@ fn acknowledge_and_unmask(edu: Edu, pin: Pin) {
 fn forget_twice(_: &mut Frame) {
     let (edu, _) = device();
     let status = enter(edu);
-    if ENTRIES.load(Relaxed) % 3 == 0 {
+    if ENTRIES.load(Relaxed).is_multiple_of(3) {
         edu.acknowledge(status);
     }
     lapic::eoi();
