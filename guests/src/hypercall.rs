@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "assembly, and memory that the hypervisor writes")]
 
 use core::arch::asm;
+use core::sync::atomic::AtomicU64;
 
 use crate::cpu::{self, CpuCell};
 use crate::pci::Function;
@@ -181,6 +182,12 @@ impl Source {
     /// Replaces the notifier by an input of the virtual IO-APIC.
     pub fn notify_pin(self, pin: u8) {
         expect(function::SET_NOTIFIER, [self.0, notifier::VIRTUAL_PIN, u64::from(pin)]);
+    }
+
+    /// Replaces the notifier by a counter, which the hypervisor increments once per delivery.
+    pub fn notify_counter(self, counter: &'static AtomicU64) {
+        let address = counter.as_ptr().expose_provenance() as u64;
+        expect(function::SET_NOTIFIER, [self.0, notifier::POLL_COUNTER, address]);
     }
 
     /// Replaces the notifier by none.

@@ -89,9 +89,11 @@ fn bad_sources(interface: &Interface) {
 
 fn sources_without_pin(interface: &Interface) {
     let without = (0..interface.sources).filter(|&source| !Source(source).info().has_intx);
+    let (address, bytes) = room();
     let mut count = 0;
     for source in without {
         count += 1;
+        refuse(function::READ_LEDGER, [source, address, bytes], error::NO_INTX);
         refuse(function::SET_NOTIFIER, [source, notifier::VIRTUAL_PIN, 0], error::NO_INTX);
         for function in [function::CLEAR_NOTIFIER, function::MASK, function::UNMASK, function::TRIGGER] {
             refuse(function, [source, 0, 0], error::NO_INTX);
