@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::build::Tree;
+use crate::config;
 
 /// How a line of a configuration file begins that tells this tool which devices QEMU needs for it. To everything
 /// else it is a comment.
@@ -36,8 +37,16 @@ pub fn find_config(tree: &Tree, name: &str) -> Result<PathBuf> {
 /// # Errors
 /// When the file, an image or a rule of the configuration says no.
 pub fn pack(tree: &Tree, path: &Path) -> Result<Vec<u8>> {
-    let _ = tree;
-    bail!("cannot pack {}: packing is not merged yet", path.display())
+    config::pack(&config::load(path, &|name| find_guest(tree, name))?)
+}
+
+/// The program of one of the project's own guests, which has been built.
+fn find_guest(tree: &Tree, name: &str) -> Result<PathBuf> {
+    let is_guest = tree.root.join("guests/src/bin").join(name).with_extension("rs").is_file();
+    ensure!(is_guest, "there is no guest {name:?} in guests/src/bin/");
+    let path = tree.binary(name);
+    ensure!(path.is_file(), "guest {name:?} is not built: there is no {}", tree.shown(&path));
+    Ok(path)
 }
 
 /// Packs as [`pack`] and writes the bundle to `target/bundles/`.

@@ -12,6 +12,7 @@ mod bench;
 mod build;
 mod bundle;
 mod cases;
+mod config;
 mod elf;
 mod process;
 mod qemu;
