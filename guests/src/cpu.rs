@@ -71,14 +71,6 @@ impl Mmio {
         unsafe { asm!("mov [{}], {}", in(reg) self.address(offset), in(reg_byte) value, options(nostack)) };
     }
 
-    /// Reads the 16-bit register at `offset`.
-    pub fn read16(self, offset: usize) -> u16 {
-        let value;
-        // SAFETY: a device register, by the contract of `new`.
-        unsafe { asm!("mov {:x}, [{}]", out(reg) value, in(reg) self.address(offset), options(nostack)) };
-        value
-    }
-
     /// Writes the 16-bit register at `offset`.
     pub fn write16(self, offset: usize, value: u16) {
         // SAFETY: a device register, by the contract of `new`.

@@ -1,16 +1,16 @@
 //! PCI configuration space by the ports CF8 and CFC (PCI 3.0 3.2.2.3.2), bus 0 only.
 #![expect(unsafe_code, reason = "port I/O")]
 
-use crate::cpu::{self, Mmio, in8, in16, in32, out8, out16, out32};
+use crate::cpu::{self, Mmio, in8, in16, in32, out16, out32};
 use crate::{cmdline, fail};
 
 const ADDRESS: u16 = 0xcf8;
 const DATA: u16 = 0xcfc;
 
 /// Offset of the Command register (PCI 3.0 6.2.2).
-pub const COMMAND: u8 = 0x04;
+const COMMAND: u8 = 0x04;
 /// Offset of the Status register (PCI 3.0 6.2.3).
-pub const STATUS: u8 = 0x06;
+const STATUS: u8 = 0x06;
 const HEADER_TYPE: u8 = 0x0e;
 const BASE_ADDRESSES: u8 = 0x10;
 const INTERRUPT_LINE: u8 = 0x3c;
@@ -20,8 +20,6 @@ const INTERRUPT_PIN: u8 = 0x3d;
 const IO_SPACE: u16 = 1 << 0;
 /// Command: the function answers memory accesses.
 const MEMORY_SPACE: u16 = 1 << 1;
-/// Command: the function may access memory itself.
-const BUS_MASTER: u16 = 1 << 2;
 /// Command: the function must not assert its interrupt line.
 const INTERRUPT_DISABLE: u16 = 1 << 10;
 /// Status: the function wants its interrupt line asserted, whatever `INTERRUPT_DISABLE` says.
@@ -70,11 +68,6 @@ impl Function {
         self.write16(COMMAND, self.read16(COMMAND) | IO_SPACE | MEMORY_SPACE);
     }
 
-    /// Lets the function access memory itself.
-    pub fn enable_bus_master(self) {
-        self.write16(COMMAND, self.read16(COMMAND) | BUS_MASTER);
-    }
-
     /// Keeps the function from asserting its interrupt line, or lets it.
     pub fn set_interrupt_disable(self, disabled: bool) {
         let command = self.read16(COMMAND);
@@ -118,7 +111,7 @@ impl Function {
             Ok(port) if ports => Bar::Ports(port),
             _ if ports => fail!("BAR {index} of slot {} is no port: {value:#x}", self.slot),
             // SAFETY: a base address register of a function the guest owns holds the address of that function's
-            // registers; its bus mastering is off unless a program switches it on.
+            // registers; no program asks a device to copy memory.
             _ => Bar::Memory(unsafe { Mmio::new(address as usize) }),
         }
     }
@@ -142,13 +135,6 @@ impl Function {
         self.select(offset);
         // SAFETY: reading configuration space reaches no memory.
         unsafe { in32(DATA) }
-    }
-
-    /// Writes 8 bits of configuration space.
-    pub fn write8(self, offset: u8, value: u8) {
-        self.select(offset);
-        // SAFETY: the programs never move a BAR onto memory.
-        unsafe { out8(DATA + u16::from(offset & 3), value) };
     }
 
     /// Writes 16 bits of configuration space, at an even offset.
