@@ -142,7 +142,7 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
     pub fn settle(&mut self, pin: Pin) -> Settled {
         let Some(message) = self.ioapic.pending(pin) else { return Settled::default() };
         let takers = self.route(message.destination, message.delivery, message.trigger);
-        let completion_due = !takers.is_empty() && self.ioapic.accepted(pin) == Completion::Now;
+        let completion_due = !takers.is_empty() && self.ioapic.accepted(pin, message) == Completion::Now;
         Settled { takers, completion_due }
     }
 
@@ -154,7 +154,7 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
     // Messages.
 
     /// Offers a message to everyone it addresses; returns who took it.
-    #[inline]
+    #[inline(always)]
     fn route(&mut self, destination: Destination, delivery: Delivery, trigger: TriggerMode) -> VcpuSet {
         if let Delivery::LowestPriority(_) = delivery {
             return self.arbitrate(destination, delivery, trigger);
@@ -170,6 +170,7 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
 
     /// Offers a message to the one of those it addresses that runs at the lowest priority; among equals, to the
     /// lowest number.
+    #[inline(never)]
     fn arbitrate(&mut self, destination: Destination, delivery: Delivery, trigger: TriggerMode) -> VcpuSet {
         let mut takers = VcpuSet::EMPTY;
         let winner = self
@@ -207,21 +208,10 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
 
     // The guest's accesses.
 
-    /// `vcpu` ends its interrupt of highest priority. Returns the pins to complete and then to settle.
-    ///
-    /// Writes to the EOI register come to the same through [`lapic_write`](Self::lapic_write) and
-    /// [`write_msr`](Self::write_msr); this is the short way for an exit that is known to be one.
     #[inline]
-    pub fn eoi(&mut self, vcpu: Vcpu) -> PinSet {
-        match self.local(vcpu).and_then(|local| local.lapic.eoi()) {
-            Some(eoi) => self.broadcast(eoi),
-            None => PinSet::EMPTY,
-        }
-    }
-
-    #[inline]
-    fn broadcast(&mut self, eoi: vlapic::Eoi) -> PinSet {
-        if eoi.broadcast { self.ioapic.eoi(eoi.vector.get()) } else { PinSet::EMPTY }
+    fn broadcast(&mut self, eoi: vlapic::Eoi) -> Outcome {
+        let completed = if eoi.broadcast { self.ioapic.eoi(eoi.vector.get()) } else { PinSet::EMPTY };
+        Outcome { completed, ..Outcome::default() }
     }
 
     /// A read of the IO-APIC's window; arguments as [`VirtualIoapic::mmio_read`].
@@ -253,10 +243,13 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
     /// A write to the register page of `vcpu`'s local APIC; arguments as [`VirtualLapic::mmio_write`].
     #[inline]
     pub fn lapic_write(&mut self, vcpu: Vcpu, offset: u64, bytes: u8, value: u64, now_tsc: u64) -> Outcome {
-        match self.local(vcpu).map(|local| local.lapic.mmio_write(offset, bytes, value, now_tsc)) {
-            Some(effect) => self.apply(vcpu, effect),
-            None => Outcome::default(),
+        let Some(Local { lapic, .. }) = self.local(vcpu) else { return Outcome::default() };
+        // Every interrupt ends here: past the register file's dispatch, with the same effect.
+        if lapic.is_mmio_eoi(offset, bytes) {
+            return lapic.eoi().map_or(Outcome::default(), |eoi| self.broadcast(eoi));
         }
+        let effect = lapic.mmio_write(offset, bytes, value, now_tsc);
+        self.apply(vcpu, effect)
     }
 
     /// A read of APIC_BASE or an x2APIC register by `vcpu`.
@@ -279,15 +272,19 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
         value: u64,
         now_tsc: u64,
     ) -> Result<Outcome, GeneralProtection> {
-        let effect = self.local(vcpu).ok_or(GeneralProtection)?.lapic.write_msr(msr, value, now_tsc)?;
+        let Local { lapic, .. } = self.local(vcpu).ok_or(GeneralProtection)?;
+        if lapic.is_msr_eoi(msr, value) {
+            return Ok(lapic.eoi().map_or(Outcome::default(), |eoi| self.broadcast(eoi)));
+        }
+        let effect = lapic.write_msr(msr, value, now_tsc)?;
         Ok(self.apply(vcpu, effect))
     }
 
-    #[inline]
+    #[inline(never)]
     fn apply(&mut self, vcpu: Vcpu, effect: vlapic::Effect) -> Outcome {
         match effect {
             vlapic::Effect::None => Outcome::default(),
-            vlapic::Effect::Eoi(eoi) => Outcome { completed: self.broadcast(eoi), ..Outcome::default() },
+            vlapic::Effect::Eoi(eoi) => self.broadcast(eoi),
             vlapic::Effect::Ipi(ipi) => Outcome { kicked: self.send(vcpu, ipi), ..Outcome::default() },
             vlapic::Effect::TimerChanged => Outcome { timer_changed: true, ..Outcome::default() },
             vlapic::Effect::AcceptanceChanged => self.settle_all(),

@@ -17,7 +17,7 @@
 //! # And back to an EOI
 //!
 //! ```text
-//! eoi(vcpu)                           the highest vector leaves ISR; TMR says whether the IO-APIC is told
+//! lapic_write, write_msr              the highest vector leaves ISR; TMR says whether the IO-APIC is told
 //!   VirtualIoapic::eoi                Remote IRR down on the pins accepted with that vector -> PinSet
 //! (run loop completes their lines)    which may deassert the pins
 //! settle(pin)                         still asserted: delivered again

@@ -175,23 +175,25 @@ impl VirtualIoapic {
         Some(Message { delivery, destination, trigger })
     }
 
-    /// The message [`pending`](Self::pending) has just shown was taken by at least one local APIC.
+    /// `message`, which [`pending`](Self::pending) has just shown, was taken by at least one local APIC.
     #[inline]
-    pub fn accepted(&mut self, pin: Pin) -> Completion {
+    pub fn accepted(&mut self, pin: Pin, message: Message) -> Completion {
         let Some(state) = self.pins.get_mut(usize::from(pin.0)) else { return Completion::Now };
-        state.accepted_vector = state.rte.vector_field();
-        match trigger(state.rte) {
-            TriggerMode::Level => {
+        match (message.delivery, message.trigger) {
+            (Delivery::Fixed(vector) | Delivery::LowestPriority(vector), TriggerMode::Level) => {
+                state.accepted_vector = vector;
                 self.in_service.insert(pin);
                 Completion::AtEoi
             }
-            TriggerMode::Edge => {
+            (Delivery::Fixed(vector) | Delivery::LowestPriority(vector), TriggerMode::Edge) => {
+                state.accepted_vector = vector;
                 self.latched.remove(pin);
-                if !carries_vector(state.rte) {
-                    return Completion::Now;
-                }
                 self.edge_accepted.insert(pin);
                 Completion::AtAcknowledge
+            }
+            _ => {
+                self.latched.remove(pin);
+                Completion::Now
             }
         }
     }

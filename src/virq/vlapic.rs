@@ -276,31 +276,45 @@ impl VirtualLapic {
         match delivery {
             Delivery::Fixed(raw) | Delivery::LowestPriority(raw) => match Vector::new(raw) {
                 Some(vector) => self.accept(vector, trigger),
-                None => {
-                    if self.accepts_interrupts() {
-                        self.record_error(ERROR_RECEIVE_ILLEGAL_VECTOR);
-                    }
-                    false
-                }
+                None => self.refuse_vector(),
             },
-            Delivery::Nmi => {
-                self.nmis = (self.nmis + 1).min(2);
-                true
-            }
-            Delivery::Init => {
-                self.reset_registers();
-                self.nmis = 0;
-                self.startup = Startup { init: true, waiting: true, page: None };
-                true
-            }
-            Delivery::Startup(page) => {
-                // Anything but the first start-up message after an INIT is dropped (APM2 16.5).
-                if self.startup.waiting && self.startup.page.is_none() {
-                    self.startup.page = Some(page);
-                }
-                true
-            }
+            Delivery::Nmi => self.receive_nmi(),
+            Delivery::Init => self.receive_init(),
+            Delivery::Startup(page) => self.receive_startup(page),
         }
+    }
+
+    // Out of line: these are rare, and every pin's message passes `receive`.
+
+    #[cold]
+    fn refuse_vector(&mut self) -> bool {
+        if self.accepts_interrupts() {
+            self.record_error(ERROR_RECEIVE_ILLEGAL_VECTOR);
+        }
+        false
+    }
+
+    #[cold]
+    fn receive_nmi(&mut self) -> bool {
+        self.nmis = self.nmis.saturating_add(1).min(2);
+        true
+    }
+
+    #[cold]
+    fn receive_init(&mut self) -> bool {
+        self.reset_registers();
+        self.nmis = 0;
+        self.startup = Startup { init: true, waiting: true, page: None };
+        true
+    }
+
+    /// Anything but the first start-up message after an INIT is dropped (APM2 16.5).
+    #[cold]
+    fn receive_startup(&mut self, page: u8) -> bool {
+        if self.startup.waiting && self.startup.page.is_none() {
+            self.startup.page = Some(page);
+        }
+        true
     }
 
     /// Puts a vector into IRR. False while the chip is disabled, by software or altogether. A vector that waits

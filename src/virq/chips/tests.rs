@@ -658,7 +658,6 @@ fn a_cpu_the_partition_does_not_have_answers_nothing() {
         assert_eq!(chips.read_msr(absent, 0x1b, 0), Err(GeneralProtection));
         assert_eq!(chips.write_msr(absent, 0x1b, 0, 0), Err(GeneralProtection));
         assert_eq!(chips.set_cr8(absent, 0), Err(GeneralProtection));
-        assert_eq!(chips.eoi(absent), PinSet::EMPTY);
         assert_eq!(chips.before_entry(absent, Interruptibility::default()), Injection::default());
         assert_eq!(chips.after_exit(absent, Exited::default()), PinSet::EMPTY);
         assert!(!chips.take_init(absent) && !chips.wakes(absent, true) && !chips.lapic_enabled(absent));

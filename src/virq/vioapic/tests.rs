@@ -36,7 +36,7 @@ fn directed_eoi(chip: &mut VirtualIoapic, vector: u8) -> PinSet {
 
 /// Sends what is pending, as somebody who takes everything.
 fn take(chip: &mut VirtualIoapic, pin: Pin) -> Option<Completion> {
-    chip.pending(pin).map(|_| chip.accepted(pin))
+    chip.pending(pin).map(|message| chip.accepted(pin, message))
 }
 
 fn programmed(low: u32) -> VirtualIoapic {
@@ -91,7 +91,12 @@ fn what_does_not_exist_reads_zero_and_takes_nothing() {
     let beyond = Pin(PINS);
     chip.assert(beyond, FIRST);
     assert_eq!((chip.level(beyond), chip.pending(beyond), chip.rte(beyond)), (Level::Deasserted, None, None));
-    assert_eq!(chip.accepted(beyond), Completion::Now);
+    let message = Message {
+        delivery: Delivery::Fixed(0x51),
+        destination: Destination::xapic(0, DestinationMode::Physical),
+        trigger: TriggerMode::Level,
+    };
+    assert_eq!(chip.accepted(beyond, message), Completion::Now);
     chip.deassert(beyond, FIRST);
     chip.release(beyond);
 }

@@ -106,6 +106,18 @@ const fn low_bytes(bytes: u8) -> u64 {
 }
 
 impl VirtualLapic {
+    /// Whether a write to the page is one to the EOI register, by far the most frequent one.
+    #[inline]
+    pub(in crate::virq) fn is_mmio_eoi(&self, offset: u64, bytes: u8) -> bool {
+        offset == u64::from(EOI) << 4 && bytes >= 4 && self.mode() == ApicMode::XApic
+    }
+
+    /// Whether a write to an MSR is a legal one to the EOI register.
+    #[inline]
+    pub(in crate::virq) fn is_msr_eoi(&self, msr: u32, value: u64) -> bool {
+        msr == MSR_X2APIC_FIRST + u32::from(EOI) && value == 0 && self.mode() == ApicMode::X2Apic
+    }
+
     /// The guest reads `bytes` bytes at `offset` of the register page. Outside xAPIC mode nothing answers, and
     /// the bus reads all-ones. Registers are the first four of sixteen bytes each; the rest reads 0.
     pub fn mmio_read(&mut self, offset: u64, bytes: u8, now_tsc: u64) -> u64 {

@@ -176,7 +176,7 @@ fn strike(chips: &mut VirtualChips<2>, (kind, place, value, time): (u8, u32, u64
         }
         _ => {
             chips.advance_timer(vcpu, time);
-            act(chips, |chips| Outcome { completed: chips.eoi(vcpu), ..Outcome::default() });
+            act(chips, |chips| chips.lapic_write(vcpu, 0xb0, 4, 0, time));
         }
     }
 }
