@@ -2,9 +2,9 @@
 
 use core::str;
 
-/// Collects bytes until a line is complete. Lines hold printable ASCII and tabs; carriage returns are dropped, and
-/// every other byte becomes `\xNN`, so that nothing a guest writes can move the cursor, colour the console or begin
-/// a line that the caller has not given its prefix.
+/// Collects bytes until a line is complete. Lines hold printable ASCII and tabs; carriage returns are
+/// dropped, and every other byte becomes `\xNN`, so that nothing a guest writes can move the cursor, colour
+/// the console or begin a line that the caller has not given its prefix.
 ///
 /// A line that would exceed `N` bytes is broken; `N` is at least 8.
 #[derive(Clone, Debug)]
@@ -21,7 +21,8 @@ enum State {
     Collecting,
     /// They were handed out as a line the guest had ended.
     Ended,
-    /// They were handed out as a line the guest has yet to end: its end, if it comes next, is no line of its own.
+    /// They were handed out as a line the guest has yet to end: its end, if it comes next, is no line of its
+    /// own.
     Broken,
 }
 

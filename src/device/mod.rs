@@ -1,5 +1,5 @@
-//! Devices the hypervisor itself plays for a guest. Each is a register file that turns accesses into values; none
-//! touches a port, a line or a console.
+//! Devices the hypervisor itself plays for a guest. Each is a register file that turns accesses into values;
+//! none touches a port, a line or a console.
 
 mod line_buffer;
 mod uart;

@@ -1,7 +1,7 @@
 //! The transmitting half of a 16550 (PC16550D data sheet, section 8): a guest's console.
 //!
-//! Bytes the guest transmits come out as values, at once, so that the transmitter is always empty. Nothing is ever
-//! received, and no interrupt is raised: the identification register always reads "none pending".
+//! Bytes the guest transmits come out as values, at once, so that the transmitter is always empty. Nothing is
+//! ever received, and no interrupt is raised: the identification register always reads "none pending".
 
 /// How many consecutive ports the chip answers at.
 pub const UART_PORTS: u16 = 8;
@@ -46,7 +46,8 @@ impl Uart {
         self.line_control & LCR_DIVISOR_ACCESS != 0
     }
 
-    /// The guest reads the byte at `offset` from the first port. Past the last port nothing answers: all-ones.
+    /// The guest reads the byte at `offset` from the first port. Past the last port nothing answers:
+    /// all-ones.
     pub fn read(&self, offset: u16) -> u8 {
         let [divisor_low, divisor_high] = self.divisor.to_le_bytes();
         match offset {
@@ -65,7 +66,8 @@ impl Uart {
         }
     }
 
-    /// The guest writes the byte at `offset` from the first port. Returns the byte that leaves the transmitter.
+    /// The guest writes the byte at `offset` from the first port. Returns the byte that leaves the
+    /// transmitter.
     #[must_use = "the byte is gone otherwise"]
     pub fn write(&mut self, offset: u16, value: u8) -> Option<u8> {
         match offset {
@@ -85,7 +87,8 @@ impl Uart {
         None
     }
 
-    /// In loopback the four modem outputs come back as the four inputs; drivers look for that to find the chip.
+    /// In loopback the four modem outputs come back as the four inputs; drivers look for that to find the
+    /// chip.
     const fn modem_status(&self) -> u8 {
         let control = self.modem_control;
         if control & MCR_LOOPBACK == 0 {

@@ -1,5 +1,7 @@
-//! The interrupt chips of one partition put together: messages of the IO-APIC find their local APICs, messages
-//! between local APICs too, and EOIs find their way back to pins.
+//! The interrupt chips of one partition put together: messages of the IO-APIC find their local APICs,
+//! messages between local APICs too, and EOIs find their way back to pins.
+
+use core::cmp::Reverse;
 
 use super::inject::{Exited, Injection, Interruptibility, Offer};
 use super::message::{Delivery, Destination, Ipi, IpiTarget};
@@ -11,7 +13,8 @@ use crate::irq::{ApicId, Pin, TriggerMode};
 #[cfg(test)]
 mod tests;
 
-/// A virtual CPU of the partition, counted from 0; 0 is its boot CPU and the number is its APIC identifier too.
+/// A virtual CPU of the partition, counted from 0; 0 is its boot CPU and the number is its APIC identifier
+/// too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vcpu(pub u8);
 
@@ -50,10 +53,11 @@ impl VcpuSet {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Settled {
-    /// Who took it. Those that are not running their guest's code right now, or not on this CPU, are to be kicked.
+    /// Who took it. Those that are not running their guest's code right now, or not on this CPU, are to be
+    /// kicked.
     pub takers: VcpuSet,
-    /// Whether the pin's line is to be completed now, because no acknowledgement will come. Rare: the guest made
-    /// the pin deliver NMI or INIT.
+    /// Whether the pin's line is to be completed now, because no acknowledgement will come. Rare: the guest
+    /// made the pin deliver NMI or INIT.
     pub completion_due: bool,
 }
 
@@ -136,8 +140,8 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
         self.ioapic.deassert(pin, contributor);
     }
 
-    /// Sends what `pin` has to send, if anything. Remote IRR goes up only when somebody took it; otherwise the pin
-    /// keeps its message for the next call.
+    /// Sends what `pin` has to send, if anything. Remote IRR goes up only when somebody took it; otherwise
+    /// the pin keeps its message for the next call.
     #[inline]
     pub fn settle(&mut self, pin: Pin) -> Settled {
         let Some(message) = self.ioapic.pending(pin) else { return Settled::default() };
@@ -154,6 +158,8 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
     // Messages.
 
     /// Offers a message to everyone it addresses; returns who took it.
+    // Always: a pin's message then stays in registers on its way from the entry to IRR, a sixth of the whole
+    // path.
     #[inline(always)]
     fn route(&mut self, destination: Destination, delivery: Delivery, trigger: TriggerMode) -> VcpuSet {
         if let Delivery::LowestPriority(_) = delivery {
@@ -168,15 +174,15 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
         takers
     }
 
-    /// Offers a message to the one of those it addresses that runs at the lowest priority; among equals, to the
-    /// lowest number.
+    /// Offers a message to the one of those it addresses that runs at the lowest priority; among equals, to
+    /// the highest number (APM2 16.6.2).
     #[inline(never)]
     fn arbitrate(&mut self, destination: Destination, delivery: Delivery, trigger: TriggerMode) -> VcpuSet {
         let mut takers = VcpuSet::EMPTY;
         let winner = self
             .numbered()
             .filter(|(_, lapic)| lapic.accepts_interrupts() && lapic.matches(destination))
-            .min_by_key(|(_, lapic)| lapic.arbitration_priority());
+            .min_by_key(|&(vcpu, ref lapic)| (lapic.arbitration_priority(), Reverse(vcpu)));
         if let Some((vcpu, lapic)) = winner
             && lapic.receive(delivery, trigger)
         {
@@ -333,8 +339,9 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
         injection
     }
 
-    /// Evaluates `vcpu`'s exit; to be called before anything else is done about it. Returns pins to complete and
-    /// then to settle: those that are programmed as edge-triggered and whose vector the CPU has just taken.
+    /// Evaluates `vcpu`'s exit; to be called before anything else is done about it. Returns pins to complete
+    /// and then to settle: those that are programmed as edge-triggered and whose vector the CPU has just
+    /// taken.
     #[inline]
     pub fn after_exit(&mut self, vcpu: Vcpu, exited: Exited) -> PinSet {
         let Some(Local { lapic, offer }) = self.local(vcpu) else { return PinSet::EMPTY };
@@ -363,7 +370,8 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
         self.local(vcpu).is_some_and(|local| local.lapic.advance_timer(now_tsc))
     }
 
-    /// Whether an INIT arrived for `vcpu`: its registers are to be reset. What was offered to it is forgotten.
+    /// Whether an INIT arrived for `vcpu`: its registers are to be reset. What was offered to it is
+    /// forgotten.
     pub fn take_init(&mut self, vcpu: Vcpu) -> bool {
         let Some(Local { lapic, offer }) = self.local(vcpu) else { return false };
         let init = lapic.take_init();

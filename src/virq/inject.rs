@@ -1,14 +1,14 @@
 //! What the next entry into a guest carries, and what the exit after it tells.
 //!
-//! Two channels lead into a virtual CPU. An *event* is forced on it at entry. An *offer* is a vector the CPU takes
-//! by itself at the first instruction boundary at which it takes interrupts; until then the guest runs on with it.
-//! On AMD they are EVENTINJ and the virtual interrupt V_IRQ with V_IGN_TPR (APM2 15.20, 15.21.4). A vendor without
-//! the second channel makes an offer an event when the guest is interruptible, and asks for an exit when it
-//! becomes so otherwise.
+//! Two channels lead into a virtual CPU. An *event* is forced on it at entry. An *offer* is a vector the CPU
+//! takes by itself at the first instruction boundary at which it takes interrupts; until then the guest runs
+//! on with it. On AMD they are EVENTINJ and the virtual interrupt V_IRQ with V_IGN_TPR (APM2 15.20, 15.21.4).
+//! A vendor without the second channel makes an offer an event when the guest is interruptible, and asks for
+//! an exit when it becomes so otherwise.
 //!
-//! An offer commits to nothing. The vector stays in IRR while it stands, so that a higher one simply replaces it at
-//! the next entry, and a raised task priority withdraws it: a guest cannot change its priority without an exit.
-//! Only when an exit shows that the offer was taken does the vector move from IRR to ISR.
+//! An offer commits to nothing. The vector stays in IRR while it stands, so that a higher one simply replaces
+//! it at the next entry, and a raised task priority withdraws it: a guest cannot change its priority without
+//! an exit. Only when an exit shows that the offer was taken does the vector move from IRR to ISR.
 
 use crate::irq::Vector;
 
@@ -87,13 +87,13 @@ impl Offer {
         if offer_stands { None } else { offered }
     }
 
-    /// Decides the next entry from the vector that waits, the non-maskable interrupt that waits, and the state of
-    /// the CPU.
+    /// Decides the next entry from the vector that waits, the non-maskable interrupt that waits, and the
+    /// state of the CPU.
     #[inline]
     pub fn decide(&mut self, pending: Option<Vector>, nmi_waits: bool, cpu: Interruptibility) -> Injection {
         let Interruptibility { nmi_blocked, shadow, event_taken } = cpu;
-        // An interrupted delivery goes before everything: the guest's CPU had begun with it. If the caller forces
-        // an event of its own, it has to wait here.
+        // An interrupted delivery goes before everything: the guest's CPU had begun with it. If the caller
+        // forces an event of its own, it has to wait here.
         let interrupted = if event_taken { None } else { self.undelivered.take() };
         let nmi_window = match (nmi_waits, nmi_blocked) {
             (false, _) => None,

@@ -33,12 +33,14 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// The 8-bit destination of an IO-APIC or of a local APIC in xAPIC mode; physical 0xff addresses everyone.
+    /// The 8-bit destination of an IO-APIC or of a local APIC in xAPIC mode; 0xff addresses everyone, in
+    /// either mode (APM2 16.6.1).
     pub const fn xapic(id: u8, mode: DestinationMode) -> Self {
-        Self { id: id as u32, mode, broadcast: matches!(mode, DestinationMode::Physical) && id == u8::MAX }
+        Self { id: id as u32, mode, broadcast: id == u8::MAX }
     }
 
-    /// The 32-bit destination of a local APIC in x2APIC mode; all-ones addresses everyone in either mode.
+    /// The 32-bit destination of a local APIC in x2APIC mode; all-ones addresses everyone, in
+    /// either mode (APM2 16.14).
     pub const fn x2apic(id: u32, mode: DestinationMode) -> Self {
         Self { id, mode, broadcast: id == u32::MAX }
     }

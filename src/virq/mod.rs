@@ -1,7 +1,7 @@
 //! The guest's side of an interrupt: virtual local APICs and one virtual IO-APIC.
 //!
-//! This module knows pins, vectors and virtual CPUs. It does not know physical lines, devices or processors; the
-//! run loop carries plain values between it and `intx`, which this module never imports.
+//! This module knows pins, vectors and virtual CPUs. It does not know physical lines, devices or processors;
+//! the run loop carries plain values between it and `intx`, which this module never imports.
 //!
 //! # From a raised pin to an injected vector
 //!
@@ -10,14 +10,14 @@
 //!   VirtualIoapic::pending            level: asserted, unmasked, Remote IRR clear; edge: latched
 //!   VirtualLapic::matches, receive    physical, logical flat, logical cluster, x2APIC logical; TMR, then IRR
 //!   VirtualIoapic::accepted           Remote IRR, only if somebody took the message
-//! before_entry(vcpu, ..)              the highest vector whose class is above the processor priority is offered
+//! before_entry(vcpu, ..)              the highest vector of a class above the processor priority is offered
 //! after_exit(vcpu, ..)                taken: IRR to ISR; not taken: it stays in IRR and is offered afresh
 //! ```
 //!
 //! # And back to an EOI
 //!
 //! ```text
-//! lapic_write, write_msr              the highest vector leaves ISR; TMR says whether the IO-APIC is told
+//! lapic_write or write_msr            the highest vector leaves ISR; TMR says whether the IO-APIC is told
 //!   VirtualIoapic::eoi                Remote IRR down on the pins accepted with that vector -> PinSet
 //! (run loop completes their lines)    which may deassert the pins
 //! settle(pin)                         still asserted: delivered again
@@ -25,15 +25,17 @@
 //!
 //! # What holds
 //!
-//! * A level that is asserted, unmasked and not in service is delivered as soon as somebody takes it; a local APIC
-//!   that becomes able to take messages makes every pin look again (I38, D14).
-//! * Remote IRR goes up once per acceptance and yields exactly one completion, whatever the guest does to the entry
-//!   in between (I39); a vector shared by two pins completes both.
+//! * A level that is asserted, unmasked and not in service is delivered as soon as somebody takes it; a local
+//!   APIC that becomes able to take messages makes every pin look again (I38, D14).
+//! * Remote IRR goes up once per acceptance and yields exactly one completion, whatever the guest does to the
+//!   entry in between (I39); a vector shared by two pins completes both.
 //! * A guest that suppresses EOI broadcasts completes by the EOI register and not before (I40, N16).
-//! * A pin programmed as edge-triggered completes when a CPU takes its vector, so a level-triggered line behind it
-//!   keeps working, at most once per interrupt the guest takes (N17).
+//! * A pin programmed as edge-triggered completes when a CPU takes its vector, so a level-triggered line
+//!   behind it keeps working, at most once per interrupt the guest takes (N17).
 //!
-//! Every call does bounded work, allocates nothing and cannot panic; whatever the guest writes is data.
+//! One partition's chips are one value: several CPUs that run the partition share it behind a lock of the
+//! caller's. Every call does bounded work, allocates nothing and cannot panic; whatever the guest writes is
+//! data.
 
 mod chips;
 mod inject;

@@ -34,7 +34,7 @@ impl VectorSet {
         self.0.get(usize::from(vector.get() >> 6)).is_some_and(|word| word & Self::bit(vector) != 0)
     }
 
-    /// The member with the highest number, which is the one of highest priority (APM2 16.6.1).
+    /// The member with the highest number, which is the one of highest priority (APM2 16.6.4).
     #[inline]
     pub(super) fn highest(&self) -> Option<Vector> {
         let [low, second, third, high] = self.0;

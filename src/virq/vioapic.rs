@@ -1,13 +1,13 @@
 //! The virtual IO-APIC: 24 pins, version 0x20, with an EOI register (82093AA chapter 3, and the register that
 //! later chips added).
 //!
-//! It knows pins and redirection table entries, and nothing of who raises a pin or who takes a message. Delivery
-//! is in two steps, because only an accepted level interrupt sets Remote IRR: [`pending`](VirtualIoapic::pending)
-//! says what a pin would send, and [`accepted`](VirtualIoapic::accepted) that somebody took it. A message nobody
-//! took is pending until somebody does.
+//! It knows pins and redirection table entries, and nothing of who raises a pin or who takes a message.
+//! Delivery is in two steps, because only an accepted level interrupt sets Remote IRR:
+//! [`pending`](VirtualIoapic::pending) says what a pin would send, and [`accepted`](VirtualIoapic::accepted)
+//! that somebody took it. A message nobody took is pending until somebody does.
 //!
-//! The guest's polarity bit is stored and otherwise ignored: a pin is asserted or not, and which electrical level
-//! that would be on a board is no question of a virtual wire.
+//! The guest's polarity bit is stored and otherwise ignored: a pin is asserted or not, and which electrical
+//! level that would be on a board is no question of a virtual wire.
 
 use super::message::{Delivery, Destination, Message};
 use super::pins::{Contributor, PinSet};
@@ -26,8 +26,8 @@ pub const PINS: u8 = 24;
 const VERSION_VALUE: u32 = (PINS as u32 - 1) << 16 | 0x20;
 /// The identifier's four bits, which the arbitration register repeats.
 const ID_WRITABLE: u32 = 0xf << 24;
-/// Vector, delivery mode, destination mode, polarity, trigger mode, mask. Delivery status and Remote IRR are the
-/// chip's own.
+/// Vector, delivery mode, destination mode, polarity, trigger mode, mask. Delivery status and Remote IRR are
+/// the chip's own.
 const RTE_LOW_WRITABLE: u32 = 0xfff | 1 << 13 | 1 << 15 | 1 << 16;
 const RTE_HIGH_WRITABLE: u32 = 0xff << 24;
 const RTE_DELIVERY_STATUS: u64 = 1 << 12;
@@ -41,8 +41,9 @@ pub struct RteChanged {
     pub masked_before: bool,
     /// Whether it is masked now.
     pub masked_after: bool,
-    /// Whether the write took away what would have led to a completion: a level interrupt in service dropped by
-    /// switching to edge, an accepted edge dropped by masking, or an asserted pin whose edge lies in the past.
+    /// Whether the write took away what would have led to a completion: a level interrupt in service dropped
+    /// by switching to edge, an accepted edge dropped by masking, or an asserted pin whose edge lies in the
+    /// past.
     pub completion_due: bool,
 }
 
@@ -78,8 +79,8 @@ struct PinState {
     accepted_vector: u8,
 }
 
-/// The chip. Remote IRR and the two memories of edges are kept as sets over all pins, so that an EOI looks only at
-/// the pins it may concern.
+/// The chip. Remote IRR and the two memories of edges are kept as sets over all pins, so that an EOI looks
+/// only at the pins it may concern.
 #[derive(Clone, Debug)]
 pub struct VirtualIoapic {
     pins: [PinState; PINS as usize],
@@ -126,8 +127,8 @@ impl VirtualIoapic {
         }
     }
 
-    /// `contributor` asserts the pin. The pin is the OR of all contributors, so a second one makes no second edge.
-    /// The caller settles the pin next.
+    /// `contributor` asserts the pin. The pin is the OR of all contributors, so a second one makes no second
+    /// edge. The caller settles the pin next.
     #[inline]
     pub fn assert(&mut self, pin: Pin, contributor: Contributor) {
         let Some(state) = self.pins.get_mut(usize::from(pin.0)) else { return };
@@ -198,9 +199,9 @@ impl VirtualIoapic {
         }
     }
 
-    /// A local APIC broadcast the EOI of a level interrupt: Remote IRR goes down on every pin that was *accepted*
-    /// with this vector, whatever its entry says by now. Returns those pins. The caller completes what is behind
-    /// them, which may deassert them, and then settles them.
+    /// A local APIC broadcast the EOI of a level interrupt: Remote IRR goes down on every pin that was
+    /// *accepted* with this vector, whatever its entry says by now. Returns those pins. The caller completes
+    /// what is behind them, which may deassert them, and then settles them.
     #[inline]
     pub fn eoi(&mut self, vector: u8) -> PinSet {
         let mut completed = PinSet::EMPTY;
@@ -213,8 +214,8 @@ impl VirtualIoapic {
         completed
     }
 
-    /// The guest wrote the EOI register. Hardware compares with the entry as it is now; a guest that has rewritten
-    /// the entry in service may name either vector, and either ends the service, once.
+    /// The guest wrote the EOI register. Hardware compares with the entry as it is now; a guest that has
+    /// rewritten the entry in service may name either vector, and either ends the service, once.
     fn directed_eoi(&mut self, vector: u8) -> PinSet {
         let mut completed = PinSet::EMPTY;
         for pin in self.in_service {
@@ -228,9 +229,9 @@ impl VirtualIoapic {
         completed
     }
 
-    /// A CPU took `vector` as an edge-triggered interrupt. Returns the pins that sent it and still wait for that:
-    /// an edge sends no EOI back, and a level-triggered line behind such a pin would otherwise fall silent after
-    /// its first interrupt.
+    /// A CPU took `vector` as an edge-triggered interrupt. Returns the pins that sent it and still wait for
+    /// that: an edge sends no EOI back, and a level-triggered line behind such a pin would otherwise fall
+    /// silent after its first interrupt.
     #[inline]
     pub fn acknowledged(&mut self, vector: u8) -> PinSet {
         let mut completed = PinSet::EMPTY;
@@ -243,7 +244,8 @@ impl VirtualIoapic {
         completed
     }
 
-    /// Forgets everything about the pin but its entry: no contributor asserts it, nothing of it is in service.
+    /// Forgets everything about the pin but its entry: no contributor asserts it, nothing of it is in
+    /// service.
     pub fn release(&mut self, pin: Pin) {
         if let Some(state) = self.pins.get_mut(usize::from(pin.0)) {
             state.contributions = 0;
@@ -269,8 +271,8 @@ impl VirtualIoapic {
         }
     }
 
-    /// The guest writes to `offset` of the chip's window. Registers are written as 32 bits; of index and EOI only
-    /// the low 8 count, and they may be written alone. Everything else is dropped.
+    /// The guest writes to `offset` of the chip's window. Registers are written as 32 bits; of index and EOI
+    /// only the low 8 count, and they may be written alone. Everything else is dropped.
     pub fn mmio_write(&mut self, offset: u64, bytes: u8, value: u64) -> Effect {
         match offset {
             MMIO_INDEX => {
@@ -313,8 +315,8 @@ impl VirtualIoapic {
         }
     }
 
-    /// Half an entry at a time, and each half counts at once, as in hardware: a guest that changes both halves of
-    /// an unmasked entry has asked for what lies between.
+    /// Half an entry at a time, and each half counts at once, as in hardware: a guest that changes both
+    /// halves of an unmasked entry has asked for what lies between.
     fn write_rte(&mut self, pin: Pin, high: bool, value: u32) -> Effect {
         let Some(state) = self.pins.get_mut(usize::from(pin.0)) else { return Effect::None };
         let before = state.rte;
@@ -331,8 +333,8 @@ impl VirtualIoapic {
         if level_dropped {
             self.in_service.remove(pin);
         }
-        // The vector of an accepted edge may never be taken, when its local APIC was reset meanwhile. Masking is
-        // what every guest does before it starts over, so that is where waiting for it ends.
+        // The vector of an accepted edge may never be taken, when its local APIC was reset meanwhile. Masking
+        // is what every guest does before it starts over, so that is where waiting for it ends.
         let edge_dropped = after.is_masked() && self.edge_accepted.contains(pin);
         if edge_dropped {
             self.edge_accepted.remove(pin);
@@ -370,8 +372,8 @@ const fn carries_vector(rte: Rte) -> bool {
     matches!(rte.delivery_mode(), FIXED | LOWEST_PRIORITY)
 }
 
-/// The trigger mode in effect: messages without a vector are edge-triggered whatever the entry says, because no
-/// EOI would ever come back (82093AA 3.2.4, delivery mode).
+/// The trigger mode in effect: messages without a vector are edge-triggered whatever the entry says, because
+/// no EOI would ever come back (82093AA 3.2.4, delivery mode).
 const fn trigger(rte: Rte) -> TriggerMode {
     if carries_vector(rte) { rte.trigger() } else { TriggerMode::Edge }
 }

@@ -1,9 +1,9 @@
-//! The virtual local APIC of one virtual CPU (APM2 chapter 16): which interrupts wait, which are in service, and
-//! which one the CPU is to take next.
+//! The virtual local APIC of one virtual CPU (APM2 chapter 16): which interrupts wait, which are in service,
+//! and which one the CPU is to take next.
 //!
-//! This file holds what other parts of the machine do to the chip: messages arrive, the CPU takes a vector, the
-//! timer runs out. What the guest does to its registers is in `registers`, the count-down itself in `timer`.
-//! Nothing here reaches outside: consequences are returned as values.
+//! This file holds what other parts of the machine do to the chip: messages arrive, the CPU takes a vector,
+//! the timer runs out. What the guest does to its registers is in `registers`, the count-down itself in
+//! `timer`. Nothing here reaches outside: consequences are returned as values.
 
 mod base;
 mod registers;
@@ -33,7 +33,8 @@ pub struct Eoi {
     pub vector: Vector,
     /// How it came, as TMR remembers it.
     pub trigger: TriggerMode,
-    /// Whether the IO-APICs are told: a level interrupt, and the guest does not tell them itself (SVR bit 12).
+    /// Whether the IO-APICs are told: a level interrupt, and the guest does not tell them itself (SVR bit 12,
+    /// Intel SDM 3A 11.8.5).
     pub broadcast: bool,
 }
 
@@ -49,8 +50,8 @@ pub enum Effect {
     Ipi(Ipi),
     /// [`VirtualLapic::deadline`] changed.
     TimerChanged,
-    /// The chip may now take messages it refused before, or was reset. Pins that wait for an acceptor are to be
-    /// looked at again, and the deadline too.
+    /// The chip may now take messages it refused before, or was reset. Pins that wait for an acceptor are to
+    /// be looked at again, and the deadline too.
     AcceptanceChanged,
 }
 
@@ -63,8 +64,8 @@ pub struct LapicModel {
     pub physical_address_bits: u8,
 }
 
-/// One virtual local APIC: version 0x14, six local vectors, EOI-broadcast suppression, no TSC-deadline timer, no
-/// extended register space, no ExtINT. The identifier is fixed at creation.
+/// One virtual local APIC: version 0x14, six local vectors, EOI-broadcast suppression, no TSC-deadline timer,
+/// no extended register space, no ExtINT. The identifier is fixed at creation.
 ///
 /// Vectors 16 to 31, which the architecture lets a local APIC deliver, count as illegal like those below 16:
 /// they are the numbers of exceptions, and an interrupt that the world switch reports as "vector 14 was being
@@ -74,7 +75,8 @@ pub struct VirtualLapic {
     id: ApicId,
     base: ApicBase,
     tpr: u8,
-    /// Derived from `tpr` and `isr`; kept because it is read before every entry and changes only with them.
+    /// Derived from `tpr` and `isr`; kept because it is read before every entry and changes only with them
+    /// (APM2 16.6.4).
     ppr: u8,
     irr: VectorSet,
     isr: VectorSet,
@@ -90,7 +92,8 @@ pub struct VirtualLapic {
     icr: u64,
     lvt: LocalVectors,
     timer: Timer,
-    /// Non-maskable interrupts that arrived and were not taken: at most one to take and one to latch behind it.
+    /// Non-maskable interrupts that arrived and were not taken: at most one to take and one to latch behind
+    /// it.
     nmis: u8,
     startup: Startup,
 }
@@ -173,8 +176,8 @@ impl VirtualLapic {
         }
     }
 
-    /// What INIT does, and clearing APIC_BASE.EN (APM2 16.3.2). Identity, mode, and what waits for the CPU's core
-    /// itself (NMI, start-up) are not the register file's.
+    /// What INIT does (APM2 16.3.2, table 16-2), and clearing APIC_BASE.EN. Identity, mode, and what waits
+    /// for the CPU's core itself (NMI, start-up) are not the register file's.
     fn reset_registers(&mut self) {
         let Self {
             id: _,
@@ -215,7 +218,7 @@ impl VirtualLapic {
         self.id
     }
 
-    /// The mode APIC_BASE selects. CPUID's APIC bit follows it (APM2 16.3.1).
+    /// The mode APIC_BASE selects; CPUID's APIC bit follows it.
     pub const fn mode(&self) -> ApicMode {
         self.base.mode()
     }
@@ -232,7 +235,7 @@ impl VirtualLapic {
         self.svr & SVR_ENABLE != 0 && self.mode() != ApicMode::Disabled
     }
 
-    /// Whether a message addresses this chip (APM2 16.5 for 8-bit, 16.10 for 32-bit destinations).
+    /// Whether a message addresses this chip (APM2 16.6.1, and 16.14 for x2APIC mode).
     #[inline]
     pub fn matches(&self, destination: Destination) -> bool {
         let Destination { id, mode, broadcast } = destination;
@@ -244,10 +247,7 @@ impl VirtualLapic {
                 let (own, other) = (self.ldr >> 24, id);
                 match self.dfr >> 28 {
                     0xf => own & other & 0xff != 0,
-                    0x0 => {
-                        let cluster = other >> 4;
-                        (cluster == 0xf || cluster == own >> 4) && own & other & 0xf != 0
-                    }
+                    0x0 => other >> 4 == own >> 4 && own & other & 0xf != 0,
                     _ => false,
                 }
             }
@@ -263,10 +263,11 @@ impl VirtualLapic {
         self.id.0 >> 4 << 16 | 1 << (self.id.0 & 0xf)
     }
 
-    /// What lowest-priority delivery compares between chips: the priority the CPU runs at.
-    #[inline]
-    pub(super) const fn arbitration_priority(&self) -> u8 {
-        self.ppr
+    /// What lowest-priority delivery compares between chips: the highest of what the CPU runs at and what
+    /// waits for it (APM2 16.6.2).
+    pub(super) fn arbitration_priority(&self) -> u8 {
+        let waiting = self.irr.highest().map_or(0, |vector| vector.get() & 0xf0);
+        self.ppr.max(waiting)
     }
 
     /// A message arrives at this chip; whether it was addressed is not asked again. Returns whether it was
@@ -317,8 +318,8 @@ impl VirtualLapic {
         true
     }
 
-    /// Puts a vector into IRR. False while the chip is disabled, by software or altogether. A vector that waits
-    /// already absorbs this one.
+    /// Puts a vector into IRR. False while the chip is disabled, by software or altogether. A vector that
+    /// waits already absorbs this one.
     #[inline]
     pub fn accept(&mut self, vector: Vector, trigger: TriggerMode) -> bool {
         if !self.accepts_interrupts() {
@@ -334,14 +335,14 @@ impl VirtualLapic {
     }
 
     /// The vector the CPU should take next: the highest that waits, when its class is above the processor
-    /// priority (APM2 16.6.3). Does not ask whether the CPU can take an interrupt.
+    /// priority (APM2 16.6.4). Does not ask whether the CPU can take an interrupt.
     #[inline]
     pub fn pending(&self) -> Option<Vector> {
         self.irr.highest().filter(|vector| vector.class() > self.ppr >> 4)
     }
 
-    /// The CPU takes `vector`: IRR to ISR. Returns how it came, or `None` when it does not wait any more, which
-    /// happens only when the chip was reset between the offer and this call.
+    /// The CPU takes `vector`: IRR to ISR. Returns how it came, or `None` when it does not wait any more,
+    /// which happens only when the chip was reset between the offer and this call.
     #[inline]
     pub fn acknowledge(&mut self, vector: Vector) -> Option<TriggerMode> {
         if !self.irr.contains(vector) {
@@ -368,7 +369,8 @@ impl VirtualLapic {
         Some(Eoi { vector, trigger, broadcast })
     }
 
-    /// APM2 16.6.4: the higher class of TPR and the highest vector in service; the subclass only if it is TPR's.
+    /// APM2 16.6.4: the higher class of TPR and the highest vector in service; the subclass only if it is
+    /// TPR's.
     #[inline]
     fn update_ppr(&mut self) {
         let serviced = self.isr.highest().map_or(0, |vector| vector.get() & 0xf0);
@@ -389,7 +391,7 @@ impl VirtualLapic {
     /// The guest writes CR8.
     ///
     /// # Errors
-    /// Bits above 3 are reserved (APM2 16.6.5).
+    /// Bits above 3 are reserved.
     pub fn set_cr8(&mut self, value: u64) -> Result<(), GeneralProtection> {
         match value {
             0..=0xf => {
@@ -405,7 +407,7 @@ impl VirtualLapic {
         self.nmis != 0
     }
 
-    /// While the CPU services a non-maskable interrupt, all that arrive collapse into one (APM2 8.9.1).
+    /// While the CPU services a non-maskable interrupt, all that arrive collapse into one (APM2 8.2.3).
     pub fn collapse_nmis(&mut self) {
         self.nmis = self.nmis.min(1);
     }
@@ -415,8 +417,8 @@ impl VirtualLapic {
         self.nmis = self.nmis.saturating_sub(1);
     }
 
-    /// Whether an INIT arrived since the last call: the CPU's own registers are to be reset, and it stops until
-    /// [`take_startup`](Self::take_startup) yields a page.
+    /// Whether an INIT arrived since the last call: the CPU's own registers are to be reset, and it stops
+    /// until [`take_startup`](Self::take_startup) yields a page.
     pub fn take_init(&mut self) -> bool {
         core::mem::replace(&mut self.startup.init, false)
     }
@@ -426,15 +428,16 @@ impl VirtualLapic {
         self.startup.waiting
     }
 
-    /// The 4 KiB page of guest memory at which a waiting CPU is to begin, in real mode; the wait ends with it.
+    /// The 4 KiB page of guest memory at which a waiting CPU is to begin, in real mode; the wait ends with
+    /// it.
     pub fn take_startup(&mut self) -> Option<u8> {
         let page = self.startup.page.take()?;
         self.startup.waiting = false;
         Some(page)
     }
 
-    /// When the timer needs [`advance_timer`](Self::advance_timer), as a TSC value; `None` while it is stopped or
-    /// its vector is masked.
+    /// When the timer needs [`advance_timer`](Self::advance_timer), as a TSC value; `None` while it is
+    /// stopped or its vector is masked.
     #[inline]
     pub fn deadline(&self) -> Option<u64> {
         if self.lvt.timer & LocalVectors::MASKED != 0 { None } else { self.timer.due_tsc() }

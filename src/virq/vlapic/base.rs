@@ -15,6 +15,7 @@ pub enum ApicMode {
     X2Apic,
 }
 
+/// The register and what the CPU model says of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ApicBase {
     mode: ApicMode,

@@ -1,9 +1,9 @@
-//! The register file of the virtual local APIC, as the guest reaches it: through the register page in xAPIC mode
-//! (APM2 16.3.2) and through model-specific registers in x2APIC mode (APM2 16.10).
+//! The register file of the virtual local APIC, as the guest reaches it: through the register page in xAPIC
+//! mode (APM2 16.3.2) and through model-specific registers in x2APIC mode (APM2 16.11).
 //!
-//! Both ways number the registers alike: register `n` is at offset `16 * n` of the page and is MSR `0x800 + n`.
-//! They differ in what a bad access does. The page ignores it and remembers it in ESR; the MSRs raise #GP and
-//! change nothing.
+//! Both ways number the registers alike: register `n` is at offset `16 * n` of the page and is MSR `0x800 +
+//! n`. They differ in what a bad access does. The page ignores it and remembers it in ESR; the MSRs raise #GP
+//! and change nothing.
 
 use super::super::message::{Delivery, Destination, Ipi, IpiTarget};
 use super::base::ApicMode;
@@ -24,8 +24,10 @@ const MSR_X2APIC_LAST: u32 = 0x8ff;
 const ID: u8 = 0x02;
 const VERSION: u8 = 0x03;
 const TPR: u8 = 0x08;
+const ARBITRATION: u8 = 0x09;
 const PPR: u8 = 0x0a;
 const EOI: u8 = 0x0b;
+const REMOTE_READ: u8 = 0x0c;
 const LDR: u8 = 0x0d;
 const DFR: u8 = 0x0e;
 const SVR: u8 = 0x0f;
@@ -54,7 +56,7 @@ const VERSION_VALUE: u32 = 0x14 | 5 << 16 | 1 << 24;
 
 /// The destination in the high half of the ICR in xAPIC mode, and LDR: bits 31 to 24.
 const XAPIC_ID: u32 = 0xff << 24;
-/// Vector, enable, focus-processor checking, EOI-broadcast suppression.
+/// Vector, enable, focus-processor checking (stored, without effect), EOI-broadcast suppression.
 const SVR_WRITABLE: u32 = 0xff | SVR_ENABLE | 1 << 9 | SVR_SUPPRESS_EOI_BROADCAST;
 /// Vector, mask, periodic. Bit 18, TSC-deadline, is not offered.
 const LVT_TIMER_WRITABLE: u32 = 0xff | LocalVectors::MASKED | LVT_TIMER_PERIODIC;
@@ -65,27 +67,26 @@ const LVT_MONITOR_WRITABLE: u32 = 0x7ff | LocalVectors::MASKED;
 const LVT_LINT_WRITABLE: u32 = 0x7ff | 1 << 13 | 1 << 15 | LocalVectors::MASKED;
 /// Vector, mask.
 const LVT_ERROR_WRITABLE: u32 = 0xff | LocalVectors::MASKED;
-/// Read-only bits of local vectors, which may be written with any value: delivery status, and Remote IRR of the
-/// two pins.
+/// Read-only bits of local vectors, which may be written with any value: delivery status, and Remote IRR of
+/// the two pins.
 const LVT_DELIVERY_STATUS: u32 = 1 << 12;
 const LVT_REMOTE_IRR: u32 = 1 << 14;
 const TIMER_DIVIDE_WRITABLE: u32 = 0b1011;
 
 const ICR_LOGICAL: u32 = 1 << 11;
-const ICR_DELIVERY_STATUS: u32 = 1 << 12;
 const ICR_ASSERT: u32 = 1 << 14;
 const ICR_LEVEL: u32 = 1 << 15;
 /// Vector, delivery mode, destination mode, level, trigger mode, shorthand.
 const ICR_WRITABLE: u32 = 0xff | 7 << 8 | ICR_LOGICAL | ICR_ASSERT | ICR_LEVEL | 3 << 18;
 
-/// The bits an x2APIC write may set, for the registers that can be written; of a 32-bit register's upper half,
-/// none (APM2 16.10). Delivery status is read-only, but not reserved.
+/// The bits an x2APIC write may set, for the registers that can be written; of a 32-bit register's upper
+/// half, none (APM2 16.11.3). The read-only bits of a local vector are not reserved.
 const fn x2apic_legal_bits(register: u8) -> Option<u64> {
     let bits = match register {
         TPR | SELF_IPI => 0xff,
         EOI | ESR => 0,
         SVR => SVR_WRITABLE,
-        ICR_LOW => return Some((ICR_WRITABLE | ICR_DELIVERY_STATUS) as u64 | (u32::MAX as u64) << 32),
+        ICR_LOW => return Some(ICR_WRITABLE as u64 | (u32::MAX as u64) << 32),
         LVT_TIMER => LVT_TIMER_WRITABLE | LVT_DELIVERY_STATUS,
         LVT_THERMAL | LVT_PERFORMANCE => LVT_MONITOR_WRITABLE | LVT_DELIVERY_STATUS,
         LVT_LINT0 | LVT_LINT1 => LVT_LINT_WRITABLE | LVT_DELIVERY_STATUS | LVT_REMOTE_IRR,
@@ -118,8 +119,8 @@ impl VirtualLapic {
         msr == MSR_X2APIC_FIRST + u32::from(EOI) && value == 0 && self.mode() == ApicMode::X2Apic
     }
 
-    /// The guest reads `bytes` bytes at `offset` of the register page. Outside xAPIC mode nothing answers, and
-    /// the bus reads all-ones. Registers are the first four of sixteen bytes each; the rest reads 0.
+    /// The guest reads `bytes` bytes at `offset` of the register page. Outside xAPIC mode nothing answers,
+    /// and the bus reads all-ones. Registers are the first four of sixteen bytes each; the rest reads 0.
     pub fn mmio_read(&mut self, offset: u64, bytes: u8, now_tsc: u64) -> u64 {
         if self.mode() != ApicMode::XApic {
             return low_bytes(bytes);
@@ -163,7 +164,8 @@ impl VirtualLapic {
                 self.icr = self.icr >> 32 << 32 | u64::from(value & ICR_WRITABLE);
                 self.command(value, |mode| Destination::xapic(destination, mode))
             }
-            ID | VERSION | PPR | ISR..=IRR_LAST | TIMER_CURRENT => Effect::None,
+            // The identifier may be read-only (APM2 16.3.3), the others are.
+            ID | VERSION | ARBITRATION | PPR | REMOTE_READ | ISR..=IRR_LAST | TIMER_CURRENT => Effect::None,
             SELF_IPI => {
                 self.record_error(ERROR_ILLEGAL_REGISTER);
                 Effect::None
@@ -182,7 +184,7 @@ impl VirtualLapic {
     pub fn read_msr(&self, msr: u32, now_tsc: u64) -> Result<u64, GeneralProtection> {
         match self.x2apic_register(msr) {
             _ if msr == MSR_APIC_BASE => Ok(self.base.read()),
-            None | Some(EOI | DFR | ICR_HIGH) => Err(GeneralProtection),
+            None | Some(EOI | REMOTE_READ | DFR | ICR_HIGH) => Err(GeneralProtection),
             Some(ICR_LOW) => Ok(self.icr),
             Some(register) => self.read_register(register, now_tsc).map(u64::from).ok_or(GeneralProtection),
         }
@@ -190,9 +192,8 @@ impl VirtualLapic {
 
     /// The guest writes APIC_BASE or one of the x2APIC registers.
     ///
-    /// # Errors
-    /// Outside x2APIC mode, for read-only and absent registers, reserved bits, illegal changes of mode, and for
-    /// any other number. Nothing has changed then.
+    /// # Errors Outside x2APIC mode, for read-only and absent registers, reserved bits, illegal changes of
+    /// mode, and for any other number. Nothing has changed then.
     pub fn write_msr(&mut self, msr: u32, value: u64, now_tsc: u64) -> Result<Effect, GeneralProtection> {
         if msr == MSR_APIC_BASE {
             return self.write_apic_base(value);
@@ -204,7 +205,7 @@ impl VirtualLapic {
         }
         match register {
             ICR_LOW => {
-                self.icr = value & !u64::from(ICR_DELIVERY_STATUS);
+                self.icr = value;
                 Ok(self.command(value as u32, |mode| Destination::x2apic((value >> 32) as u32, mode)))
             }
             SELF_IPI => {
@@ -219,8 +220,11 @@ impl VirtualLapic {
         let before = self.mode();
         self.base.write(value)?;
         let after = self.mode();
-        if after == ApicMode::Disabled && before != after {
-            self.reset_registers();
+        match after {
+            ApicMode::Disabled if before != after => self.reset_registers(),
+            // The destination meant something else before (APM2 16.9.1).
+            ApicMode::X2Apic if before != after => self.icr &= u64::from(u32::MAX),
+            _ => {}
         }
         Ok(if before == after { Effect::None } else { Effect::AcceptanceChanged })
     }
@@ -240,9 +244,11 @@ impl VirtualLapic {
             ID => self.id.0 << 24,
             VERSION => VERSION_VALUE,
             TPR => u32::from(self.tpr),
+            ARBITRATION => u32::from(self.arbitration_priority()),
             PPR => u32::from(self.ppr),
-            // Write-only; the page reads 0, and the MSR is refused before it comes here.
-            EOI => 0,
+            // Write-only, and the answer to a message nobody can send. Their MSRs are refused before they
+            // come here.
+            EOI | REMOTE_READ => 0,
             LDR if extended => self.x2apic_ldr(),
             LDR => self.ldr,
             DFR => self.dfr,

@@ -1,11 +1,13 @@
-//! The count-down timer of the virtual local APIC (APM2 16.4.1), driven by time stamps the caller brings along.
-//! It owns no clock and no vector: it says when it is due and that it was.
+//! The count-down timer of the virtual local APIC (APM2 16.4.1), driven by time stamps the caller brings
+//! along. It owns no clock and no vector: it says when it is due and that it was.
+
+use core::num::NonZeroU64;
 
 /// The shortest period of periodic mode, in TSC ticks.
 ///
 /// A guest may ask for a tick every clock. Each one costs it an exit, so below some period it could only ever
 /// take timer exits; this floor leaves it time to turn its own timer off.
-pub(super) const MIN_PERIOD_TSC: u64 = 20_000;
+pub(super) const MIN_PERIOD_TSC: NonZeroU64 = NonZeroU64::new(20_000).unwrap();
 
 /// One timer. Its input clock is the TSC.
 #[derive(Clone, Copy, Debug)]
@@ -29,10 +31,14 @@ impl Timer {
         (code + 1) & 7
     }
 
-    /// From one zero to the next, in TSC ticks. Never zero in periodic mode.
-    const fn interval_tsc(&self) -> u64 {
-        let asked = (self.initial as u64) << self.shift();
-        if self.periodic && asked < MIN_PERIOD_TSC { MIN_PERIOD_TSC } else { asked }
+    /// The count loaded, in TSC ticks.
+    const fn asked_tsc(&self) -> u64 {
+        (self.initial as u64) << self.shift()
+    }
+
+    /// From one zero to the next in periodic mode, in TSC ticks.
+    fn period_tsc(&self) -> NonZeroU64 {
+        NonZeroU64::new(self.asked_tsc()).map_or(MIN_PERIOD_TSC, |asked| asked.max(MIN_PERIOD_TSC))
     }
 
     pub(super) const fn initial(&self) -> u32 {
@@ -53,21 +59,23 @@ impl Timer {
         let left_tsc = match now_tsc.checked_sub(due) {
             None => due - now_tsc,
             Some(late) if self.periodic => {
-                let interval = self.interval_tsc();
-                interval - late % interval
+                let period = self.period_tsc();
+                period.get() - late % period
             }
             Some(_) => 0,
         };
         let divided = left_tsc >> self.shift();
         let begun = u64::from(divided << self.shift() != left_tsc);
-        // A period stretched to the floor counts longer than the guest's initial value; it never reads above it.
+        // A period stretched to the floor counts longer than the guest's initial value; it never reads above
+        // it.
         u32::try_from(divided + begun).map_or(self.initial, |count| count.min(self.initial))
     }
 
     /// Loads the initial count and starts; zero stops.
     pub(super) fn start(&mut self, initial: u32, now_tsc: u64) {
         self.initial = initial;
-        self.due_tsc = (initial != 0).then(|| now_tsc.saturating_add(self.interval_tsc()));
+        let first = if self.periodic { self.period_tsc().get() } else { self.asked_tsc() };
+        self.due_tsc = (initial != 0).then(|| now_tsc.saturating_add(first));
     }
 
     /// Changes the divisor; what is left to count stays as it is.
@@ -84,14 +92,14 @@ impl Timer {
         self.periodic = periodic;
     }
 
-    /// Whether the count reached zero since the last call. Ticks that were missed count as one: the work is the
-    /// same however late the caller is.
+    /// Whether the count reached zero since the last call. Ticks that were missed count as one: the work is
+    /// the same however late the caller is.
     pub(super) fn advance(&mut self, now_tsc: u64) -> bool {
         let Some(due) = self.due_tsc else { return false };
         let Some(late) = now_tsc.checked_sub(due) else { return false };
         self.due_tsc = self.periodic.then(|| {
-            let interval = self.interval_tsc();
-            now_tsc.saturating_add(interval - late % interval)
+            let period = self.period_tsc();
+            now_tsc.saturating_add(period.get() - late % period)
         });
         true
     }
@@ -154,10 +162,10 @@ mod tests {
     #[test]
     fn missed_ticks_count_as_one_in_constant_work() {
         let mut timer = running(1, UNDIVIDED, true, 0);
-        assert_eq!(timer.due_tsc(), Some(MIN_PERIOD_TSC));
+        assert_eq!(timer.due_tsc(), Some(MIN_PERIOD_TSC.get()));
         assert!(timer.advance(u64::MAX / 2));
         let due = timer.due_tsc().unwrap();
-        assert!(due > u64::MAX / 2 && due <= u64::MAX / 2 + MIN_PERIOD_TSC);
+        assert!(due > u64::MAX / 2 && due <= u64::MAX / 2 + MIN_PERIOD_TSC.get());
         assert!(!timer.advance(u64::MAX / 2));
         assert_eq!(timer.current(u64::MAX / 2), 1);
     }

@@ -1,4 +1,5 @@
-//! Any sequence of events against a model of one level-triggered pin that fits on a page, and hostile accesses.
+//! Any sequence of events against a model of one level-triggered pin that fits on a page, and hostile
+//! accesses.
 
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
@@ -132,8 +133,8 @@ fn happen(machine: &mut Machine<1>, model: &Model, happening: Happening) {
     }
 }
 
-/// One call with arguments a hostile guest or a confused caller might bring about: any at all, or any that reach a
-/// register.
+/// One call with arguments a hostile guest or a confused caller might bring about: any at all, or any that
+/// reach a register.
 fn strike(chips: &mut VirtualChips<2>, (kind, place, value, time): (u8, u32, u64, u64)) {
     let vcpu = Vcpu(kind >> 4 & 3);
     let bytes = (place >> 24) as u8;
