@@ -80,8 +80,8 @@ impl BootInfo {
     ///
     /// Called with entry.S's tables on, before any memory is reused, with the address PVH put into EBX.
     pub(crate) unsafe fn read(start_info: u32) -> Result<Self, HandOverError> {
-        // SAFETY (all reads below): read() refuses addresses outside the identity map, reads plain bytes, and the
-        // loader's memory is not yet reused.
+        // SAFETY: read() refuses addresses outside the identity map, reads plain bytes, and the loader's memory is not yet
+        // reused.
         let read32 = |at: u64| unsafe { read(at) }.map(|bytes: [u8; 4]| u32::from_le_bytes(bytes));
         // SAFETY: as above.
         let read64 = |at: u64| unsafe { read(at) }.map(|bytes: [u8; 8]| u64::from_le_bytes(bytes));

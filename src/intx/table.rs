@@ -94,6 +94,17 @@ pub enum ReplaceError {
     NoSuchTarget,
 }
 
+impl fmt::Display for ReplaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoSuchSource => "no such source",
+            Self::NoSuchTarget => "no such partition, virtual pin or poll counter",
+        })
+    }
+}
+
+impl core::error::Error for ReplaceError {}
+
 /// A read-only picture of a line, for reports.
 #[derive(Clone, Debug)]
 pub struct LineReport {

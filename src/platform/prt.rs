@@ -16,47 +16,32 @@ use acpi::aml::{AmlError, Interpreter};
 use acpi::platform::AcpiPlatform;
 use levelhead::addr::HostPhys;
 use levelhead::irq::{Gsi, Polarity, TriggerMode};
-use levelhead::pci::{Bdf, IntPin};
+use levelhead::pci::route::PrtEntry;
+use levelhead::pci::{Bdf, ConfigSpace, IntPin, Offset, PinRoute};
 
 use super::handler::{Firmware, Memory};
 use super::tables;
 
-/// Functions whose pins are looked up in one boot.
-pub(crate) const MAX_WANTED: usize = 32;
-/// Bridges between a function and its root bus.
+/// Places that are looked up in one boot.
+pub(crate) const MAX_PLACES: usize = 64;
+/// Nesting of bridges in the namespace that is followed.
 const MAX_DEPTH: usize = 16;
 /// PNP0A03 and PNP0A08 as EISA identifiers: PCI and PCI Express root bridges.
 const ROOT_BRIDGE_IDS: [u64; 2] = [0x030a_d041, 0x080a_d041];
 
-/// One pin's way.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Routed {
-    /// The GSI it arrives at.
-    pub(crate) gsi: Gsi,
-    /// How the chip must be programmed.
-    pub(crate) trigger: TriggerMode,
-    /// Which level is active.
-    pub(crate) polarity: Polarity,
-}
+/// A place a `_PRT` may have an entry for: bus, device, pin.
+pub(crate) type PlaceOnBus = (u8, u8, IntPin);
 
-/// The answers, in the order of the questions; `None` where no `_PRT` has an entry.
-pub(crate) type Answers = [Option<Routed>; MAX_WANTED];
+/// The entries found, in the order of the places. Plain values: the interpreter's memory is dropped.
+pub(crate) type Entries = [Option<PrtEntry>; MAX_PLACES];
 
-/// How buses hang together, as enumeration found it.
-pub(crate) trait Buses {
-    /// The bus behind a bridge.
-    fn secondary(&self, bridge: Bdf) -> Option<u8>;
-    /// The bridge that leads to a bus; `None` for a root bus.
-    fn upstream(&self, bus: u8) -> Option<Bdf>;
-}
-
-/// Interprets the firmware's AML and looks up each wanted pin. `None` when the tables or their AML cannot be used.
+/// Interprets the firmware's AML and looks up each place. `None` when the tables or their AML cannot be used.
 pub(crate) fn look_up(
     rsdp: Option<HostPhys>,
     memory: Memory<'_>,
-    buses: &impl Buses,
-    wanted: &[(Bdf, IntPin)],
-) -> Option<Answers> {
+    space: &impl ConfigSpace,
+    places: &[PlaceOnBus],
+) -> Option<Entries> {
     let memory = RefCell::new(memory);
     let firmware = Firmware::new(&memory);
     let platform = AcpiPlatform::new(tables::open(rsdp, firmware).ok()?, firmware).ok()?;
@@ -65,45 +50,32 @@ pub(crate) fn look_up(
     // Tell firmware that the IO-APIC is used; absent on firmware that knows nothing else.
     let pic = AmlName::from_str("\\_PIC").ok()?;
     interpreter.evaluate_if_present(pic, vec![Object::Integer(1).wrap()]).ok()?;
-    let routing = routing_tables(&interpreter, buses).ok()?;
-    let mut answers: Answers = [None; MAX_WANTED];
-    for (slot, (bdf, pin)) in answers.iter_mut().zip(wanted) {
-        *slot = route(&interpreter, &routing, buses, *bdf, *pin);
+    let routing = routing_tables(&interpreter, space).ok()?;
+    let mut entries: Entries = [None; MAX_PLACES];
+    for (slot, (bus, device, pin)) in entries.iter_mut().zip(places.iter().copied()) {
+        let tables = routing.iter().filter(|(described, _)| *described == bus);
+        // Functions share their device's pins; any function number finds an entry for all of them.
+        let found = tables
+            .filter_map(|(_, table)| table.route(u16::from(device), 0, prt_pin(pin), &interpreter).ok())
+            .next();
+        *slot = found.map(|found| PrtEntry {
+            bus,
+            device,
+            pin,
+            route: PinRoute {
+                gsi: Gsi(found.irq),
+                trigger: match found.trigger {
+                    InterruptTrigger::Edge => TriggerMode::Edge,
+                    InterruptTrigger::Level => TriggerMode::Level,
+                },
+                polarity: match found.polarity {
+                    InterruptPolarity::ActiveHigh => Polarity::ActiveHigh,
+                    InterruptPolarity::ActiveLow => Polarity::ActiveLow,
+                },
+            },
+        });
     }
-    Some(answers)
-}
-
-/// Climbs from the function to the first bus that has a `_PRT` with an entry, swizzling at each bridge.
-fn route(
-    interpreter: &Interpreter<Firmware<'_>>,
-    routing: &[(u8, PciRoutingTable)],
-    buses: &impl Buses,
-    bdf: Bdf,
-    pin: IntPin,
-) -> Option<Routed> {
-    let (mut at, mut pin) = (bdf, pin);
-    for _ in 0..MAX_DEPTH {
-        for (_, table) in routing.iter().filter(|(bus, _)| *bus == at.bus()) {
-            let found =
-                table.route(u16::from(at.device()), u16::from(at.function()), prt_pin(pin), interpreter);
-            if let Ok(found) = found {
-                return Some(Routed {
-                    gsi: Gsi(found.irq),
-                    trigger: match found.trigger {
-                        InterruptTrigger::Edge => TriggerMode::Edge,
-                        InterruptTrigger::Level => TriggerMode::Level,
-                    },
-                    polarity: match found.polarity {
-                        InterruptPolarity::ActiveHigh => Polarity::ActiveHigh,
-                        InterruptPolarity::ActiveLow => Polarity::ActiveLow,
-                    },
-                });
-            }
-        }
-        pin = pin.swizzle(at.device());
-        at = buses.upstream(at.bus())?;
-    }
-    None
+    Some(entries)
 }
 
 const fn prt_pin(pin: IntPin) -> Pin {
@@ -118,7 +90,7 @@ const fn prt_pin(pin: IntPin) -> Pin {
 /// Every `_PRT` of the namespace with the bus it describes.
 fn routing_tables(
     interpreter: &Interpreter<Firmware<'_>>,
-    buses: &impl Buses,
+    space: &impl ConfigSpace,
 ) -> Result<Vec<(u8, PciRoutingTable)>, AmlError> {
     let mut paths: Vec<AmlName> = Vec::new();
     let prt = AmlName::from_str("_PRT")?;
@@ -132,7 +104,7 @@ fn routing_tables(
         if interpreter.namespace.lock().get(path.clone()).is_err() {
             continue;
         }
-        if let Some(bus) = bus_of(interpreter, buses, &device, MAX_DEPTH) {
+        if let Some(bus) = bus_of(interpreter, space, &device, MAX_DEPTH) {
             found.push((bus, PciRoutingTable::from_prt_path(path, interpreter)?));
         }
     }
@@ -142,18 +114,20 @@ fn routing_tables(
 /// The bus that lies behind a device of the namespace: a root bridge's own, or a bridge's secondary bus.
 fn bus_of(
     interpreter: &Interpreter<Firmware<'_>>,
-    buses: &impl Buses,
+    space: &impl ConfigSpace,
     device: &AmlName,
     depth: usize,
 ) -> Option<u8> {
     if is_root_bridge(interpreter, device) {
         return u8::try_from(integer(interpreter, device, "_BBN").unwrap_or(0)).ok();
     }
-    let parent = bus_of(interpreter, buses, &device.parent().ok()?, depth.checked_sub(1)?)?;
+    let parent = bus_of(interpreter, space, &device.parent().ok()?, depth.checked_sub(1)?)?;
     // _ADR of a PCI function: device in the high word, function in the low one (ACPI 6.5 6.1.1).
     let address = integer(interpreter, device, "_ADR")?;
     let bdf = Bdf::new(parent, u8::try_from(address >> 16).ok()?, u8::try_from(address & 0xffff).ok()?)?;
-    buses.secondary(bdf)
+    // Secondary bus number, byte 0x19 of a bridge's header (PCI-to-PCI Bridge 1.2 3.2.5.3); all-ones where none is.
+    let secondary = (space.read32(bdf, Offset::BUS_NUMBERS) >> 8) as u8;
+    (secondary > parent && secondary != u8::MAX).then_some(secondary)
 }
 
 fn is_root_bridge(interpreter: &Interpreter<Firmware<'_>>, device: &AmlName) -> bool {

@@ -11,7 +11,7 @@ use acpi::AcpiTables;
 use acpi::sdt::madt::{Madt, MadtEntry};
 use acpi::sdt::mcfg::Mcfg;
 use levelhead::addr::HostPhys;
-use levelhead::irq::{ApicId, Gsi};
+use levelhead::irq::{ApicId, Gsi, Polarity};
 
 use super::handler::{Firmware, Memory};
 
@@ -27,13 +27,13 @@ pub(crate) struct IoApicEntry {
     pub(crate) gsi_base: u32,
 }
 
-/// An ISA interrupt that is not wired to the GSI of its own number.
+/// How an ISA interrupt differs from what the bus prescribes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Override {
-    /// The ISA interrupt.
-    pub(crate) isa: u8,
     /// Where it arrives.
     pub(crate) gsi: Gsi,
+    /// The active level, where firmware states one.
+    pub(crate) polarity: Option<Polarity>,
 }
 
 /// A window of memory-mapped configuration space of segment 0.
@@ -64,21 +64,21 @@ pub(crate) struct Facts {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum FirmwareError {
     /// No root pointer, or one that leads to nothing valid.
-    NoTables,
+    RootPointer,
     /// No MADT.
-    NoMadt,
+    Madt,
     /// A MADT without an IO-APIC.
-    NoIoApic,
+    IoApic,
 }
 
 impl core::fmt::Display for FirmwareError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self {
-            Self::NoTables => {
+            Self::RootPointer => {
                 "no valid ACPI tables; boot with firmware that provides them (for QEMU: leave acpi=on)"
             }
-            Self::NoMadt => "the ACPI tables have no MADT; the interrupt chips cannot be found without it",
-            Self::NoIoApic => "the MADT names no IO-APIC; INTx cannot be routed without one",
+            Self::Madt => "the ACPI tables have no MADT; the interrupt chips cannot be found without it",
+            Self::IoApic => "the MADT names no IO-APIC; INTx cannot be routed without one",
         })
     }
 }
@@ -87,7 +87,7 @@ impl core::fmt::Display for FirmwareError {
 pub(crate) fn discover(rsdp: Option<HostPhys>, memory: Memory<'_>) -> Result<Facts, FirmwareError> {
     let memory = RefCell::new(memory);
     let tables = open(rsdp, Firmware::new(&memory))?;
-    let madt = tables.find_table::<Madt>().ok_or(FirmwareError::NoMadt)?;
+    let madt = tables.find_table::<Madt>().ok_or(FirmwareError::Madt)?;
     let mut facts = Facts::default();
     for entry in madt.get().entries() {
         // Bit 0 of a CPU's flags: enabled (ACPI 6.5 5.2.12.2).
@@ -101,14 +101,20 @@ pub(crate) fn discover(rsdp: Option<HostPhys>, memory: Memory<'_>) -> Result<Fac
                 gsi_base: chip.global_system_interrupt_base,
             }),
             MadtEntry::InterruptSourceOverride(entry) => {
-                facts.overrides.push(Override { isa: entry.irq, gsi: Gsi(entry.global_system_interrupt) });
+                // Flags, bits 1 to 0: 1 active high, 3 active low (ACPI 6.5 5.2.12.5).
+                let polarity = match entry.flags & 3 {
+                    1 => Some(Polarity::ActiveHigh),
+                    3 => Some(Polarity::ActiveLow),
+                    _ => None,
+                };
+                facts.overrides.push(Override { gsi: Gsi(entry.global_system_interrupt), polarity });
             }
             _ => {}
         }
     }
     facts.cpus.truncate(MAX_CPUS);
     if facts.io_apics.is_empty() {
-        return Err(FirmwareError::NoIoApic);
+        return Err(FirmwareError::IoApic);
     }
     facts.ecam = tables.find_table::<Mcfg>().and_then(|mcfg| {
         mcfg.entries().iter().find(|entry| entry.pci_segment_group == 0).map(|entry| EcamEntry {
@@ -125,7 +131,7 @@ pub(super) fn open(
     rsdp: Option<HostPhys>,
     firmware: Firmware<'_>,
 ) -> Result<AcpiTables<Firmware<'_>>, FirmwareError> {
-    let rsdp = rsdp.ok_or(FirmwareError::NoTables)?;
+    let rsdp = rsdp.ok_or(FirmwareError::RootPointer)?;
     // SAFETY: the loader names the root pointer, and the crate validates what it finds there.
-    unsafe { AcpiTables::from_rsdp(firmware, rsdp.raw() as usize) }.map_err(|_| FirmwareError::NoTables)
+    unsafe { AcpiTables::from_rsdp(firmware, rsdp.raw() as usize) }.map_err(|_| FirmwareError::RootPointer)
 }

@@ -4,6 +4,7 @@
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use levelhead::sync::Lock;
 use x86_64::registers::control::Cr2;
 
 use super::exit::{Verdict, exit};
@@ -11,20 +12,24 @@ use crate::arch::x86::cpu::ExceptionFrame;
 use crate::console::print_at_the_end;
 
 static DYING: AtomicBool = AtomicBool::new(false);
-/// Set while the acpi crate interprets firmware bytecode: a panic then is the firmware's or the interpreter's.
-static IN_AML: AtomicBool = AtomicBool::new(false);
+/// What to do when firmware's AML cannot be interpreted.
+pub(crate) const AML_REMEDY: &str = "give each of these devices its line in the configuration (gsi = N): then the firmware's AML is never run";
+/// Room for the names of the devices that AML was asked for.
+const SUBJECT_BYTES: usize = 256;
 
-const REMEDY: &str = "name the GSI of each assigned function in the configuration (gsi = N): then the firmware's AML is \
-                      never run";
+/// The devices for which the acpi crate interprets firmware bytecode just now: a panic meanwhile is the firmware's or the
+/// interpreter's.
+static AML_SUBJECT: Lock<([u8; SUBJECT_BYTES], usize)> = Lock::new(([0; SUBJECT_BYTES], 0));
 
-/// Says whether AML runs, so that a panic in it is reported for what it is.
-pub(crate) fn set_in_aml(running: bool) {
-    IN_AML.store(running, Ordering::Relaxed);
-}
-
-/// What to do when AML cannot be interpreted.
-pub(crate) fn aml_remedy() -> &'static str {
-    REMEDY
+/// Says for whom AML runs, or that it does not.
+pub(crate) fn set_aml_subject(names: Option<&str>) {
+    AML_SUBJECT.with(|(text, length)| {
+        *length = 0;
+        for (slot, byte) in text.iter_mut().zip(names.unwrap_or("").bytes()) {
+            *slot = byte;
+            *length += 1;
+        }
+    });
 }
 
 #[panic_handler]
@@ -32,10 +37,13 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     if DYING.swap(true, Ordering::AcqRel) {
         exit(Verdict::Bug);
     }
-    if IN_AML.load(Ordering::Relaxed) {
+    // A panic never happens under this lock: set_aml_subject cannot.
+    let (text, length) = AML_SUBJECT.with(|subject| *subject);
+    if length > 0 {
+        let names = text.get(..length).and_then(|text| core::str::from_utf8(text).ok()).unwrap_or("a device");
         print_at_the_end(format_args!(
-            "\nERROR Firmware: the AML interpreter gave up while looking for the interrupt routing (_PRT): {}\n  remedy: \
-             {REMEDY}\nlevelhead: verdict UNFIT\n",
+            "\nERROR Firmware: the AML interpreter gave up while looking for the interrupt routing (_PRT) of {names}: {}\n  \
+             remedy: {AML_REMEDY}\nlevelhead: verdict UNFIT\n",
             info.message()
         ));
         exit(Verdict::Unfit);

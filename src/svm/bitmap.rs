@@ -40,6 +40,15 @@ impl IoPermissions {
         }
     }
 
+    /// Takes the ports away from the guest again.
+    pub fn deny(&mut self, ports: RangeInclusive<u16>) {
+        for port in ports {
+            if let Some(byte) = self.bits.get_mut(usize::from(port) / 8) {
+                *byte |= 1 << (port % 8);
+            }
+        }
+    }
+
     /// Whether an access of one byte at `port` exits.
     pub fn intercepts(&self, port: u16) -> bool {
         self.bits.get(usize::from(port) / 8).is_none_or(|byte| byte >> (port % 8) & 1 != 0)
@@ -161,6 +170,17 @@ const _: () = {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn ports_that_are_denied_again_exit_like_all_others() {
+        let mut map = IoPermissions::deny_all();
+        map.allow(0xc000..=0xc0ff);
+        map.deny(0xc010..=0xc01f);
+        for port in 0..=u16::MAX {
+            let open = (0xc000..=0xc0ff).contains(&port) && !(0xc010..=0xc01f).contains(&port);
+            assert_eq!(map.intercepts(port), !open, "port {port:#x}");
+        }
+    }
 
     #[test]
     fn ports_are_denied_until_named() {

@@ -63,8 +63,9 @@ pub struct Settled {
 
 /// What a guest's access asks of the run loop.
 ///
-/// The order matters for `completed`: first complete the line behind each pin, which may deassert it, then
-/// [`settle`](VirtualChips::settle) the pin, which delivers again if it is still asserted.
+/// The order matters. For `rte`: first tell the lines behind the pin that its mask bit changed, since an unmask may be
+/// the completion that deasserts it (I38, N9). For `completed`: complete the line behind each pin, which may deassert
+/// it. Then [`settle`](VirtualChips::settle) the pins of both, which delivers what is still asserted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Outcome {
@@ -230,13 +231,9 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
         match self.ioapic.mmio_write(offset, bytes, value) {
             vioapic::Effect::None => Outcome::default(),
             vioapic::Effect::Completed(completed) => Outcome { completed, ..Outcome::default() },
-            vioapic::Effect::Rte(changed) if changed.completion_due => {
-                Outcome { completed: PinSet::of(changed.pin), rte: Some(changed), ..Outcome::default() }
-            }
             vioapic::Effect::Rte(changed) => {
-                let Settled { takers, completion_due } = self.settle(changed.pin);
-                let completed = if completion_due { PinSet::of(changed.pin) } else { PinSet::EMPTY };
-                Outcome { completed, kicked: takers, rte: Some(changed), ..Outcome::default() }
+                let completed = if changed.completion_due { PinSet::of(changed.pin) } else { PinSet::EMPTY };
+                Outcome { completed, rte: Some(changed), ..Outcome::default() }
             }
         }
     }

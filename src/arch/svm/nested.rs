@@ -34,12 +34,12 @@ impl TableStore for TablePool {
     fn read(&self, table: HostPhys, index: usize) -> u64 {
         // SAFETY: the trait's contract: a table of this pool and an index below 512. The CPU's walker may set accessed
         // and dirty bits at the same time, which are not looked at.
-        unsafe { direct(table).cast::<u64>().add(index).read() }
+        unsafe { direct(table).cast::<u64>().wrapping_add(index).read() }
     }
 
     fn write(&mut self, table: HostPhys, index: usize, entry: u64) {
         // SAFETY: as for read; an aligned 8-byte store is one store.
-        unsafe { direct(table).cast::<u64>().add(index).write(entry) };
+        unsafe { direct(table).cast::<u64>().wrapping_add(index).write(entry) };
     }
 
     fn allocate(&mut self) -> Option<HostPhys> {

@@ -1,4 +1,5 @@
-# One world switch: lh_vmrun(rdi = *mut GuestFrame, rsi = guest VMCB (physical), rdx = host save VMCB (physical))
+# One world switch: lh_vmrun(rdi = *mut GuestFrame, rsi = guest VMCB (physical), rdx = host save VMCB (physical),
+#                            ecx = whether the guest is in an interrupt shadow)
 #
 #   1. save what the C ABI makes ours, close GIF, open IF: from here a physical interrupt stays pending until VMRUN
 #      and ends it at once
@@ -6,7 +7,9 @@
 #   3. the same back; the host keeps no SSE value across this call, so it gets a clean FPU, not a saved one
 #   4. STGI only when the host's GS base is back: an NMI may follow it immediately
 #
-# STI stands several instructions before VMRUN on purpose: QEMU 7.2 would hand its shadow to the guest.
+# Where STI stands matters: QEMU 7.2 ignores the control block's interrupt shadow and hands the host's own to the guest. So
+# STI is the instruction directly before VMRUN exactly when the guest is in a shadow, and an early one otherwise. Other
+# CPUs take the shadow from the control block, and the place of STI means nothing to them.
 # GuestFrame (vmrun.rs asserts it): general registers at 0x00, RAX and RSP unused (they live in the VMCB); FXSAVE area
 # at 0x80. XCR0 and the upper halves of vector registers are never touched by the host, so they stay the guest's.
 
@@ -28,8 +31,10 @@ lh_vmrun:
     sub     rsp, 8                  # [rsp + 4]: the host's MXCSR
     stmxcsr [rsp + 4]
     clgi
+    test    ecx, ecx                # nothing up to the jump before VMRUN changes ZF
+    jnz     1f
     sti
-    fxrstor64 [rdi + 0x80]
+1:  fxrstor64 [rdi + 0x80]
     mov     rax, rsi
     vmload  rax
     mov     rcx, [rdi + 0x08]
@@ -46,8 +51,12 @@ lh_vmrun:
     mov     r14, [rdi + 0x70]
     mov     r15, [rdi + 0x78]
     mov     rdi, [rdi + 0x38]
+    jnz     2f
     vmrun   rax
-    cli
+    jmp     3f
+2:  sti
+    vmrun   rax
+3:  cli
     vmsave  rax
     mov     rax, [rsp + 8]
     mov     [rax + 0x08], rcx

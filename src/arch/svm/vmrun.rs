@@ -8,17 +8,21 @@ use levelhead::addr::{HostPhys, PAGE_BYTES};
 use levelhead::frames::Frames;
 use levelhead::svm::{IoPermissions, MsrPermissions, Vmcb};
 use levelhead::vcpu::GuestRegs;
+use x86_64::registers::control::{Cr4, Cr4Flags};
+use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
 
 use super::enable;
-use crate::arch::x86::cpu::ThisCpu;
+use crate::arch::x86::cpu::{ThisCpu, cpuid};
 use crate::arch::x86::paging::{OutOfMemory, direct};
 
 global_asm!(include_str!("vmrun.S"));
 
 unsafe extern "C" {
-    fn lh_vmrun(frame: *mut GuestFrame, guest: u64, host: u64);
+    fn lh_vmrun(frame: *mut GuestFrame, guest: u64, host: u64, shadow: u32);
 }
 
+/// CPUID leaf 1, ECX: the CPU has XSAVE and XCR0.
+const CPUID_XSAVE: u32 = 1 << 26;
 /// The FXSAVE image a guest starts with: FCW 0x37f, MXCSR 0x1f80, all registers zero (APM2 14.1.3).
 const FXSAVE_RESET: [u8; 512] = {
     let mut image = [0; 512];
@@ -86,6 +90,14 @@ impl World {
         unsafe {
             core::arch::asm!("vmsave rax", in("rax") self.host_state.raw(), options(nostack, preserves_flags));
         }
+        if cpuid(1, 0).ecx & CPUID_XSAVE != 0 {
+            // SVM does not switch XCR0, and the host never looks at it: the register is the guest's from here on, in its
+            // reset state. Only CR4.OSXSAVE makes it writable, which the host leaves set for itself.
+            // SAFETY: the CPU has XSAVE; the host uses no instruction that OSXSAVE changes.
+            unsafe { Cr4::update(|cr4| cr4.insert(Cr4Flags::OSXSAVE)) };
+            // SAFETY: x87 alone is always a valid value.
+            unsafe { XCr0::write(XCr0Flags::X87) };
+        }
     }
 
     /// Where the permission maps are, for the control block.
@@ -93,18 +105,14 @@ impl World {
         (self.io_address, self.msr_address)
     }
 
-    /// Wipes what a previous guest left in the registers.
-    pub(crate) fn wipe_registers(&mut self) {
-        *self.frame = GuestFrame { regs: GuestRegs::new(), fx: FXSAVE_RESET };
-    }
-
     /// Enters the guest until it exits.
     #[inline]
     pub(crate) fn enter(&mut self, _cpu: &mut ThisCpu) {
+        let shadow = u32::from(self.vmcb.interrupt_shadow());
         // SAFETY: the control block was configured by Vmcb::configure, whose intercepts keep the guest inside its nested
         // page tables and permission maps; frame and block are borrowed mutably until the call returns; `_cpu` proves
         // that interrupts are off.
-        unsafe { lh_vmrun(self.frame, self.vmcb_address.raw(), self.host_state.raw()) };
+        unsafe { lh_vmrun(self.frame, self.vmcb_address.raw(), self.host_state.raw(), shadow) };
     }
 }
 

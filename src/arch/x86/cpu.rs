@@ -103,13 +103,14 @@ impl ThisCpu {
         let data = gdt.append(Descriptor::kernel_data_segment());
         let tss_selector = gdt.append(Descriptor::tss_segment(Box::leak(tss)));
         gdt.load();
-        // SAFETY: the selectors come from the table just loaded: a 64-bit code segment and a data segment.
-        unsafe {
-            CS::set_reg(code);
-            SS::set_reg(data);
-            DS::set_reg(data);
-            ES::set_reg(data);
-        }
+        // SAFETY: the selector is that of a 64-bit code segment in the table just loaded.
+        unsafe { CS::set_reg(code) };
+        // SAFETY: the selector is that of a writable data segment in the same table.
+        unsafe { SS::set_reg(data) };
+        // SAFETY: as for SS.
+        unsafe { DS::set_reg(data) };
+        // SAFETY: as for SS.
+        unsafe { ES::set_reg(data) };
         // SAFETY: the descriptor names a TSS that is never freed, and is loaded once.
         unsafe { load_tss(tss_selector) };
         let idt = Box::leak(Box::new(interrupt_table(code)));

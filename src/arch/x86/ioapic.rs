@@ -24,21 +24,18 @@ struct Chip {
     shadow: Vec<Rte>,
 }
 
-/// All chips of the machine, and how often they were accessed after boot.
+/// Register accesses since boot, index and data alike.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Accesses {
+    pub(crate) reads: u64,
+    pub(crate) writes: u64,
+}
+
+/// All chips of the machine, and how often they were accessed.
 #[derive(Debug, Default)]
 pub(crate) struct IoApics {
     chips: Vec<Chip>,
-    /// Register writes, index and data alike.
-    pub(crate) writes: u64,
-    /// Register reads.
-    pub(crate) reads: u64,
-}
-
-/// Where a GSI ends up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Input {
-    chip: u8,
-    pin: Pin,
+    pub(crate) accesses: Accesses,
 }
 
 impl IoApics {
@@ -65,72 +62,69 @@ impl IoApics {
         };
         for index in 0..count.get() {
             // A chip has at most 240 pins that its 8-bit index can name.
-            chip.program(&mut self.writes, Pin(index.min(239) as u8), Rte::RESET);
+            chip.program(&mut self.accesses, Pin(index.min(239) as u8), Rte::RESET);
         }
         self.chips.push(chip);
         Ok(count)
     }
 
-    /// The input that `gsi` is, if any chip has it.
-    pub(crate) fn input(&self, gsi: Gsi) -> Option<Input> {
-        self.chips.iter().enumerate().find_map(|(index, chip)| {
-            let pin = Pin(u8::try_from(gsi.0.checked_sub(chip.gsi_base)?).ok()?);
-            chip.version.pin_count().contains(pin).then_some(Input { chip: index as u8, pin })
-        })
+    /// Whether any chip has this input.
+    pub(crate) fn has(&mut self, gsi: Gsi) -> bool {
+        self.chip(gsi).is_some()
     }
 
-    /// Whether the input's chip can complete one vector by a register of its own.
-    pub(crate) fn has_eoi_register(&self, input: Input) -> bool {
-        self.chips.get(usize::from(input.chip)).is_some_and(|chip| chip.version.has_eoi_register())
+    /// Whether the chip whose first input is `gsi` can complete one vector by a register of its own.
+    pub(crate) fn has_eoi_register(&self, gsi: Gsi) -> bool {
+        self.chips.iter().any(|chip| chip.gsi_base == gsi.0 && chip.version.has_eoi_register())
     }
 
     /// Programs the whole entry: masked and destination first, the mask bit as given last.
-    pub(crate) fn program(&mut self, input: Input, rte: Rte) {
-        if let Some(chip) = self.chips.get_mut(usize::from(input.chip)) {
-            chip.program(&mut self.writes, input.pin, rte);
+    pub(crate) fn program(&mut self, gsi: Gsi, rte: Rte) {
+        if let Some((chip, pin, counts)) = self.chip(gsi) {
+            chip.program(counts, pin, rte);
         }
     }
 
     /// Masks or unmasks; one data write, and one index write when another register was selected.
     #[inline]
-    pub(crate) fn set_mask(&mut self, input: Input, masked: bool) {
-        if let Some(chip) = self.chips.get_mut(usize::from(input.chip))
-            && let Some(shadow) = chip.shadow.get_mut(usize::from(input.pin.0))
+    pub(crate) fn set_mask(&mut self, gsi: Gsi, masked: bool) {
+        if let Some((chip, pin, counts)) = self.chip(gsi)
+            && let Some(shadow) = chip.shadow.get_mut(usize::from(pin.0))
         {
             *shadow = shadow.with_mask(masked);
             let low = shadow.low();
-            chip.write(&mut self.writes, low_register(input.pin), low);
+            chip.write(counts, low_register(pin), low);
         }
-    }
-
-    /// The entry as the chip holds it now, Remote IRR included.
-    pub(crate) fn read(&mut self, input: Input) -> Option<Rte> {
-        let chip = self.chips.get_mut(usize::from(input.chip))?;
-        chip.select(&mut self.writes, low_register(input.pin));
-        self.reads += 1;
-        let low = chip.registers.read(MMIO_DATA as usize);
-        chip.select(&mut self.writes, low_register(input.pin) + 1);
-        self.reads += 1;
-        let high = chip.registers.read(MMIO_DATA as usize);
-        Some(Rte::from_bits(u64::from(high) << 32 | u64::from(low)))
     }
 
     /// Completes `vector` at the input's chip.
-    pub(crate) fn directed_eoi(&mut self, input: Input, vector: Vector) {
-        if let Some(chip) = self.chips.get_mut(usize::from(input.chip)) {
-            self.writes += 1;
+    pub(crate) fn directed_eoi(&mut self, gsi: Gsi, vector: Vector) {
+        if let Some((chip, _, counts)) = self.chip(gsi) {
+            counts.writes += 1;
             chip.registers.write(MMIO_EOI as usize, u32::from(vector.get()));
         }
+    }
+
+    #[inline]
+    fn chip(&mut self, gsi: Gsi) -> Option<(&mut Chip, Pin, &mut Accesses)> {
+        let Self { chips, accesses } = self;
+        chips
+            .iter_mut()
+            .find_map(|chip| {
+                let pin = Pin(u8::try_from(gsi.0.checked_sub(chip.gsi_base)?).ok()?);
+                chip.version.pin_count().contains(pin).then_some((chip, pin))
+            })
+            .map(|(chip, pin)| (chip, pin, accesses))
     }
 }
 
 impl Chip {
-    fn program(&mut self, writes: &mut u64, pin: Pin, rte: Rte) {
+    fn program(&mut self, counts: &mut Accesses, pin: Pin, rte: Rte) {
         let masked = rte.with_mask(true);
-        self.write(writes, low_register(pin), masked.low());
-        self.write(writes, low_register(pin) + 1, rte.high());
+        self.write(counts, low_register(pin), masked.low());
+        self.write(counts, low_register(pin) + 1, rte.high());
         if !rte.is_masked() {
-            self.write(writes, low_register(pin), rte.low());
+            self.write(counts, low_register(pin), rte.low());
         }
         if let Some(shadow) = self.shadow.get_mut(usize::from(pin.0)) {
             *shadow = rte;
@@ -138,16 +132,16 @@ impl Chip {
     }
 
     #[inline]
-    fn write(&mut self, writes: &mut u64, register: u8, value: u32) {
-        self.select(writes, register);
-        *writes += 1;
+    fn write(&mut self, counts: &mut Accesses, register: u8, value: u32) {
+        self.select(counts, register);
+        counts.writes += 1;
         self.registers.write(MMIO_DATA as usize, value);
     }
 
     #[inline]
-    fn select(&mut self, writes: &mut u64, register: u8) {
+    fn select(&mut self, counts: &mut Accesses, register: u8) {
         if self.selected != register {
-            *writes += 1;
+            counts.writes += 1;
             self.registers.write(MMIO_INDEX as usize, u32::from(register));
             self.selected = register;
         }

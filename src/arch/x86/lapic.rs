@@ -16,6 +16,8 @@ use super::paging::{AddressSpace, OutOfMemory};
 
 /// Vectors the hypervisor uses for itself, from the top so that lines get everything below.
 pub(crate) const SPURIOUS_VECTOR: u8 = 0xff;
+/// Wakes a CPU that waits for another one.
+pub(crate) const WAKE_VECTOR: u8 = 0xfd;
 /// The local timer's vector.
 pub(crate) const TIMER_VECTOR: u8 = 0xfe;
 
@@ -25,6 +27,7 @@ const APIC_BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const X2APIC_FIRST_MSR: u32 = 0x800;
 
 const ID: u32 = 0x20;
+const VERSION: u32 = 0x30;
 const TPR: u32 = 0x80;
 const EOI: u32 = 0xb0;
 const SPURIOUS: u32 = 0xf0;
@@ -82,6 +85,12 @@ impl LocalApic {
             Self::Xapic(_) => "xAPIC",
             Self::X2apic => "x2APIC",
         }
+    }
+
+    /// Whether the chip can keep an EOI from the IO-APICs (version register, bit 24; APM2 16.3.4): half of what a
+    /// directed EOI needs.
+    pub(crate) fn suppresses_eoi_broadcast(&self) -> bool {
+        self.read(VERSION) & 1 << 24 != 0
     }
 
     /// Enables the running CPU's chip with everything local masked and all priorities accepted.

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 
 use volatile::VolatilePtr;
 
-/// A block of 32-bit registers, mapped uncacheable for the rest of the machine's life.
+/// A block of registers, mapped uncacheable for the rest of the machine's life.
 #[derive(Debug)]
 pub(crate) struct Registers {
     base: NonNull<u8>,
@@ -14,7 +14,7 @@ pub(crate) struct Registers {
 
 // SAFETY: the mapping belongs to no CPU in particular, and the owner of the value serialises the accesses.
 unsafe impl Send for Registers {}
-// SAFETY: shared use is single 32-bit loads and stores, which the bus makes atomic.
+// SAFETY: shared use is single aligned loads and stores, which the bus makes atomic.
 unsafe impl Sync for Registers {}
 
 impl Registers {
@@ -23,33 +23,61 @@ impl Registers {
     /// # Safety
     ///
     /// `base` must be mapped uncacheable and 4-byte aligned for `bytes` bytes for ever, and hold device registers
-    /// whose 32-bit accesses do not break memory safety, or are serialised and reviewed by the owner.
+    /// whose accesses do not break memory safety, or are serialised and reviewed by the owner.
     pub(crate) const unsafe fn new(base: NonNull<u8>, bytes: usize) -> Self {
         Self { base, bytes }
     }
 
-    /// Reads the register at `offset`, a multiple of 4 within the block; outside it reads all-ones.
+    /// Reads the 32-bit register at `offset`; a place outside the block reads all-ones.
     #[inline]
     pub(crate) fn read(&self, offset: usize) -> u32 {
-        self.register(offset).map_or(u32::MAX, VolatilePtr::read)
+        self.read_as(offset)
     }
 
-    /// Writes the register at `offset`; outside the block nothing happens.
+    /// Writes the 32-bit register at `offset`; outside the block nothing happens.
     #[inline]
     pub(crate) fn write(&self, offset: usize, value: u32) {
+        self.write_as(offset, value);
+    }
+
+    /// Reads a register of another width.
+    #[inline]
+    pub(crate) fn read_as<T: Register>(&self, offset: usize) -> T {
+        self.register(offset).map_or(T::ONES, VolatilePtr::read)
+    }
+
+    /// Writes a register of another width.
+    #[inline]
+    pub(crate) fn write_as<T: Register>(&self, offset: usize, value: T) {
         if let Some(register) = self.register(offset) {
             register.write(value);
         }
     }
 
     #[inline]
-    fn register(&self, offset: usize) -> Option<VolatilePtr<'_, u32>> {
-        if offset & 3 != 0 || offset.checked_add(4)? > self.bytes {
+    fn register<T: Register>(&self, offset: usize) -> Option<VolatilePtr<'_, T>> {
+        if !offset.is_multiple_of(size_of::<T>()) || offset.checked_add(size_of::<T>())? > self.bytes {
             return None;
         }
         // SAFETY: the offset is inside the block that `new` was promised.
-        let pointer = unsafe { self.base.add(offset) }.cast::<u32>();
+        let pointer = unsafe { self.base.add(offset) }.cast::<T>();
         // SAFETY: mapped and aligned as `new` was promised; no reference to it exists anywhere.
         Some(unsafe { VolatilePtr::new(pointer) })
     }
+}
+
+/// The widths in which device registers are accessed.
+pub(crate) trait Register: Copy {
+    /// What a read that nobody answers returns.
+    const ONES: Self;
+}
+
+impl Register for u8 {
+    const ONES: Self = Self::MAX;
+}
+impl Register for u16 {
+    const ONES: Self = Self::MAX;
+}
+impl Register for u32 {
+    const ONES: Self = Self::MAX;
 }

@@ -51,6 +51,12 @@ unsafe extern "C" {
     static lh_image_end: u8;
 }
 
+/// How device registers are mapped.
+const UNCACHED: PageTableFlags = PageTableFlags::WRITABLE
+    .union(PageTableFlags::NO_EXECUTE)
+    .union(PageTableFlags::NO_CACHE)
+    .union(PageTableFlags::WRITE_THROUGH);
+
 /// No memory left for the host's own tables.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OutOfMemory;
@@ -155,13 +161,10 @@ impl AddressSpace {
         frames: &mut Frames,
     ) -> Result<Registers, OutOfMemory> {
         let range = Range::around(physical.raw(), bytes);
-        let base = self.next_mmio;
-        let flags = PageTableFlags::WRITABLE
-            | PageTableFlags::NO_EXECUTE
-            | PageTableFlags::NO_CACHE
-            | PageTableFlags::WRITE_THROUGH;
-        self.map_pages(base, range.start().raw(), range.bytes(), flags, frames)?;
-        self.next_mmio += range.bytes() + PAGE_BYTES;
+        // The same offset within a large page on both sides, so that a large window takes large pages.
+        let base = self.next_mmio + range.start().raw() % LARGE_PAGE_BYTES;
+        self.map_range(base, range.start().raw(), range.bytes(), UNCACHED, frames)?;
+        self.next_mmio = (base + range.bytes() + 1).next_multiple_of(LARGE_PAGE_BYTES);
         let pointer = core::ptr::with_exposed_provenance_mut((base + physical.page_offset()) as usize);
         let pointer = NonNull::new(pointer).ok_or(OutOfMemory)?;
         // SAFETY: just mapped uncacheable; the rest is the caller's promise.
@@ -181,14 +184,10 @@ impl AddressSpace {
         if range.end().raw() > WINDOW_BYTES {
             return None;
         }
-        let flags = PageTableFlags::WRITABLE
-            | PageTableFlags::NO_EXECUTE
-            | PageTableFlags::NO_CACHE
-            | PageTableFlags::WRITE_THROUGH;
         for at in (range.start().raw()..range.end().raw()).step_by(PAGE_BYTES as usize) {
             let page = Page::<Size4KiB>::containing_address(VirtAddr::new(FIRMWARE_BASE + at));
             if self.mapper().translate_page(page).is_err() {
-                self.map_page::<Size4KiB>(FIRMWARE_BASE + at, at, flags, frames).ok()?;
+                self.map_page::<Size4KiB>(FIRMWARE_BASE + at, at, UNCACHED, frames).ok()?;
             }
         }
         NonNull::new(core::ptr::with_exposed_provenance_mut((FIRMWARE_BASE + physical.raw()) as usize))
@@ -241,17 +240,34 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Maps `[start, end)` into the direct map, in large pages where both ends allow.
+    /// Maps `[start, end)` into the direct map.
     fn map_direct(&mut self, start: u64, end: u64, frames: &mut Frames) -> Result<(), OutOfMemory> {
         let flags = PageTableFlags::WRITABLE | PageTableFlags::NO_EXECUTE;
-        let mut at = start;
-        while at < end {
-            if at.is_multiple_of(LARGE_PAGE_BYTES) && end - at >= LARGE_PAGE_BYTES {
-                self.map_page::<Size2MiB>(DIRECT_BASE + at, at, flags, frames)?;
-                at += LARGE_PAGE_BYTES;
+        self.map_range(DIRECT_BASE + start, start, end.saturating_sub(start), flags, frames)
+    }
+
+    /// Maps a range, in large pages where both addresses allow.
+    fn map_range(
+        &mut self,
+        virt: u64,
+        phys: u64,
+        bytes: u64,
+        flags: PageTableFlags,
+        frames: &mut Frames,
+    ) -> Result<(), OutOfMemory> {
+        let large = |offset: u64| {
+            (virt + offset).is_multiple_of(LARGE_PAGE_BYTES)
+                && (phys + offset).is_multiple_of(LARGE_PAGE_BYTES)
+                && bytes - offset >= LARGE_PAGE_BYTES
+        };
+        let mut offset = 0;
+        while offset < bytes {
+            if large(offset) {
+                self.map_page::<Size2MiB>(virt + offset, phys + offset, flags, frames)?;
+                offset += LARGE_PAGE_BYTES;
             } else {
-                self.map_page::<Size4KiB>(DIRECT_BASE + at, at, flags, frames)?;
-                at += PAGE_BYTES;
+                self.map_page::<Size4KiB>(virt + offset, phys + offset, flags, frames)?;
+                offset += PAGE_BYTES;
             }
         }
         Ok(())

@@ -62,6 +62,13 @@ impl<const N: usize> Machine<N> {
 
     fn act(&mut self, outcome: Outcome) {
         self.complete(outcome.completed);
+        // No line here waits for an unmask, so the pin is looked at right away.
+        if let Some(changed) = outcome.rte {
+            let settled = self.chips.settle(changed.pin);
+            if settled.completion_due {
+                self.complete(PinSet::of(changed.pin));
+            }
+        }
     }
 
     /// The run loop's part: complete the line behind each pin, then settle the pin.

@@ -91,7 +91,7 @@ struct Ring {
 static SEATS: Lock<[Option<Box<Seat>>; MAX_CPUS]> = Lock::new([const { None }; MAX_CPUS]);
 
 /// Runs the test on all CPUs, at most [`MAX_CPUS`].
-pub(crate) fn smp_vmrun(
+pub(crate) fn run(
     cpu: &mut ThisCpu,
     cpus: Vec<(CpuId, ApicId)>,
     apic: LocalApic,
@@ -116,7 +116,7 @@ pub(crate) fn smp_vmrun(
 }
 
 fn seat(ring: &'static Ring, frames: &mut Frames) -> Result<Seat, OutOfMemory> {
-    let mut world = World::allocate(frames)?;
+    let world = World::allocate(frames)?;
     let mut pool = TablePool::allocate(8, frames)?;
     let memory = frames.allocate(2 * PAGE_BYTES, PAGE_BYTES, u64::MAX).ok_or(OutOfMemory)?;
     let tables = NestedTables::new(&mut pool).ok_or(OutOfMemory)?;

@@ -1,0 +1,109 @@
+//! Physical configuration space: by ECAM where the MCFG covers the bus, by ports 0xcf8 and 0xcfc otherwise.
+#![expect(unsafe_code, reason = "configuration accesses by memory and by port")]
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use levelhead::frames::Frames;
+use levelhead::pci::ecam::{CONFIG_ADDRESS, CONFIG_DATA, EcamWindow, cf8_encode};
+use levelhead::pci::{Bdf, ConfigSpace, Offset};
+use levelhead::sync::Lock;
+use x86_64::instructions::port::{Port, PortRead, PortWrite};
+
+use super::mmio::{Register, Registers};
+use super::paging::{AddressSpace, OutOfMemory};
+
+/// The way to every function's registers.
+#[derive(Debug)]
+pub(crate) struct HostConfig {
+    ecam: Option<(EcamWindow, Registers)>,
+    /// Address and data port are one pair for all CPUs.
+    ports: Lock<()>,
+    accesses: AtomicU64,
+}
+
+impl HostConfig {
+    /// Maps the window if there is one.
+    pub(crate) fn new(
+        window: Option<EcamWindow>,
+        space: &mut AddressSpace,
+        frames: &mut Frames,
+    ) -> Result<Self, OutOfMemory> {
+        let ecam = match window {
+            Some(window) => {
+                // SAFETY: the MCFG says that configuration space is mapped here. A write may make a function a bus
+                // master; only assignment and DisIntx write, and both keep that off.
+                let registers = unsafe { space.map_registers(window.start(), window.bytes(), frames) }?;
+                Some((window, registers))
+            }
+            None => None,
+        };
+        Ok(Self { ecam, ports: Lock::new(()), accesses: AtomicU64::new(0) })
+    }
+
+    /// How configuration space is reached, for reports.
+    pub(crate) fn way(&self) -> &'static str {
+        if self.ecam.is_some() { "ECAM" } else { "ports 0xcf8/0xcfc" }
+    }
+
+    /// Accesses since boot.
+    pub(crate) fn accesses(&self) -> u64 {
+        self.accesses.load(Ordering::Relaxed)
+    }
+
+    /// Offset in the mapped window.
+    fn place(&self, bdf: Bdf, offset: Offset) -> Option<(&Registers, usize)> {
+        let (window, registers) = self.ecam.as_ref()?;
+        let address = window.address(bdf, offset)?;
+        Some((registers, (address.raw() - window.start().raw()) as usize))
+    }
+
+    fn read<T: Register + PortRead>(&self, bdf: Bdf, offset: Offset) -> T {
+        self.accesses.fetch_add(1, Ordering::Relaxed);
+        if let Some((registers, at)) = self.place(bdf, offset) {
+            return registers.read_as(at);
+        }
+        let Some(address) = cf8_encode(bdf, offset) else { return T::ONES };
+        self.ports.with(|()| {
+            // SAFETY: selects a register; no effect beyond the port pair, which the lock makes ours.
+            unsafe { Port::<u32>::new(CONFIG_ADDRESS).write(address) };
+            // SAFETY: a configuration read.
+            unsafe { Port::<T>::new(CONFIG_DATA + (offset.get() & 3)).read() }
+        })
+    }
+
+    fn write<T: Register + PortWrite>(&self, bdf: Bdf, offset: Offset, value: T) {
+        self.accesses.fetch_add(1, Ordering::Relaxed);
+        if let Some((registers, at)) = self.place(bdf, offset) {
+            registers.write_as(at, value);
+            return;
+        }
+        let Some(address) = cf8_encode(bdf, offset) else { return };
+        self.ports.with(|()| {
+            // SAFETY: as in read.
+            unsafe { Port::<u32>::new(CONFIG_ADDRESS).write(address) };
+            // SAFETY: as for the window: nobody switches bus mastering on.
+            unsafe { Port::<T>::new(CONFIG_DATA + (offset.get() & 3)).write(value) };
+        });
+    }
+}
+
+impl ConfigSpace for HostConfig {
+    fn read8(&self, bdf: Bdf, offset: Offset) -> u8 {
+        self.read(bdf, offset)
+    }
+    fn read16(&self, bdf: Bdf, offset: Offset) -> u16 {
+        self.read(bdf, offset)
+    }
+    fn read32(&self, bdf: Bdf, offset: Offset) -> u32 {
+        self.read(bdf, offset)
+    }
+    fn write8(&self, bdf: Bdf, offset: Offset, value: u8) {
+        self.write(bdf, offset, value);
+    }
+    fn write16(&self, bdf: Bdf, offset: Offset, value: u16) {
+        self.write(bdf, offset, value);
+    }
+    fn write32(&self, bdf: Bdf, offset: Offset, value: u32) {
+        self.write(bdf, offset, value);
+    }
+}

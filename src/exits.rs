@@ -1,0 +1,579 @@
+//! What a guest does that does not happen by itself: ports, registers, device memory, hypercalls.
+//!
+//! Every value here is the guest's and hostile: it selects among things the partition owns or gets an answer that means
+//! "nothing there", and an access that no machine would survive ends the guest with a record.
+
+use levelhead::addr::GuestPhys;
+use levelhead::cpuid::{self, GuestView, Leaf};
+use levelhead::device::UART_PORTS;
+use levelhead::emulate::{
+    Access, AccessKind, Code, DecodeError, GuestMemory, Intercepted, Paging, Segment, WalkError, cr8_write,
+    fetch, intercepted_length, string_io,
+};
+use levelhead::hypercall::{ABI_VERSION, feature};
+use levelhead::intx::MaskReasons;
+use levelhead::pci::{ConfigPorts, Width as ConfigWidth, config_ports};
+use levelhead::svm::Fault;
+use levelhead::vcpu::{Exit, Gpr, IoAccess, NestedFault, Width};
+use levelhead::virq::{LAPIC_MMIO_BYTES, Outcome};
+use levelhead::x86::{self, GeneralProtection, exception, msr};
+
+use crate::arch::x86::cpu::{cpuid as host_cpuid, tsc};
+use crate::machine::Machine;
+use crate::partition::build::BAR_WINDOW;
+use crate::partition::end::End;
+use crate::partition::{BOOT, Partition};
+use crate::run::{Next, program_timer};
+
+const COM1: u16 = 0x3f8;
+const COM1_LAST: u16 = COM1 + UART_PORTS - 1;
+/// The guest's IO-APIC.
+const IO_APIC: u64 = 0xfec0_0000;
+const IO_APIC_BYTES: u64 = 0x1000;
+/// Elements of a repeated string port access in one exit, so that an exit stays short.
+const MAX_STRING_ELEMENTS: u32 = 64;
+/// MTRRcap of a CPU without variable and fixed ranges.
+const MTRR_CAP_NONE: u64 = 0;
+
+/// An instruction cannot be carried out as it stands.
+enum Trouble {
+    /// The guest gets an exception.
+    Fault(Fault),
+    /// The guest gets a page fault at this address.
+    PageFault { linear: u64, code: u32 },
+    /// The bytes are not those of the exit any more: try again.
+    Again,
+    /// No machine would survive it.
+    End(&'static str),
+}
+
+impl From<DecodeError> for Trouble {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Changed => Self::Again,
+            DecodeError::Truncated => Self::End("the instruction cannot be read to its end"),
+            DecodeError::Invalid => Self::Fault(Fault::INVALID_OPCODE),
+            DecodeError::Unsupported => Self::End("an instruction that is not emulated touched a device"),
+        }
+    }
+}
+
+impl From<GeneralProtection> for Trouble {
+    fn from(_: GeneralProtection) -> Self {
+        Self::Fault(Fault::GENERAL_PROTECTION)
+    }
+}
+
+impl From<levelhead::virq::GeneralProtection> for Trouble {
+    fn from(_: levelhead::virq::GeneralProtection) -> Self {
+        Self::Fault(Fault::GENERAL_PROTECTION)
+    }
+}
+
+impl Partition {
+    /// Deals with one exit of the guest's own doing.
+    #[inline]
+    pub(crate) fn handle<'m>(&mut self, machine: &'m Machine, exit: Exit) -> Next<'m> {
+        let done = match exit {
+            Exit::WriteMsr => self.write_msr(machine),
+            Exit::NestedFault(fault) => self.device_access(machine, fault),
+            Exit::Hlt => {
+                self.exits.hlt += 1;
+                return match self.skip(Intercepted::Hlt) {
+                    Ok(()) => Next::Halt,
+                    Err(trouble) => self.give_up(trouble, exit),
+                };
+            }
+            Exit::Io(io) => match self.io(machine, io) {
+                Ok(Some(end)) => return Next::End(end),
+                Ok(None) => Ok(()),
+                Err(trouble) => Err(trouble),
+            },
+            Exit::Hypercall => {
+                self.exits.hypercall += 1;
+                match self.skip(Intercepted::Vmmcall) {
+                    Ok(()) => return self.hypercall(machine),
+                    Err(trouble) => Err(trouble),
+                }
+            }
+            Exit::ReadMsr => self.read_msr(),
+            Exit::Cpuid => self.cpuid(),
+            Exit::WriteCr8 => self.write_cr8(),
+            Exit::FlushCaches { discards } => {
+                self.exits.other += 1;
+                // Caches are coherent with everything a partition reaches, so there is nothing to write back for it.
+                self.skip(if discards { Intercepted::Invd } else { Intercepted::Wbinvd })
+            }
+            Exit::Exception { vector, error_code } => {
+                self.exits.other += 1;
+                match Fault::new(vector, error_code) {
+                    Some(fault) => return Next::Inject(fault),
+                    None => Err(Trouble::End("an exception that cannot be given back")),
+                }
+            }
+            Exit::Undefined(_) => {
+                self.exits.other += 1;
+                Err(Trouble::Fault(Fault::INVALID_OPCODE))
+            }
+            Exit::Rdpmc => {
+                self.exits.other += 1;
+                Err(Trouble::Fault(Fault::GENERAL_PROTECTION))
+            }
+            Exit::Shutdown => Err(Trouble::End("triple fault")),
+            Exit::MachineCheck => Err(Trouble::End("machine check while the guest ran")),
+            Exit::TaskSwitch => Err(Trouble::End("a hardware task switch, which is not supported")),
+            Exit::Invalid => {
+                Err(Trouble::End("the CPU refused the control block: a defect of the hypervisor"))
+            }
+            Exit::Interrupt
+            | Exit::Nmi
+            | Exit::Smi
+            | Exit::Init
+            | Exit::InterruptWindow
+            | Exit::Unknown(_) => Err(Trouble::End("an exit that was not asked for")),
+        };
+        match done {
+            Ok(()) => Next::Enter,
+            Err(trouble) => self.give_up(trouble, exit),
+        }
+    }
+
+    #[cold]
+    fn give_up<'m>(&mut self, trouble: Trouble, exit: Exit) -> Next<'m> {
+        match trouble {
+            Trouble::Again => Next::Enter,
+            Trouble::Fault(fault) => Next::Inject(fault),
+            Trouble::PageFault { linear, code } => {
+                self.world.vmcb.set_cr2(linear);
+                match Fault::new(exception::PF, Some(code)) {
+                    Some(fault) => Next::Inject(fault),
+                    None => Next::Enter,
+                }
+            }
+            Trouble::End(what) => Next::End(End::Fault { what, exit }),
+        }
+    }
+
+    // Instructions.
+
+    /// The guest's page tables as its CPU uses them now.
+    fn paging(&self) -> Result<Paging, Trouble> {
+        let vmcb = &self.world.vmcb;
+        Paging::from_registers(vmcb.cr0(), vmcb.cr3(), vmcb.cr4(), vmcb.efer())
+            .map_err(|_| Trouble::End("five-level paging, which is not supported"))
+    }
+
+    /// The bytes at RIP.
+    pub(crate) fn code(&self) -> Result<Code, WalkError> {
+        let vmcb = &self.world.vmcb;
+        let bytes = vmcb.fetched_bytes();
+        if !bytes.is_empty() {
+            return Ok(Code::from_bytes(bytes));
+        }
+        let Ok(paging) = self.paging() else { return Err(WalkError::NonCanonical) };
+        fetch(&self.ram, &paging, vmcb.linear_rip(), vmcb.code_size(), vmcb.cpl() == 3)
+    }
+
+    fn current_code(&self) -> Result<Code, Trouble> {
+        self.code().map_err(|error| match error {
+            WalkError::Table(_) => Trouble::End("the instruction is not in the guest's memory"),
+            // The CPU fetched it a moment ago: the guest changed its tables meanwhile.
+            _ => Trouble::Again,
+        })
+    }
+
+    /// Moves RIP past an instruction that exits by itself.
+    #[inline]
+    fn skip(&mut self, what: Intercepted) -> Result<(), Trouble> {
+        if let Some(next) = self.world.vmcb.next_rip() {
+            self.world.vmcb.continue_at(next);
+            return Ok(());
+        }
+        let length = intercepted_length(&self.current_code()?, self.world.vmcb.code_size(), what)?;
+        self.world.vmcb.retire(length);
+        Ok(())
+    }
+
+    fn cpuid(&mut self) -> Result<(), Trouble> {
+        self.exits.cpuid += 1;
+        self.skip(Intercepted::Cpuid)?;
+        let vmcb = &mut self.world.vmcb;
+        let regs = &mut self.world.frame.regs;
+        let (leaf, subleaf) = (vmcb.rax() as u32, regs[Gpr::Rcx] as u32);
+        let host = host_cpuid(leaf, subleaf);
+        let host = Leaf { eax: host.eax, ebx: host.ebx, ecx: host.ecx, edx: host.edx };
+        let view = GuestView {
+            apic_id: 0,
+            cr4: vmcb.cr4(),
+            abi_version: ABI_VERSION as u32,
+            abi_features: (feature::LOOPBACK | feature::LEDGER) as u32,
+        };
+        let answer = cpuid::filter(leaf, subleaf, host, &view);
+        vmcb.set_rax(u64::from(answer.eax));
+        regs[Gpr::Rbx] = u64::from(answer.ebx);
+        regs[Gpr::Rcx] = u64::from(answer.ecx);
+        regs[Gpr::Rdx] = u64::from(answer.edx);
+        Ok(())
+    }
+
+    fn write_cr8(&mut self) -> Result<(), Trouble> {
+        self.exits.other += 1;
+        let write = cr8_write(&self.current_code()?, self.world.vmcb.code_size())?;
+        let value = match write.source {
+            Gpr::Rax => self.world.vmcb.rax(),
+            Gpr::Rsp => self.world.vmcb.rsp(),
+            other => self.world.frame.regs[other],
+        };
+        self.chips.set_cr8(BOOT, value)?;
+        self.priority_changed();
+        self.world.vmcb.retire(write.length);
+        Ok(())
+    }
+
+    /// Reads of CR8 do not exit: the control block holds what they return.
+    fn priority_changed(&mut self) {
+        let class = self.chips.cr8(BOOT) as u8;
+        if self.world.vmcb.task_priority() != class {
+            self.world.vmcb.set_task_priority(class);
+        }
+    }
+
+    // Model-specific registers.
+
+    fn read_msr(&mut self) -> Result<(), Trouble> {
+        self.exits.msr += 1;
+        let number = self.world.frame.regs[Gpr::Rcx] as u32;
+        let vmcb = &self.world.vmcb;
+        let value = match number {
+            msr::APIC_BASE | msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
+                self.chips.read_msr(BOOT, number, tsc())?
+            }
+            msr::EFER => x86::guest_efer(vmcb.efer()),
+            msr::PAT => vmcb.pat(),
+            msr::TSC => tsc().wrapping_add(vmcb.tsc_offset()),
+            msr::MTRR_CAP => MTRR_CAP_NONE,
+            msr::MTRR_DEF_TYPE => self.mtrr_def_type,
+            _ => return Err(GeneralProtection.into()),
+        };
+        self.skip(Intercepted::Rdmsr)?;
+        self.world.frame.regs[Gpr::Rdx] = value >> 32;
+        self.world.vmcb.set_rax(value & 0xffff_ffff);
+        Ok(())
+    }
+
+    #[inline]
+    fn write_msr(&mut self, machine: &Machine) -> Result<(), Trouble> {
+        self.exits.msr += 1;
+        let number = self.world.frame.regs[Gpr::Rcx] as u32;
+        let value = self.world.frame.regs[Gpr::Rdx] << 32 | self.world.vmcb.rax() & 0xffff_ffff;
+        // Judged first: an instruction that faults does not retire.
+        let outcome = match number {
+            msr::APIC_BASE | msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
+                Some(self.chips.write_msr(BOOT, number, value, tsc())?)
+            }
+            msr::EFER => {
+                let vmcb = &mut self.world.vmcb;
+                let real = x86::write_guest_efer(vmcb.efer(), value, vmcb.cr0())?;
+                vmcb.set_efer(real);
+                None
+            }
+            msr::PAT if x86::pat_is_legal(value) => {
+                self.world.vmcb.set_pat(value);
+                None
+            }
+            msr::TSC => {
+                self.world.vmcb.set_tsc_offset(value.wrapping_sub(tsc()));
+                None
+            }
+            msr::MTRR_DEF_TYPE if x86::mtrr_def_type_is_legal(value) => {
+                self.mtrr_def_type = value;
+                None
+            }
+            _ => return Err(GeneralProtection.into()),
+        };
+        self.skip(Intercepted::Wrmsr)?;
+        if let Some(outcome) = outcome {
+            self.follow(machine, outcome);
+        }
+        Ok(())
+    }
+
+    /// Carries out what a write to one of the interrupt chips asks for.
+    #[inline]
+    fn follow(&mut self, machine: &Machine, outcome: Outcome) {
+        self.priority_changed();
+        if let Some(changed) = outcome.rte {
+            if changed.masked_before != changed.masked_after {
+                self.virtual_rte(machine, changed.pin, changed.masked_after);
+            }
+            self.settle(changed.pin);
+        }
+        if !outcome.completed.is_empty() {
+            self.complete(machine, outcome.completed);
+        }
+        if outcome.timer_changed {
+            program_timer(machine, self);
+        }
+    }
+
+    // Device memory.
+
+    #[inline]
+    fn device_access(&mut self, machine: &Machine, fault: NestedFault) -> Result<(), Trouble> {
+        self.exits.mmio += 1;
+        if fault.fetch {
+            return Err(Trouble::End("instruction fetch from no memory"));
+        }
+        if fault.table_walk {
+            return Err(Trouble::End("page tables in no memory"));
+        }
+        let at = fault.address.raw();
+        let lapic = self.chips.lapic(BOOT).map_or(u64::MAX, |lapic| lapic.mmio_base().raw());
+        let place = if at.wrapping_sub(lapic) < LAPIC_MMIO_BYTES {
+            Place::LocalApic(at - lapic)
+        } else if at.wrapping_sub(IO_APIC) < IO_APIC_BYTES {
+            Place::IoApic(at - IO_APIC)
+        } else if BAR_WINDOW.contains(&at) {
+            // Nothing is decoded there now: all-ones, as on a bus.
+            Place::Nothing
+        } else {
+            return Err(Trouble::End("access to no memory and no device"));
+        };
+        let vmcb = &mut self.world.vmcb;
+        let size = vmcb.code_size();
+        let rip = vmcb.rip();
+        let code = self.current_code()?;
+        let operation = self.decoded.decode(rip, &code, size)?;
+        // 1 to 8.
+        let bytes = operation.width().bytes() as u8;
+        let loaded = if operation.reads() { self.device_read(place, bytes) } else { 0 };
+        let vmcb = &mut self.world.vmcb;
+        let regs = &mut self.world.frame.regs;
+        vmcb.load_into(regs);
+        let mut flags = vmcb.rflags();
+        let outcome = operation.execute(regs, &mut flags, loaded);
+        vmcb.store_from(regs);
+        vmcb.set_rflags(flags);
+        if outcome.advance != 0 {
+            vmcb.retire(outcome.advance);
+        }
+        if let Some(value) = outcome.store {
+            self.device_write(machine, place, bytes, value);
+        }
+        Ok(())
+    }
+
+    fn device_read(&mut self, place: Place, bytes: u8) -> u64 {
+        match place {
+            Place::LocalApic(offset) => self.chips.lapic_read(BOOT, offset, bytes, tsc()),
+            Place::IoApic(offset) => self.chips.ioapic_read(offset, bytes),
+            Place::Nothing => u64::MAX,
+        }
+    }
+
+    #[inline]
+    fn device_write(&mut self, machine: &Machine, place: Place, bytes: u8, value: u64) {
+        let outcome = match place {
+            Place::LocalApic(offset) => self.chips.lapic_write(BOOT, offset, bytes, value, tsc()),
+            Place::IoApic(offset) => self.chips.ioapic_write(offset, bytes, value),
+            Place::Nothing => return,
+        };
+        self.follow(machine, outcome);
+    }
+
+    // Ports.
+
+    fn io(&mut self, machine: &Machine, io: IoAccess) -> Result<Option<End>, Trouble> {
+        self.exits.io += 1;
+        if io.string {
+            return self.string_io(machine, io);
+        }
+        if io.input {
+            let value = self.port_in(machine, io.port, io.width);
+            let mask = io.width.mask();
+            let rax = self.world.vmcb.rax();
+            // 32-bit results clear the upper half; smaller ones leave the rest (APM3 IN).
+            let merged = if io.width == Width::Dword { value & mask } else { rax & !mask | value & mask };
+            self.world.vmcb.set_rax(merged);
+        } else {
+            let value = self.world.vmcb.rax() & io.width.mask();
+            if let Some(end) = self.port_out(machine, io.port, io.width, value as u32) {
+                return Ok(Some(end));
+            }
+        }
+        self.world.vmcb.continue_at(io.next_rip);
+        Ok(None)
+    }
+
+    /// INS and OUTS, element by element, at most [`MAX_STRING_ELEMENTS`] in one exit.
+    fn string_io(&mut self, machine: &Machine, io: IoAccess) -> Result<Option<End>, Trouble> {
+        let shape = string_io(&self.current_code()?, self.world.vmcb.code_size())?;
+        let paging = self.paging()?;
+        let mask = shape.address.mask();
+        let bytes = io.width.bytes();
+        let register = if io.input { Gpr::Rdi } else { Gpr::Rsi };
+        for _ in 0..MAX_STRING_ELEMENTS {
+            if io.repeat && self.world.frame.regs[Gpr::Rcx] & mask == 0 {
+                self.world.vmcb.continue_at(io.next_rip);
+                return Ok(None);
+            }
+            let offset = self.world.frame.regs[register] & mask;
+            let linear = self.segment_base(shape.segment).wrapping_add(offset);
+            let at = self.string_address(&paging, linear, io.input)?;
+            let mut element = [0u8; 4];
+            let Some(element) = element.get_mut(..bytes as usize) else {
+                return Err(Trouble::Fault(Fault::INVALID_OPCODE));
+            };
+            let crosses = at.page_offset() + bytes > levelhead::addr::PAGE_BYTES;
+            if crosses {
+                return Err(Trouble::End(
+                    "a string port access across a page boundary, which is not supported",
+                ));
+            }
+            if io.input {
+                let value = self.port_in(machine, io.port, io.width).to_le_bytes();
+                element.iter_mut().zip(value).for_each(|(to, from)| *to = from);
+                self.ram.write(at, element).map_err(|_| Trouble::End("string port input to no memory"))?;
+            } else {
+                self.ram.read(at, element).map_err(|_| Trouble::End("string port output from no memory"))?;
+                let value = element.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
+                if let Some(end) = self.port_out(machine, io.port, io.width, value) {
+                    return Ok(Some(end));
+                }
+            }
+            let backwards = self.world.vmcb.rflags() & x86::rflags::DF != 0;
+            let step = if backwards { bytes.wrapping_neg() } else { bytes };
+            let regs = &mut self.world.frame.regs;
+            let moved = regs[register].wrapping_add(step) & mask;
+            regs[register] = if mask == 0xffff { regs[register] & !mask | moved } else { moved };
+            if !io.repeat {
+                self.world.vmcb.continue_at(io.next_rip);
+                return Ok(None);
+            }
+            let left = regs[Gpr::Rcx].wrapping_sub(1) & mask;
+            regs[Gpr::Rcx] = if mask == 0xffff { regs[Gpr::Rcx] & !mask | left } else { left };
+        }
+        Ok(None)
+    }
+
+    /// Translates the memory operand of a string access, or gives the guest its page fault.
+    fn string_address(&self, paging: &Paging, linear: u64, write: bool) -> Result<GuestPhys, Trouble> {
+        let vmcb = &self.world.vmcb;
+        let user = vmcb.cpl() == 3;
+        let kind = if write { AccessKind::Write } else { AccessKind::Read };
+        let access = Access { kind, user, alignment_check: vmcb.rflags() & x86::rflags::AC != 0 };
+        // Page fault error code: present, write, user, reserved (APM2 8.4.2).
+        let code = u32::from(write) << 1 | u32::from(user) << 2;
+        match paging.translate(&self.ram, linear, access) {
+            Ok(found) => Ok(found.address),
+            Err(WalkError::NotPresent { .. }) => Err(Trouble::PageFault { linear, code }),
+            Err(WalkError::Protection) => Err(Trouble::PageFault { linear, code: code | 1 }),
+            Err(WalkError::Reserved { .. }) => Err(Trouble::PageFault { linear, code: code | 1 | 8 }),
+            Err(WalkError::NonCanonical) => Err(Trouble::Fault(Fault::GENERAL_PROTECTION)),
+            Err(WalkError::Table(_)) => Err(Trouble::End("page tables in no memory")),
+        }
+    }
+
+    fn segment_base(&self, segment: Segment) -> u64 {
+        let vmcb = &self.world.vmcb;
+        let flat = vmcb.code_size() == levelhead::vcpu::CodeSize::Bits64;
+        match segment {
+            Segment::Fs => vmcb.fs().base,
+            Segment::Gs => vmcb.gs().base,
+            _ if flat => 0,
+            Segment::Es => vmcb.es().base,
+            Segment::Cs => vmcb.cs().base,
+            Segment::Ss => vmcb.ss().base,
+            Segment::Ds => vmcb.ds().base,
+        }
+    }
+
+    /// A read that nobody answers is all ones.
+    fn port_in(&mut self, machine: &Machine, port: u16, width: Width) -> u64 {
+        match port {
+            COM1..=COM1_LAST if width == Width::Byte => u64::from(self.uart.read(port - COM1)),
+            _ if ConfigPorts::contains(port) => match config_width(width) {
+                Some(width) => u64::from(self.config_in(machine, port, width)),
+                None => u64::MAX,
+            },
+            _ => u64::MAX,
+        }
+    }
+
+    fn port_out(&mut self, machine: &Machine, port: u16, width: Width, value: u32) -> Option<End> {
+        if Some(port) == self.exit_port {
+            return Some(End::Code { code: value, by_hypercall: false });
+        }
+        if Some(port) == self.debug_port && width == Width::Byte {
+            self.put(value as u8);
+            return None;
+        }
+        match port {
+            COM1..=COM1_LAST if width == Width::Byte => {
+                if let Some(byte) = self.uart.write(port - COM1, value as u8) {
+                    self.put(byte);
+                }
+            }
+            _ if ConfigPorts::contains(port) => {
+                if let Some(width) = config_width(width) {
+                    self.config_out(machine, port, width, value);
+                }
+            }
+            _ => {}
+        }
+        None
+    }
+
+    // Configuration space.
+
+    fn config_in(&mut self, machine: &Machine, port: u16, width: ConfigWidth) -> u32 {
+        match self.ports.read(port, width) {
+            config_ports::PortRead::Value(value) => value,
+            config_ports::PortRead::Register(bdf, access) => self
+                .functions
+                .iter()
+                .find(|function| function.config.bdf() == bdf)
+                .map_or(width.ones(), |function| function.config.read(&machine.config, access)),
+        }
+    }
+
+    fn config_out(&mut self, machine: &Machine, port: u16, width: ConfigWidth, value: u32) {
+        let Some((bdf, access)) = self.ports.write(port, width, value) else { return };
+        let Some(function) = self.functions.iter_mut().find(|function| function.config.bdf() == bdf) else {
+            return;
+        };
+        let effect = function.config.write(access, value);
+        let source = function.source;
+        if effect.remap {
+            self.remap();
+        }
+        if let (Some(disabled), Some(source)) = (effect.dis_intx, source) {
+            let reason = MaskReasons::GUEST_DISINTX;
+            let mut wires = Self::wires(&mut self.chips, self.index, machine);
+            if disabled {
+                machine.lines.mask(source, reason, &mut wires);
+            } else {
+                let (_, deliveries) = machine.lines.unmask(source, reason, &mut wires);
+                self.deliver(deliveries);
+            }
+        }
+    }
+}
+
+/// The width in terms of configuration space, which has no eight-byte ports.
+const fn config_width(width: Width) -> Option<ConfigWidth> {
+    match width {
+        Width::Byte => Some(ConfigWidth::Byte),
+        Width::Word => Some(ConfigWidth::Word),
+        Width::Dword => Some(ConfigWidth::Dword),
+        Width::Qword => None,
+    }
+}
+
+/// What answers at a guest-physical address.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    LocalApic(u64),
+    IoApic(u64),
+    Nothing,
+}

@@ -1,0 +1,220 @@
+//! What each hypercall does. The form of a call was judged by the library ([`levelhead::hypercall`]); here the source, the
+//! target and the memory it names are looked up among the partition's own.
+
+use levelhead::addr::GuestPhys;
+use levelhead::emulate::GuestMemory;
+use levelhead::hypercall::{
+    ABI_VERSION, Buffer, Call, CallError, Caller, LedgerRecord, Reply, SourceId as Index, SourceInfo, Target,
+    answer, feature,
+};
+use levelhead::intx::{Completion, MaskReasons, Notifier, Service, SourceId, SourceReport};
+use levelhead::virq::PINS;
+
+use crate::machine::Machine;
+use crate::partition::end::End;
+use crate::partition::{Function, Partition};
+use crate::run::Next;
+
+/// Bytes of a console write that are copied at a time.
+const TEXT_CHUNK: usize = 64;
+
+impl Partition {
+    /// Carries out the call in the guest's registers; RIP is behind the instruction already.
+    pub(crate) fn hypercall<'m>(&mut self, machine: &'m Machine) -> Next<'m> {
+        self.world.vmcb.load_into(&mut self.world.frame.regs);
+        let caller = Caller {
+            cpl: self.world.vmcb.cpl(),
+            code_size: self.world.vmcb.code_size(),
+            user_hypercalls: self.user_hypercalls,
+        };
+        let reply = match Call::decode(&self.world.frame.regs, caller) {
+            Err(error) => Err(error),
+            Ok(Call::Exit(code)) => return Next::End(End::Code { code, by_hypercall: true }),
+            Ok(Call::SetNotifier(index, target)) => match self.target(target) {
+                Ok(notifier) => return self.replace(machine, index, notifier),
+                // A source that does not exist is named first.
+                Err(error) => self.source(index).and(Err(error)),
+            },
+            Ok(Call::ClearNotifier(index)) => return self.replace(machine, index, Notifier::None),
+            Ok(call) => self.answer_now(machine, call),
+        };
+        self.reply(reply);
+        Next::Enter
+    }
+
+    fn reply(&mut self, reply: Reply) {
+        answer(&mut self.world.frame.regs, reply);
+        self.world.vmcb.store_from(&self.world.frame.regs);
+    }
+
+    /// Calls that need no waiting.
+    fn answer_now(&mut self, machine: &Machine, call: Call) -> Reply {
+        match call {
+            Call::Version => {
+                Ok([ABI_VERSION, feature::LOOPBACK | feature::LEDGER, self.functions.len() as u64])
+            }
+            Call::SourceInfo(index) => self.source_info(machine, index).map(|info| info.encode()),
+            Call::Mask(index) => {
+                let source = self.source(index)?;
+                let mut wires = Self::wires(&mut self.chips, self.index, machine);
+                machine.lines.mask(source, MaskReasons::OPERATOR, &mut wires);
+                Ok([0; 3])
+            }
+            Call::Unmask(index) => {
+                let source = self.source(index)?;
+                let mut wires = Self::wires(&mut self.chips, self.index, machine);
+                let (_, deliveries) = machine.lines.unmask(source, MaskReasons::OPERATOR, &mut wires);
+                self.deliver(deliveries);
+                Ok([0; 3])
+            }
+            Call::Trigger(index) => {
+                let source = self.source(index)?;
+                let mut wires = Self::wires(&mut self.chips, self.index, machine);
+                let deliveries = machine.lines.loopback(source, &mut wires);
+                self.deliver(deliveries);
+                Ok([0; 3])
+            }
+            Call::ReadLedger(index, buffer) => {
+                let record = self.ledger(machine, index)?;
+                self.ram.write(buffer.address, &record.to_bytes()).map_err(|_| CallError::BadAddress)?;
+                Ok([LedgerRecord::BYTES as u64, 0, 0])
+            }
+            Call::ConsoleWrite(buffer) => self.console_write(buffer),
+            Call::SetNotifier(..) | Call::ClearNotifier(_) | Call::Exit(_) => Err(CallError::Unsupported),
+        }
+    }
+
+    /// Publishes a new notifier; the run loop waits for the old one to be out of use and answers.
+    fn replace<'m>(&mut self, machine: &'m Machine, index: Index, new: Notifier) -> Next<'m> {
+        let error = match self.source(index) {
+            Err(error) => error,
+            Ok(source) => match machine.control.with(Option::take) {
+                None => CallError::Busy,
+                Some(control) => match machine.lines.replace(control, source, new, Completion::Handover) {
+                    Ok(replacing) => {
+                        if let Some(function) = self.function_mut(index) {
+                            function.replacements += 1;
+                        }
+                        return Next::Replace(replacing);
+                    }
+                    Err((control, _)) => {
+                        machine.control.with(|slot| *slot = Some(control));
+                        CallError::BadTarget
+                    }
+                },
+            },
+        };
+        self.reply(Err(error));
+        Next::Enter
+    }
+
+    fn function(&self, index: Index) -> Result<&Function, CallError> {
+        let at = usize::try_from(index.0).map_err(|_| CallError::BadSource)?;
+        self.functions.get(at).ok_or(CallError::BadSource)
+    }
+
+    fn function_mut(&mut self, index: Index) -> Option<&mut Function> {
+        usize::try_from(index.0).ok().and_then(|at| self.functions.get_mut(at))
+    }
+
+    fn source(&self, index: Index) -> Result<SourceId, CallError> {
+        self.function(index)?.source.ok_or(CallError::NoIntx)
+    }
+
+    fn target(&self, target: Target) -> Result<Notifier, CallError> {
+        match target {
+            Target::VirtualPin(vpin) if vpin.0 < PINS => Ok(Notifier::Pin { partition: self.index, vpin }),
+            Target::VirtualPin(_) => Err(CallError::BadTarget),
+            Target::PollCounter(_) => Err(CallError::Unsupported),
+        }
+    }
+
+    fn source_info(&self, machine: &Machine, index: Index) -> Result<SourceInfo, CallError> {
+        let function = self.function(index)?;
+        let mut info = SourceInfo {
+            bdf: function.config.bdf().requester_id(),
+            intx_pin: function.config.interrupt_pin().map_or(0, |pin| pin.register()),
+            virtual_pin: None,
+            gsi: None,
+            has_notifier: false,
+            in_service: false,
+            pending: false,
+            shared: false,
+            mask_reasons: 0,
+        };
+        if let Some(report) = function.source.and_then(|source| machine.lines.source_report(source)) {
+            info.virtual_pin = match report.state.notifier {
+                Notifier::Pin { vpin, .. } => Some(vpin),
+                Notifier::None | Notifier::Poll { .. } => None,
+            };
+            info.gsi = Some(report.gsi.0);
+            info.has_notifier = !report.state.notifier.is_none();
+            info.in_service = report.state.service != Service::Idle;
+            info.pending = report.state.pending || report.slot.marked;
+            info.shared = sharers(machine, &report) > 1;
+            info.mask_reasons = u64::from(report.state.reasons.bits());
+        }
+        Ok(info)
+    }
+
+    fn ledger(&self, machine: &Machine, index: Index) -> Result<LedgerRecord, CallError> {
+        let function = self.function(index)?;
+        let source = function.source.ok_or(CallError::NoIntx)?;
+        let report = machine.lines.source_report(source).ok_or(CallError::BadSource)?;
+        let line = machine.lines.line_reports().find(|line| line.gsi == report.gsi);
+        Ok(record(&report, function.replacements, line.map_or(0, |line| line.registrations.installed)))
+    }
+
+    fn console_write(&mut self, buffer: Buffer) -> Reply {
+        let mut done = 0;
+        // All of it is read before any of it is printed: a call that fails has done nothing.
+        for print in [false, true] {
+            done = 0;
+            while done < buffer.bytes {
+                let mut chunk = [0; TEXT_CHUNK];
+                let bytes = (buffer.bytes - done).min(TEXT_CHUNK as u64);
+                let Some(part) = chunk.get_mut(..bytes as usize) else { break };
+                let at: Option<GuestPhys> = buffer.address.checked_add(done);
+                let read = at.ok_or(CallError::BadAddress).map(|at| self.ram.read(at, part));
+                read?.map_err(|_| CallError::BadAddress)?;
+                if print {
+                    part.iter().for_each(|byte| self.put(*byte));
+                }
+                done += bytes;
+            }
+        }
+        Ok([done, 0, 0])
+    }
+}
+
+/// How many sources sit on the report's line.
+pub(crate) fn sharers(machine: &Machine, report: &SourceReport) -> usize {
+    let on_line = |source| machine.lines.source_report(source).is_some_and(|other| other.gsi == report.gsi);
+    machine.lines.sources().filter(|source| on_line(*source)).count()
+}
+
+/// The books of a source in the guest's layout.
+pub(crate) fn record(report: &SourceReport, replacements: u64, registrations: u64) -> LedgerRecord {
+    let ledger = &report.account.ledger;
+    LedgerRecord {
+        accepted_wire: ledger.accepted.wire,
+        accepted_loopback: ledger.accepted.loopback,
+        accepted_replay: ledger.accepted.replay,
+        delivered: ledger.delivered,
+        coalesced: ledger.coalesced,
+        suppressed: ledger
+            .suppressed
+            .masked
+            .wrapping_add(ledger.suppressed.loopback)
+            .wrapping_add(ledger.suppressed.carried),
+        pending: u64::from(report.account.pending),
+        completed_eoi: ledger.completed.eoi,
+        completed_forced: ledger.completed.forced,
+        completed_reset: ledger.completed.reset,
+        completed_handover: ledger.completed.handover,
+        in_service: u64::from(report.account.in_service),
+        handler_registrations: registrations,
+        notifier_replacements: replacements,
+        mask_reasons: u64::from(report.state.reasons.bits()),
+    }
+}

@@ -1,0 +1,286 @@
+//! How a physical function becomes a partition's own: found, routed, silenced, its line installed, its BARs placed.
+//!
+//! Boot only. The order is the point: the function is silenced (DisINTx) before its line is looked at, the redirection
+//! table entry is level-triggered and masked before the function may assert again, and the permanent handler stands
+//! before anything can reach it (I2, I14, I48). A step that fails leaves the function silent and its line masked.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use levelhead::config::{Config, Device, MaskPolicy};
+use levelhead::frames::Range;
+use levelhead::intx::{Gate, LineIo, LineTable, SourceId, SourceInfo};
+use levelhead::ioapic::Rte;
+use levelhead::irq::{ApicId, Pin, TriggerMode, Vector};
+use levelhead::pci::bar::conflict;
+use levelhead::pci::route::{PrtEntry, resolve};
+use levelhead::pci::virtual_bar::{BarPlacer, BarWindow};
+use levelhead::pci::{Bdf, DisIntx, Function as Described, PinRoute, Topology, VirtualConfig};
+use levelhead::sync::Lock;
+use log::{info, warn};
+
+use crate::arch::x86::config_space::HostConfig;
+use crate::arch::x86::ioapic::IoApics;
+use crate::machine::{Chips, MAX_SOURCES, Wires};
+use crate::platform::prt::PlaceOnBus;
+use crate::platform::tables::Override;
+
+/// The first vector for lines; each line gets one of its own, upwards.
+const FIRST_LINE_VECTOR: u8 = 0x40;
+
+/// Why a device cannot be passed through: who is at fault, what is wrong, what would be right.
+#[derive(Debug)]
+pub(crate) struct Refused(pub(crate) String);
+
+/// What PCI enumeration found.
+pub(crate) struct Bus {
+    pub(crate) functions: Vec<Described>,
+    pub(crate) topology: Topology,
+}
+
+impl Bus {
+    /// The function of a configured device, if the machine has it.
+    fn function(&self, partition: &str, device: &Device) -> Result<&Described, Refused> {
+        self.functions.iter().find(|function| function.bdf == device.bdf).ok_or_else(|| {
+            Refused(format!(
+                "Config: partition {partition}: device {} does not exist on this machine; the functions there are listed \
+                 above",
+                device.bdf
+            ))
+        })
+    }
+}
+
+/// A configured device and the line its interrupt pin drives.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Routed {
+    bdf: Bdf,
+    route: PinRoute,
+}
+
+/// The devices whose line only firmware knows, and every place of the buses it may say so.
+pub(crate) fn unrouted(config: &Config, bus: &Bus) -> Result<(Vec<Bdf>, Vec<PlaceOnBus>), Refused> {
+    let mut functions = Vec::new();
+    let mut places = Vec::new();
+    for partition in &config.partitions {
+        for device in &partition.devices {
+            let function = bus.function(&partition.name, device)?;
+            let (None, Some(mut pin)) = (device.gsi, function.interrupt_pin) else { continue };
+            functions.push(device.bdf);
+            let mut at = device.bdf;
+            loop {
+                places.push((at.bus(), at.device(), pin));
+                pin = pin.swizzle(at.device());
+                match bus.topology.bridge_above(at.bus()) {
+                    Some(bridge) => at = bridge,
+                    None => break,
+                }
+            }
+        }
+    }
+    Ok((functions, places))
+}
+
+/// Decides every device's line, and writes it into the configuration so that it can be judged again.
+pub(crate) fn route(
+    config: &mut Config,
+    bus: &Bus,
+    prt: &[PrtEntry],
+    overrides: &[Override],
+) -> Result<Vec<Routed>, Refused> {
+    let mut routed = Vec::new();
+    for partition in &mut config.partitions {
+        for device in &mut partition.devices {
+            let function = bus.function(&partition.name, device)?;
+            let Some(pin) = function.interrupt_pin else {
+                device.gsi = None;
+                continue;
+            };
+            let configured = device.gsi.map(|gsi| {
+                let mut route = PinRoute::pci(gsi);
+                if let Some(polarity) =
+                    overrides.iter().find(|entry| entry.gsi == gsi).and_then(|entry| entry.polarity)
+                {
+                    route.polarity = polarity;
+                }
+                route
+            });
+            let (route, _) = resolve(device.bdf, pin, configured, &bus.topology, prt)
+                .map_err(|error| Refused(format!("Firmware: partition {}: {error}", partition.name)))?;
+            device.gsi = Some(route.gsi);
+            routed.push(Routed { bdf: device.bdf, route });
+        }
+    }
+    Ok(routed)
+}
+
+/// What assignment works on.
+pub(crate) struct Assigner<'a> {
+    pub(crate) bus: &'a Bus,
+    pub(crate) config: &'a HostConfig,
+    pub(crate) io_apics: &'a Lock<IoApics>,
+    pub(crate) lines: LineTable,
+    pub(crate) dis_intx: [Option<DisIntx>; MAX_SOURCES as usize],
+    pub(crate) routed: &'a [Routed],
+    /// Where RAM and interrupt chips are, which no BAR may overlap.
+    pub(crate) reserved: &'a [Range],
+    pub(crate) next_vector: u8,
+}
+
+/// Where the guest will see what is assigned to it.
+pub(crate) struct GuestSide<'a> {
+    pub(crate) placer: BarPlacer,
+    pub(crate) window: BarWindow,
+    pub(crate) chips: &'a mut Chips,
+}
+
+/// An assigned function before its BARs are mapped.
+pub(crate) struct Assigned {
+    pub(crate) config: VirtualConfig,
+    /// Its place among the sources and its virtual pin; none without INTx.
+    pub(crate) line: Option<(SourceId, Pin)>,
+}
+
+impl<'a> Assigner<'a> {
+    /// Nothing assigned yet.
+    pub(crate) fn new(
+        bus: &'a Bus,
+        config: &'a HostConfig,
+        io_apics: &'a Lock<IoApics>,
+        lines: LineTable,
+        routed: &'a [Routed],
+        reserved: &'a [Range],
+    ) -> Self {
+        let dis_intx = [const { None }; MAX_SOURCES as usize];
+        Self { bus, config, io_apics, lines, dis_intx, routed, reserved, next_vector: FIRST_LINE_VECTOR }
+    }
+
+    /// Makes `device` the property of partition number `owner`, whose CPU has the local APIC `target`.
+    pub(crate) fn assign(
+        &mut self,
+        device: &Device,
+        partition: &levelhead::config::Partition,
+        owner: u8,
+        target: ApicId,
+        guest: &mut GuestSide<'_>,
+    ) -> Result<Assigned, Refused> {
+        let function = *self.bus.function(&partition.name, device)?;
+        let refuse = |party: &str, what: String| {
+            Refused(format!("{party}: partition {}: device {}: {what}", partition.name, device.bdf))
+        };
+        self.check_bars(&function, partition).map_err(|what| refuse("Machine", what))?;
+        let silencer = DisIntx::take(self.config, device.bdf)
+            .ok_or_else(|| refuse("Device", "it does not answer".to_string()))?;
+        silencer.write(self.config, true);
+        let route = self.routed.iter().find(|routed| routed.bdf == device.bdf).map(|routed| routed.route);
+        let mut virtual_pin = None;
+        if let Some(route) = route {
+            let pin = device.virtual_pin(route.gsi).ok_or_else(|| {
+                refuse(
+                    "Config",
+                    format!("{} has no virtual pin of its number; give `vpin = 0` to `23`", route.gsi),
+                )
+            })?;
+            virtual_pin = Some(pin);
+        }
+        function.prepare(self.config);
+        let placement = guest
+            .placer
+            .place(&function)
+            .map_err(|bar| refuse("Machine", format!("no room is left in the guest's window for {bar}")))?;
+        let config = VirtualConfig::new(self.config, &function, &placement, guest.window, virtual_pin)
+            .map_err(|error| refuse("Machine", error.to_string()))?;
+        let (Some(pin), Some((route, vpin))) = (function.interrupt_pin, route.zip(virtual_pin)) else {
+            info!("{}: assigned to {}, no INTx", device.bdf, partition.name);
+            return Ok(Assigned { config, line: None });
+        };
+        let source = self
+            .install(&function, device, owner, target, route, silencer, guest.chips)
+            .map_err(|what| refuse("Config", what))?;
+        info!(
+            "{}: assigned to {}, {} -> {} -> virtual pin {}",
+            device.bdf, partition.name, pin, route.gsi, vpin.0,
+        );
+        Ok(Assigned { config, line: Some((source, vpin)) })
+    }
+
+    /// Programs the line, proves DisINTx, and installs the permanent handler. The function is silent meanwhile.
+    #[expect(clippy::too_many_arguments, reason = "one step of assign, with what it already found")]
+    fn install(
+        &mut self,
+        function: &Described,
+        device: &Device,
+        owner: u8,
+        target: ApicId,
+        route: PinRoute,
+        silencer: DisIntx,
+        chips: &mut Chips,
+    ) -> Result<SourceId, String> {
+        if !self.io_apics.with(|chips| chips.has(route.gsi)) {
+            return Err(format!("no IO-APIC has {}; the chips are listed above", route.gsi));
+        }
+        let destination = u8::try_from(target.0)
+            .map_err(|_| format!("the CPU's APIC ID {} does not fit a redirection table entry", target.0))?;
+        let vector = Vector::new(self.next_vector).ok_or("no vector is left".to_string())?;
+        let rte = Rte::masked(vector, destination, TriggerMode::Level, route.polarity);
+        self.io_apics.with(|chips| chips.program(route.gsi, rte));
+        let proof = silencer.prove(self.config);
+        let gate = match (device.mask, &proof) {
+            (MaskPolicy::Function, Ok(())) => Gate::Function,
+            (MaskPolicy::Function, Err(fault)) => {
+                return Err(format!(
+                    "mask = \"function\" needs a working DisINTx, but {fault}; use mask = \"line\""
+                ));
+            }
+            (MaskPolicy::Line | MaskPolicy::Auto, _) => Gate::RteMask,
+        };
+        if let Err(fault) = proof {
+            warn!(
+                "{}: DisINTx cannot silence this function ({fault}); its line is masked instead",
+                function.bdf
+            );
+        }
+        let info = SourceInfo { owner, bdf: function.bdf.requester_id() };
+        let slot = self.dis_intx.iter().position(Option::is_none);
+        let slot = slot.ok_or(format!("more than {MAX_SOURCES} devices with INTx"))?;
+        if let Some(place) = self.dis_intx.get_mut(slot) {
+            *place = Some(silencer);
+        }
+        let Self { lines, dis_intx, io_apics, config, .. } = self;
+        let mut wires = Wires { io_apics, config, dis_intx, partition: owner, chips };
+        let source =
+            lines.assign(route.gsi, vector, gate, info, &mut wires).map_err(|error| error.to_string())?;
+        if gate == Gate::RteMask {
+            // Behind a line gate the function must be able to drive the wire; the entry is masked now.
+            wires.set_disintx(info.bdf, false);
+        }
+        self.next_vector += 1;
+        Ok(source)
+    }
+
+    /// Nested paging protects pages: no page of a BAR may hold anything of somebody else's.
+    fn check_bars(
+        &self,
+        function: &Described,
+        partition: &levelhead::config::Partition,
+    ) -> Result<(), String> {
+        let own = |bdf: Bdf| partition.devices.iter().any(|device| device.bdf == bdf);
+        if let Some(conflict) = conflict(function, &self.bus.functions, |bdf| !own(bdf)) {
+            return Err(format!("{conflict}, which is not this partition's"));
+        }
+        for bar in function.bars.iter() {
+            let Some((first, last)) = bar.pages() else { continue };
+            let overlaps = |range: &&Range| first < range.end() && range.start() <= last;
+            if let Some(range) = self.reserved.iter().find(overlaps) {
+                return Err(format!(
+                    "{} at {:#x} overlaps memory or an interrupt chip at {}",
+                    bar.index(),
+                    bar.address(),
+                    range.start()
+                ));
+            }
+        }
+        Ok(())
+    }
+}

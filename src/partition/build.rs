@@ -1,0 +1,135 @@
+//! Putting a partition together at boot: memory, image, tables, devices, the state its CPU starts in.
+
+use alloc::format;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use levelhead::addr::GuestPhys;
+use levelhead::config::{Bundle, Partition as Configured};
+use levelhead::device::{LineBuffer, Uart};
+use levelhead::emulate::DecodeCache;
+use levelhead::frames::Frames;
+use levelhead::guest::{GuestMemory, Payload, plan};
+use levelhead::intx::SourceId;
+use levelhead::irq::{ApicId, Pin};
+use levelhead::pci::ConfigPorts;
+use levelhead::pci::virtual_bar::{BarPlacer, BarWindow};
+use levelhead::svm::{NestedTables, Setup};
+use levelhead::vcpu::Gpr;
+use levelhead::virq::{LapicModel, PinSet};
+use log::info;
+
+use super::assign::{Assigner, GuestSide, Refused};
+use super::ram::Ram;
+use super::{Exits, Function, Partition};
+use crate::arch::svm::nested::TablePool;
+use crate::arch::svm::vmrun::World;
+use crate::arch::x86::cpu::cpuid;
+use crate::arch::x86::paging::OutOfMemory;
+use crate::machine::Chips;
+
+/// Where guests find the BARs of their functions at first, and may move them to.
+pub(crate) const BAR_WINDOW: Range<u64> = 0xe000_0000..0xfe00_0000;
+/// Tables kept for BARs, wherever in their window the guest moves them: one per 2 MiB touched, and what leads there.
+const BAR_TABLES: usize = 64;
+
+/// A source and the virtual pin its notifier leads to at first.
+pub(crate) type FirstNotifier = (SourceId, Pin);
+
+/// Builds partition number `index` for the CPU with the local APIC `target`.
+pub(crate) fn build(
+    index: u8,
+    configured: &Configured,
+    bundle: &Bundle<'_>,
+    target: ApicId,
+    assigner: &mut Assigner<'_>,
+    frames: &mut Frames,
+) -> Result<(Partition, Vec<FirstNotifier>), Refused> {
+    let name = &configured.name;
+    let refuse = |party: &str, what: &str| Refused(format!("{party}: partition {name}: {what}"));
+    let memory = GuestMemory::new(configured.memory_bytes)
+        .ok_or_else(|| refuse("Config", "memory is not a whole number of pages within the limits"))?;
+    let no_room = |_: OutOfMemory| {
+        refuse(
+            "Config",
+            &format!(
+                "the machine has not enough memory left: {} MiB wanted; give the partition less, or the machine more",
+                configured.memory_bytes >> 20
+            ),
+        )
+    };
+    let ram = Ram::allocate(memory.ram(), frames).map_err(no_room)?;
+    let mut pool = TablePool::allocate(ram.tables_needed() + BAR_TABLES, frames).map_err(no_room)?;
+    let world = World::allocate(frames).map_err(no_room)?;
+    let nested = NestedTables::new(&mut pool).ok_or(OutOfMemory).map_err(no_room)?;
+    ram.map(&nested, &mut pool)
+        .map_err(|error| Refused(format!("Bug: partition {name}: nested tables: {error:?}")))?;
+
+    let payload = Payload::of(configured, bundle).map_err(|error| refuse("Config", &error.to_string()))?;
+    let boot = plan(&payload, &memory).map_err(|error| refuse("Config", &error.to_string()))?;
+    for placement in &boot.placements {
+        ram.write(placement.at, &placement.bytes)
+            .map_err(|_| Refused(format!("Bug: partition {name}: planned outside its memory")))?;
+    }
+
+    let address_bits = (cpuid(0x8000_0008, 0).eax & 0xff) as u8;
+    let mut chips = Chips::new(LapicModel { x2apic: true, physical_address_bits: address_bits });
+    let window = BarWindow::new(GuestPhys::new(BAR_WINDOW.start), GuestPhys::new(BAR_WINDOW.end))
+        .ok_or_else(|| Refused("Bug: the BAR window is empty".to_string()))?;
+    let mut guest = GuestSide { placer: BarPlacer::new(window), window, chips: &mut chips };
+    let mut functions = Vec::new();
+    let mut notifiers = Vec::new();
+    for device in &configured.devices {
+        let assigned = assigner.assign(device, configured, index, target, &mut guest)?;
+        functions.push(Function {
+            config: assigned.config,
+            source: assigned.line.map(|(source, _)| source),
+            replacements: 0,
+            mapped: [None; 6],
+        });
+        notifiers.extend(assigned.line);
+    }
+
+    let (io_permissions, msr_permissions) = world.permission_maps();
+    world.msr.reset_for_guest();
+    world.vmcb.configure(&Setup { asid: 1, io_permissions, msr_permissions, nested_root: nested.root() });
+    world.vmcb.start_protected32(GuestPhys::new(u64::from(boot.entry.eip)));
+    world.vmcb.set_rax(u64::from(boot.entry.eax));
+    world.frame.regs[Gpr::Rbx] = u64::from(boot.entry.ebx);
+    world
+        .vmcb
+        .check()
+        .map_err(|error| Refused(format!("Bug: partition {name}: control block: {error:?}")))?;
+    info!(
+        "partition {name}: {} MiB, {:?} image, entry {:#x}, {} device(s)",
+        configured.memory_bytes >> 20,
+        boot.protocol,
+        boot.entry.eip,
+        functions.len()
+    );
+    let mut partition = Partition {
+        index,
+        name: name.clone(),
+        world,
+        ram,
+        chips,
+        functions,
+        ports: ConfigPorts::RESET,
+        decoded: DecodeCache::new(),
+        exits: Exits::default(),
+        interrupts: 0,
+        user_hypercalls: configured.user_hypercalls,
+        debug_port: configured.debug_port,
+        exit_port: configured.exit_port,
+        mtrr_def_type: 0,
+        uart: Uart::new(),
+        nested,
+        pool,
+        console: configured.console,
+        line: LineBuffer::new(),
+        due: PinSet::EMPTY,
+    };
+    partition.remap();
+    Ok((partition, notifiers))
+}

@@ -1,0 +1,93 @@
+//! How a partition ends, and the record of it.
+
+use levelhead::vcpu::{Exit, Gpr};
+
+use super::Partition;
+use crate::console;
+
+/// Why a guest runs no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It said so, by the exit port or by hypercall.
+    Code {
+        /// The value.
+        code: u32,
+        /// By hypercall, where only 0 is success; the port also takes the value that makes QEMU's status 33.
+        by_hypercall: bool,
+    },
+    /// It did something that no partition may do.
+    Fault {
+        /// What was wrong.
+        what: &'static str,
+        /// The exit that showed it.
+        exit: Exit,
+    },
+    /// It halted with interrupts off: nothing can wake it.
+    Halted,
+}
+
+/// What `isa-debug-exit` users write for success: QEMU's status becomes 33.
+const PORT_SUCCESS: u32 = 0x10;
+
+impl End {
+    /// Whether the guest reported success.
+    pub(crate) fn is_success(self) -> bool {
+        match self {
+            Self::Code { code, by_hypercall } => code == 0 || !by_hypercall && code == PORT_SUCCESS,
+            Self::Fault { .. } | Self::Halted => false,
+        }
+    }
+
+    /// Prints the one record of the end: who, what, where, and the registers when they help.
+    pub(crate) fn report(self, partition: &Partition) {
+        let name = &partition.name;
+        let vmcb = &partition.world.vmcb;
+        match self {
+            Self::Code { code, .. } => {
+                let verdict = if self.is_success() { "success" } else { "failure" };
+                console::print(format_args!(
+                    "partition {name} ended: the guest reported {verdict} (code {code:#x})\n"
+                ));
+                return;
+            }
+            Self::Fault { what, exit } => console::print(format_args!(
+                "partition {name} ended: Guest fault: {what}: {exit} (exit code {:#x}, info {:#x} {:#x})\n",
+                vmcb.exit_code(),
+                vmcb.exit_info1(),
+                vmcb.exit_info2(),
+            )),
+            Self::Halted => console::print(format_args!(
+                "partition {name} ended: Guest fault: halted with interrupts off, so nothing can wake it\n"
+            )),
+        }
+        console::print(format_args!(
+            "  RIP {:#x} RSP {:#x} RFLAGS {:#x} CS {:#x} CR0 {:#x} CR2 {:#x} CR3 {:#x} CR4 {:#x} EFER {:#x}\n",
+            vmcb.rip(),
+            vmcb.rsp(),
+            vmcb.rflags(),
+            vmcb.cs().selector,
+            vmcb.cr0(),
+            vmcb.cr2(),
+            vmcb.cr3(),
+            vmcb.cr4(),
+            vmcb.efer(),
+        ));
+        for row in Gpr::ALL.chunks(4) {
+            console::print(format_args!(" "));
+            for register in row {
+                console::print(format_args!(" {register:?} {:#018x}", partition.world.frame.regs[*register]));
+            }
+            console::print(format_args!("\n"));
+        }
+        match partition.code() {
+            Ok(code) => {
+                console::print(format_args!("  code at RIP:"));
+                for byte in code.bytes() {
+                    console::print(format_args!(" {byte:02x}"));
+                }
+                console::print(format_args!("\n"));
+            }
+            Err(error) => console::print(format_args!("  code at RIP cannot be read: {error:?}\n")),
+        }
+    }
+}

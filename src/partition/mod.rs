@@ -1,0 +1,214 @@
+//! A partition at run time: one guest with its memory, its devices and its interrupt chips.
+//!
+//! * `ram`: its memory;
+//! * `assign`: how physical functions become its own, and their lines with them;
+//! * `build`: all of it put together at boot;
+//! * `end`: how it ends, and the record that says why.
+//!
+//! A partition belongs to the one CPU that runs it; nothing here is shared but what it reaches through
+//! [`Machine`](crate::machine::Machine).
+
+pub(crate) mod assign;
+pub(crate) mod build;
+pub(crate) mod end;
+pub(crate) mod ram;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use levelhead::device::{LineBuffer, Uart};
+use levelhead::emulate::DecodeCache;
+use levelhead::intx::{Deliveries, Notifier, SourceId};
+use levelhead::irq::Pin;
+use levelhead::pci::virtual_bar::{Mapping, Mappings};
+use levelhead::pci::{ConfigPorts, VirtualConfig};
+use levelhead::svm::{Memory, NestedTables, StaleTranslations, TlbControl};
+use levelhead::virq::{Contributor, PinSet, Vcpu};
+
+use crate::arch::svm::nested::TablePool;
+use crate::arch::svm::vmrun::World;
+use crate::console;
+use crate::machine::{Chips, Machine, Wires};
+use ram::Ram;
+
+/// The one virtual CPU of a partition.
+pub(crate) const BOOT: Vcpu = Vcpu(0);
+/// Longest console line of a guest that is printed in one piece.
+const CONSOLE_COLUMNS: usize = 160;
+
+/// A physical function that the partition owns.
+pub(crate) struct Function {
+    /// What the guest sees of it.
+    pub(crate) config: VirtualConfig,
+    /// Its place among the machine's sources; none without INTx.
+    pub(crate) source: Option<SourceId>,
+    /// How often its notifier was replaced by hypercall.
+    pub(crate) replacements: u64,
+    /// What of its BARs is mapped now.
+    mapped: Mappings,
+}
+
+/// How often each kind of exit happened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Exits {
+    pub(crate) interrupt: u64,
+    pub(crate) msr: u64,
+    pub(crate) mmio: u64,
+    pub(crate) hlt: u64,
+    pub(crate) io: u64,
+    pub(crate) cpuid: u64,
+    pub(crate) hypercall: u64,
+    pub(crate) other: u64,
+}
+
+/// Everything one guest is.
+pub(crate) struct Partition {
+    pub(crate) index: u8,
+    pub(crate) name: String,
+    pub(crate) world: World,
+    pub(crate) ram: Ram,
+    pub(crate) chips: Chips,
+    pub(crate) functions: Vec<Function>,
+    pub(crate) ports: ConfigPorts,
+    pub(crate) decoded: DecodeCache,
+    pub(crate) exits: Exits,
+    /// Lines' interrupts taken on this CPU for this partition.
+    pub(crate) interrupts: u64,
+    pub(crate) user_hypercalls: bool,
+    pub(crate) debug_port: Option<u16>,
+    pub(crate) exit_port: Option<u16>,
+    /// MTRRdefType as the guest wrote it; the memory types themselves are the nested tables' business.
+    pub(crate) mtrr_def_type: u64,
+    pub(crate) uart: Uart,
+    nested: NestedTables,
+    pool: TablePool,
+    console: bool,
+    line: LineBuffer<CONSOLE_COLUMNS>,
+    /// Pins that complete without the guest (programmed as NMI or INIT), for the next time round: one completion per
+    /// round bounds what a device that keeps asserting can cost.
+    due: PinSet,
+}
+
+impl Partition {
+    /// The rules' view of both ends of this partition's lines.
+    pub(crate) fn wires<'a>(chips: &'a mut Chips, index: u8, machine: &'a Machine) -> Wires<'a> {
+        Wires {
+            io_apics: &machine.io_apics,
+            config: &machine.config,
+            dis_intx: &machine.dis_intx,
+            partition: index,
+            chips,
+        }
+    }
+
+    /// Raises the pins of what was delivered.
+    #[inline]
+    pub(crate) fn deliver(&mut self, deliveries: Deliveries<'_>) {
+        for delivery in deliveries {
+            // Poll counters are a later version's; a target elsewhere is refused when it is set.
+            if let Notifier::Pin { partition, vpin } = delivery.target()
+                && partition == self.index
+                && let Some(contributor) = Contributor::new(delivery.source().0)
+            {
+                let settled = self.chips.assert_pin(vpin, contributor);
+                if settled.completion_due {
+                    self.due = PinSet::of(vpin);
+                }
+            }
+        }
+    }
+
+    /// The guest is done with these pins: completes the lines behind each, then lets the pin speak again.
+    #[inline]
+    pub(crate) fn complete(&mut self, machine: &Machine, pins: PinSet) {
+        for vpin in pins {
+            let target = Notifier::Pin { partition: self.index, vpin };
+            for source in machine.lines.listeners(self.index, vpin) {
+                let mut wires = Self::wires(&mut self.chips, self.index, machine);
+                let deliveries = machine.lines.complete(source, target, &mut wires);
+                self.deliver(deliveries);
+            }
+            self.settle(vpin);
+        }
+    }
+
+    /// Lets a pin deliver what it holds.
+    #[inline]
+    pub(crate) fn settle(&mut self, vpin: Pin) {
+        if self.chips.settle(vpin).completion_due {
+            self.due = PinSet::of(vpin);
+        }
+    }
+
+    /// Completes what was left for this round.
+    #[inline]
+    pub(crate) fn complete_due(&mut self, machine: &Machine) {
+        if !self.due.is_empty() {
+            let due = core::mem::take(&mut self.due);
+            self.complete(machine, due);
+        }
+    }
+
+    /// The guest changed a virtual entry's mask bit: the lines behind the pin hear of it first, then the pin is looked
+    /// at again, since an unmask may be a completion.
+    pub(crate) fn virtual_rte(&mut self, machine: &Machine, vpin: Pin, masked: bool) {
+        let target = Notifier::Pin { partition: self.index, vpin };
+        for source in machine.lines.listeners(self.index, vpin) {
+            let mut wires = Self::wires(&mut self.chips, self.index, machine);
+            let deliveries = machine.lines.virtual_rte(source, target, masked, &mut wires);
+            self.deliver(deliveries);
+        }
+    }
+
+    /// Maps and unmaps until the guest reaches exactly what its BARs say now.
+    pub(crate) fn remap(&mut self) {
+        for function in &mut self.functions {
+            for slot in &mut function.mapped {
+                match slot.take() {
+                    // Nothing else was mapped there, so only the flush matters.
+                    Some(Mapping::Memory { guest, bytes, .. }) => {
+                        if let Ok(StaleTranslations { .. }) = self.nested.unmap(&mut self.pool, guest, bytes)
+                        {
+                            self.world.vmcb.flush_tlb(TlbControl::FlushAll);
+                        }
+                    }
+                    Some(Mapping::Ports { first, last }) => self.world.io.deny(first..=last),
+                    None => {}
+                }
+            }
+        }
+        for function in &mut self.functions {
+            for (slot, wanted) in function.mapped.iter_mut().zip(function.config.mappings()) {
+                let done = match wanted {
+                    Some(Mapping::Memory { guest, host, bytes }) => {
+                        self.nested.map(&mut self.pool, guest, host, bytes, Memory::Device).is_ok()
+                    }
+                    Some(Mapping::Ports { first, last }) => {
+                        self.world.io.allow(first..=last);
+                        true
+                    }
+                    None => false,
+                };
+                // A guest that lays its BARs over one another gets the first of them.
+                *slot = if done { wanted } else { None };
+            }
+        }
+    }
+
+    /// Prints a byte of the guest's console output, a line at a time.
+    pub(crate) fn put(&mut self, byte: u8) {
+        if !self.console {
+            return;
+        }
+        if let Some(line) = self.line.push(byte) {
+            console::print(format_args!("[{}] {line}\n", self.name));
+        }
+    }
+
+    /// Prints what is left of the guest's last line.
+    pub(crate) fn flush(&mut self) {
+        if let Some(line) = self.line.take_rest() {
+            console::print(format_args!("[{}] {line}\n", self.name));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! A guest's RAM: which host memory it is, and the only way the hypervisor reads or writes it.
+//!
+//! The guest changes these bytes while they are looked at (its other CPUs will, its devices might), so nothing here ever
+//! forms a reference to them: bytes are copied out, judged, and only then used.
+#![expect(unsafe_code, reason = "copies to and from guest memory in the direct map")]
+
+use alloc::vec::Vec;
+
+use levelhead::addr::{GuestPhys, HostPhys, LARGE_PAGE_BYTES, PAGE_BYTES};
+use levelhead::emulate::{GuestMemory, NotRam};
+use levelhead::frames::Frames;
+use levelhead::svm::{MapError, Memory, NestedTables};
+
+use crate::arch::svm::nested::TablePool;
+use crate::arch::x86::paging::{OutOfMemory, direct};
+
+/// A contiguous piece of guest RAM.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    guest: GuestPhys,
+    host: HostPhys,
+    bytes: u64,
+}
+
+/// All of a partition's RAM.
+#[derive(Debug, Default)]
+pub(crate) struct Ram {
+    pieces: Vec<Piece>,
+}
+
+impl Ram {
+    /// Takes memory for every range, zeroed, in as few pieces as the host has room for.
+    pub(crate) fn allocate(
+        ranges: impl Iterator<Item = (GuestPhys, u64)>,
+        frames: &mut Frames,
+    ) -> Result<Self, OutOfMemory> {
+        let mut ram = Self::default();
+        for (start, bytes) in ranges {
+            let mut offset = 0;
+            while offset < bytes {
+                let piece = Self::piece(bytes - offset, frames)?;
+                let guest = start.checked_add(offset).ok_or(OutOfMemory)?;
+                ram.pieces.push(Piece { guest, host: piece.0, bytes: piece.1 });
+                offset += piece.1;
+            }
+        }
+        ram.clear();
+        Ok(ram)
+    }
+
+    /// The largest run that is to be had, up to `wanted`.
+    fn piece(wanted: u64, frames: &mut Frames) -> Result<(HostPhys, u64), OutOfMemory> {
+        let mut bytes = wanted;
+        loop {
+            let align = if bytes >= LARGE_PAGE_BYTES { LARGE_PAGE_BYTES } else { PAGE_BYTES };
+            if let Some(host) = frames.allocate(bytes, align, u64::MAX) {
+                return Ok((host, bytes));
+            }
+            if bytes <= PAGE_BYTES {
+                return Err(OutOfMemory);
+            }
+            bytes = if bytes > LARGE_PAGE_BYTES {
+                (bytes / 2).next_multiple_of(LARGE_PAGE_BYTES).min(bytes - LARGE_PAGE_BYTES)
+            } else {
+                PAGE_BYTES
+            };
+        }
+    }
+
+    /// Frames that nested tables for this RAM may need, besides those for devices.
+    pub(crate) fn tables_needed(&self) -> usize {
+        let small = |piece: &Piece| {
+            if piece.guest.is_aligned(LARGE_PAGE_BYTES) && piece.host.is_aligned(LARGE_PAGE_BYTES) {
+                1
+            } else {
+                piece.bytes.div_ceil(LARGE_PAGE_BYTES) as usize + 1
+            }
+        };
+        let directories = |piece: &Piece| piece.bytes.div_ceil(1 << 30) as usize + 2;
+        self.pieces.iter().map(|piece| small(piece) + directories(piece)).sum()
+    }
+
+    /// Shows all of it to the guest.
+    pub(crate) fn map(&self, tables: &NestedTables, pool: &mut TablePool) -> Result<(), MapError> {
+        self.pieces
+            .iter()
+            .try_for_each(|piece| tables.map(pool, piece.guest, piece.host, piece.bytes, Memory::Ram))
+    }
+
+    /// Zeroes all of it.
+    pub(crate) fn clear(&self) {
+        for piece in &self.pieces {
+            // SAFETY: the piece belongs to this partition alone, is mapped by the direct map, and its guest does not run.
+            unsafe { direct(piece.host).write_bytes(0, piece.bytes as usize) };
+        }
+    }
+
+    /// Copies `bytes` to guest memory; all of it is RAM, or nothing is written.
+    pub(crate) fn write(&self, at: GuestPhys, bytes: &[u8]) -> Result<(), NotRam> {
+        let mut check = bytes.len();
+        self.walk(at, bytes.len(), |_, run| check -= run)?;
+        let mut rest = bytes;
+        self.walk(at, bytes.len(), |host, run| {
+            let (now, later) = rest.split_at_checked(run).unwrap_or((rest, &[]));
+            // SAFETY: `walk` hands out runs inside pieces, in the direct map; nothing holds a reference to guest memory.
+            unsafe { direct(host).copy_from_nonoverlapping(now.as_ptr(), now.len()) };
+            rest = later;
+        })
+    }
+
+    /// Calls `each` for every contiguous host run of `[at, at + bytes)`.
+    fn walk(&self, at: GuestPhys, bytes: usize, mut each: impl FnMut(HostPhys, usize)) -> Result<(), NotRam> {
+        let mut offset = 0;
+        while offset < bytes {
+            let (host, left) = at.checked_add(offset as u64).and_then(|at| self.locate(at)).ok_or(NotRam)?;
+            let run = usize::try_from(left).unwrap_or(usize::MAX).min(bytes - offset);
+            each(host, run);
+            offset += run;
+        }
+        Ok(())
+    }
+
+    /// Where a guest address is, and how many bytes follow in the same piece.
+    #[inline]
+    fn locate(&self, at: GuestPhys) -> Option<(HostPhys, u64)> {
+        self.pieces.iter().find_map(|piece| {
+            let offset = at.raw().checked_sub(piece.guest.raw()).filter(|offset| *offset < piece.bytes)?;
+            Some((piece.host.checked_add(offset)?, piece.bytes - offset))
+        })
+    }
+}
+
+impl GuestMemory for Ram {
+    fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
+        if let Some((host, left)) = self.locate(at)
+            && left >= into.len() as u64
+        {
+            // SAFETY: inside a piece of this partition's RAM, in the direct map; the bytes are copied, never referenced.
+            unsafe { into.as_mut_ptr().copy_from_nonoverlapping(direct(host), into.len()) };
+            return Ok(());
+        }
+        let mut done = 0;
+        self.walk(at, into.len(), |_, run| done += run)?;
+        let mut rest = into;
+        self.walk(at, done, |host, run| {
+            let (now, later) = core::mem::take(&mut rest).split_at_mut(run);
+            // SAFETY: as above.
+            unsafe { now.as_mut_ptr().copy_from_nonoverlapping(direct(host), now.len()) };
+            rest = later;
+        })
+    }
+
+    #[inline]
+    fn read_u64(&self, at: GuestPhys) -> Result<u64, NotRam> {
+        match self.locate(at) {
+            // SAFETY: eight bytes inside a piece, in the direct map; alignment is not assumed.
+            Some((host, left)) if left >= 8 => Ok(unsafe { direct(host).cast::<u64>().read_unaligned() }),
+            _ => Err(NotRam),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The run loop: one CPU, one guest, from entry to exit and back. The only place where lines (`intx`), virtual pins
+//! (`virq`) and the world switch (`arch::svm`) meet, carrying plain values between them.
+//!
+//! ```text
+//! enter the guest ── exit ──┬─ a physical interrupt: window ─> LineTable::assert ─> local APIC EOI ─> deliver
+//!     ^                     └─ the guest's own doing: exits.rs (its EOI among them ─> complete)
+//!     └──── inject what waits (VirtualChips::before_entry) <───────────────────────────────┘
+//! ```
+
+use levelhead::hypercall::answer;
+use levelhead::intx::{Completion, MaskReasons, Notifier, Replacing, SourceId};
+use levelhead::irq::Vector;
+use levelhead::svm::{self, interrupted_delivery};
+use levelhead::vcpu::Exit;
+use levelhead::virq::{Event, Exited, Interruptibility};
+use levelhead::x86::rflags;
+
+use crate::arch::x86::cpu::{Arrived, ThisCpu, tsc};
+use crate::arch::x86::lapic::{SPURIOUS_VECTOR, TIMER_VECTOR};
+use crate::machine::{MAX_SOURCES, Machine};
+use crate::partition::end::End;
+use crate::partition::{BOOT, Partition};
+
+/// How soon the CPU comes back when a non-maskable interrupt has to wait for the guest, in TSC ticks.
+const NMI_RETRY_TICKS: u64 = 50_000;
+
+/// What an exit's handler leaves for the next entry.
+#[derive(Debug)]
+pub(crate) enum Next<'m> {
+    /// Enter the guest again.
+    Enter,
+    /// Enter with an exception for the guest.
+    Inject(svm::Fault),
+    /// Sleep until something wakes the guest.
+    Halt,
+    /// Wait for the last delivery to a notifier that was replaced, then answer the hypercall.
+    Replace(Replacing<'m>),
+    /// The guest is over.
+    End(End),
+}
+
+/// What the loop remembers from one entry to the next, besides the partition.
+#[derive(Default)]
+struct Entry {
+    /// An event to be forced, ahead of anything the chips want: an exception for the guest, or what an exit interrupted.
+    forced: Option<svm::Event>,
+    /// The guest services a non-maskable interrupt. It is let out of that state when the next one is wanted and the
+    /// retry timer fires, since IRET is not intercepted.
+    nmi_blocked: bool,
+}
+
+/// Runs a guest until it ends.
+pub(crate) fn run(cpu: &mut ThisCpu, machine: &Machine, partition: &mut Partition) -> End {
+    let mut entry = Entry::default();
+    loop {
+        prepare(machine, partition, &mut entry);
+        partition.world.enter(cpu);
+        let exit = leave(machine, partition, &mut entry);
+        let next = match exit {
+            Exit::Interrupt => {
+                partition.exits.interrupt += 1;
+                let arrived = cpu.window();
+                take(machine, partition, arrived);
+                Next::Enter
+            }
+            // Taken by the host's own stub as soon as GIF was set; there is nothing to do for the guest.
+            Exit::Nmi | Exit::Smi | Exit::Init | Exit::InterruptWindow => {
+                partition.exits.other += 1;
+                Next::Enter
+            }
+            other => partition.handle(machine, other),
+        };
+        match next {
+            Next::Enter => {}
+            Next::Inject(fault) => entry.forced = Some(svm::Event::Exception(fault)),
+            Next::Halt => {
+                if let Some(end) = halt(cpu, machine, partition) {
+                    return end;
+                }
+            }
+            Next::Replace(replacing) => replace(cpu, machine, partition, replacing),
+            Next::End(end) => return end,
+        }
+        partition.complete_due(machine);
+    }
+}
+
+/// Decides what the next entry carries and writes it into the control block.
+#[inline]
+fn prepare(machine: &Machine, partition: &mut Partition, entry: &mut Entry) {
+    let forced = entry.forced.take();
+    let vmcb = &mut partition.world.vmcb;
+    let state = Interruptibility {
+        nmi_blocked: entry.nmi_blocked,
+        shadow: vmcb.interrupt_shadow(),
+        event_taken: forced.is_some(),
+    };
+    let injection = partition.chips.before_entry(BOOT, state);
+    if let Some(event) = forced {
+        vmcb.inject(event);
+    }
+    match injection.event {
+        Some(Event::Interrupt(vector)) => vmcb.inject(svm::Event::Interrupt(vector)),
+        Some(Event::Nmi) => {
+            vmcb.inject(svm::Event::Nmi);
+            entry.nmi_blocked = true;
+        }
+        None => {}
+    }
+    match injection.offer {
+        Some(vector) => vmcb.set_virtual_interrupt(vector),
+        None if vmcb.virtual_interrupt_pending() => vmcb.clear_virtual_interrupt(),
+        None => {}
+    }
+    if injection.nmi_window.is_some() {
+        entry.nmi_blocked = false;
+        machine.apic.arm_timer(machine.rate, NMI_RETRY_TICKS);
+    }
+}
+
+/// Reads what the exit tells about events under way; says why the guest stopped.
+#[inline]
+fn leave(machine: &Machine, partition: &mut Partition, entry: &mut Entry) -> Exit {
+    let vmcb = &mut partition.world.vmcb;
+    let offer_stands = vmcb.virtual_interrupt_pending();
+    let mut exited = Exited { offer_stands, interrupted: None };
+    match interrupted_delivery(vmcb.exit_int_info(), offer_stands) {
+        Some(svm::Event::Interrupt(vector)) => exited.interrupted = Some(vector),
+        event => entry.forced = event,
+    }
+    let exit = vmcb.exit();
+    vmcb.exited();
+    let taken = partition.chips.after_exit(BOOT, exited);
+    if !taken.is_empty() {
+        partition.complete(machine, taken);
+    }
+    exit
+}
+
+/// Handles the vectors of one window, from the highest to the lowest. Each source is silenced before its own EOI at the
+/// local APIC, so that nothing can arrive twice.
+#[inline]
+pub(crate) fn take(machine: &Machine, partition: &mut Partition, arrived: Arrived) {
+    for vector in arrived {
+        let mut wires = Partition::wires(&mut partition.chips, partition.index, machine);
+        if let Some(deliveries) = machine.lines.assert(vector, &mut wires) {
+            machine.apic.eoi();
+            partition.interrupts += 1;
+            partition.deliver(deliveries);
+        } else {
+            take_local(machine, partition, vector);
+        }
+    }
+}
+
+/// A vector of the hypervisor's own, or one that nobody expects.
+#[cold]
+fn take_local(machine: &Machine, partition: &mut Partition, vector: Vector) {
+    // A spurious interrupt is not in service and takes no EOI (APM2 16.4.7).
+    if vector.get() == SPURIOUS_VECTOR {
+        return;
+    }
+    machine.apic.eoi();
+    if vector.get() == TIMER_VECTOR {
+        partition.chips.advance_timer(BOOT, tsc());
+        program_timer(machine, partition);
+    }
+}
+
+/// Lets the CPU's timer interrupt when the guest's timer is due.
+pub(crate) fn program_timer(machine: &Machine, partition: &Partition) {
+    match partition.chips.deadline(BOOT) {
+        Some(deadline) => machine.apic.arm_timer(machine.rate, deadline.saturating_sub(tsc())),
+        None => machine.apic.disarm_timer(),
+    }
+}
+
+/// Sleeps until something wakes the guest. An end if nothing can.
+fn halt(cpu: &mut ThisCpu, machine: &Machine, partition: &mut Partition) -> Option<End> {
+    loop {
+        let enabled = partition.world.vmcb.rflags() & rflags::IF != 0;
+        if partition.chips.wakes(BOOT, enabled) {
+            return None;
+        }
+        if !enabled {
+            return Some(End::Halted);
+        }
+        let arrived = cpu.idle();
+        take(machine, partition, arrived);
+    }
+}
+
+/// Sees a replacement through, and answers the hypercall that asked for it.
+fn replace<'m>(cpu: &mut ThisCpu, machine: &'m Machine, partition: &mut Partition, replacing: Replacing<'m>) {
+    retire(cpu, machine, partition, replacing);
+    let regs = &mut partition.world.frame.regs;
+    partition.world.vmcb.load_into(regs);
+    answer(regs, Ok([0; 3]));
+    partition.world.vmcb.store_from(regs);
+}
+
+/// Waits until nobody uses the old notifier any more. Deliveries to it may be in flight on other CPUs, which need nothing
+/// from this one but that it takes its interrupts meanwhile.
+fn retire<'m>(
+    cpu: &mut ThisCpu,
+    machine: &'m Machine,
+    partition: &mut Partition,
+    mut replacing: Replacing<'m>,
+) {
+    loop {
+        let mut wires = Partition::wires(&mut partition.chips, partition.index, machine);
+        match replacing.poll(&mut wires) {
+            Ok(done) => {
+                machine.control.with(|control| *control = Some(done.control));
+                partition.deliver(done.deliveries);
+                return;
+            }
+            Err(unfinished) => {
+                replacing = unfinished;
+                let arrived = cpu.window();
+                take(machine, partition, arrived);
+            }
+        }
+    }
+}
+
+/// Silences every source of a guest that runs no more, and closes its books: what was in service ends as a reset.
+pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &Machine, partition: &mut Partition) {
+    machine.apic.disarm_timer();
+    let sources: [Option<SourceId>; MAX_SOURCES as usize] = {
+        let mut all = partition.functions.iter().filter_map(|function| function.source);
+        core::array::from_fn(|_| all.next())
+    };
+    for source in sources.into_iter().flatten() {
+        let mut wires = Partition::wires(&mut partition.chips, partition.index, machine);
+        machine.lines.mask(source, MaskReasons::RESET, &mut wires);
+        let arrived = cpu.window();
+        take(machine, partition, arrived);
+        // Another CPU holds the right for a bounded time.
+        let control = loop {
+            if let Some(control) = machine.control.with(Option::take) {
+                break control;
+            }
+            core::hint::spin_loop();
+        };
+        match machine.lines.replace(control, source, Notifier::None, Completion::Reset) {
+            Ok(replacing) => retire(cpu, machine, partition, replacing),
+            Err((control, _)) => machine.control.with(|slot| *slot = Some(control)),
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Tests of the hypervisor's own ground, run instead of guests when the command line says `selftest=NAME`.
+//!
+//! | name | what happens | expected |
+//! | --- | --- | --- |
+//! | `smp-vmrun` | all CPUs in VMRUN kick each other | exact counts |
+//! | `undefined`, `write-text`, `run-data`, `stack-overflow`, `panic` | the hypervisor itself does wrong | a report, status 41 |
+
+mod faults;
+pub(crate) mod smp_vmrun;
+
+pub(crate) use faults::fault;
