@@ -268,7 +268,10 @@ impl<'t> World<'t> {
     }
 
     fn expect_replaced(&mut self, source: usize, new: Notifier) {
-        let masked = !new.is_none() && self.board.virtual_pin_masked(new);
+        let masked = match new {
+            Notifier::Pin { vpin, .. } => self.board.pins[usize::from(vpin.0)].masked,
+            Notifier::None | Notifier::Poll { .. } => false,
+        };
         let expected = &mut self.expected[source];
         if expected.serving.is_some() && !expected.serving_new {
             expected.serving = None;

@@ -159,11 +159,6 @@ impl Board {
         told
     }
 
-    /// Whether the guest has the pin masked.
-    pub(crate) fn virtual_pin_masked(&self, target: Notifier) -> bool {
-        matches!(target, Notifier::Pin { vpin, .. } if self.pins[usize::from(vpin.0)].masked)
-    }
-
     fn virtual_pin(&mut self, target: Notifier) -> &mut VirtualPin {
         let Notifier::Pin { partition: 0, vpin: Pin(number) } = target else {
             panic!("{target} is no virtual pin of this board")
