@@ -658,3 +658,6 @@ fn complete_if_unmasked(
         complete(sharer, source, ledger, Completion::Eoi, effects);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -453,3 +453,6 @@ impl Iterator for Sources {
         Some(SourceId(lowest))
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -1,0 +1,250 @@
+//! Looking things up, assigning and releasing, and the life of the permanent handler.
+
+use super::*;
+use crate::intx::{Delivery, MAX_SHARERS, Sample};
+
+/// A board that takes everything and remembers what was last done to it.
+#[derive(Debug, Default)]
+struct Quiet {
+    rte_masked: Option<bool>,
+    lowered: Vec<(SourceId, Notifier)>,
+}
+
+impl LineIo for Quiet {
+    fn mask_rte(&mut self, _: Gsi) {
+        self.rte_masked = Some(true);
+    }
+    fn unmask_rte(&mut self, _: Gsi) {
+        self.rte_masked = Some(false);
+    }
+    fn directed_eoi(&mut self, _: Gsi, _: Vector) {}
+    fn set_disintx(&mut self, _: u16, _: bool) {}
+    fn intx_status(&mut self, _: u16) -> Sample {
+        Sample::Low
+    }
+    fn lower_pin(&mut self, source: SourceId, target: Notifier) {
+        self.lowered.push((source, target));
+    }
+    fn virtual_rte_masked(&mut self, _: Notifier) -> bool {
+        false
+    }
+}
+
+const GSI: Gsi = Gsi(21);
+
+fn vector(raw: u8) -> Vector {
+    Vector::new(raw).unwrap()
+}
+
+fn new_table() -> (LineTable, Control) {
+    LineTable::new(Targets { partitions: 2, pins: 24, poll_counters: 1 })
+}
+
+const fn pin(partition: u8, vpin: u8) -> Notifier {
+    Notifier::Pin { partition, vpin: Pin(vpin) }
+}
+
+fn owned_by(owner: u8) -> SourceInfo {
+    SourceInfo { owner, bdf: 0x18 }
+}
+
+fn replace(table: &LineTable, control: Control, source: SourceId, new: Notifier, io: &mut Quiet) -> Control {
+    let replacing = table.replace(control, source, new, Completion::Handover).unwrap();
+    let replacement = replacing.poll(io).expect("nobody is in flight");
+    assert!(replacement.deliveries.is_empty());
+    replacement.control
+}
+
+#[test]
+fn i28_a_vector_finds_its_line_and_no_other_vector_does() {
+    let (mut table, _) = new_table();
+    let io = &mut Quiet::default();
+    table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    table.assign(Gsi(22), vector(0x61), Gate::RteMask, owned_by(0), io).unwrap();
+    for raw in 32..=u8::MAX {
+        assert_eq!(table.assert(vector(raw), io).is_some(), raw == 0x51 || raw == 0x61);
+    }
+    let interrupts: Vec<_> = table.line_reports().map(|line| line.interrupts).collect();
+    assert_eq!(interrupts, [1, 1]);
+}
+
+#[test]
+fn i1_ten_thousand_replacements_under_fire_are_one_registration() {
+    let (mut table, mut control) = new_table();
+    let io = &mut Quiet::default();
+    let source = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    for round in 0..10_000_u32 {
+        let target = if round % 3 == 0 { Notifier::None } else { pin(0, (round % 24) as u8) };
+        let replacing = table.replace(control, source, target, Completion::Handover).unwrap();
+        // The device asserts in the middle of the replacement.
+        let deliveries: Vec<Delivery<'_>> = table.assert(vector(0x51), io).unwrap().collect();
+        assert!(deliveries.iter().all(|delivery| delivery.target() == target));
+        drop(deliveries);
+        control = replacing.poll(io).expect("nobody is in flight to the old notifier").control;
+    }
+    let line = table.line_reports().next().unwrap();
+    assert_eq!(line.registrations, Registrations { installed: 1, removed: 0 });
+    assert_eq!(line.interrupts, 10_000);
+    table.source_report(source).unwrap().account.balance().unwrap();
+    replace(&table, control, source, Notifier::None, io);
+    assert!(table.release(source, io));
+    assert_eq!(
+        table.line_reports().next().unwrap().registrations,
+        Registrations { installed: 1, removed: 1 }
+    );
+    assert!(table.assert(vector(0x51), io).is_none());
+}
+
+#[test]
+fn i5_the_replacement_waits_for_the_delivery_in_flight_and_lowers_its_pin() {
+    let (mut table, control) = new_table();
+    let io = &mut Quiet::default();
+    let source = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    let control = replace(&table, control, source, pin(0, 21), io);
+    let mut deliveries = table.assert(vector(0x51), io).unwrap();
+    let delivery = deliveries.next().unwrap();
+    assert_eq!((delivery.source(), delivery.target()), (source, pin(0, 21)));
+    let replacing = table.replace(control, source, pin(1, 5), Completion::Handover).unwrap();
+    let replacing = replacing.poll(io).expect_err("the pin is not high yet");
+    assert_eq!(io.lowered, []);
+    drop(delivery);
+    replacing.poll(io).expect("nobody is in flight");
+    assert_eq!(io.lowered, [(source, pin(0, 21))]);
+    assert_eq!(io.rte_masked, Some(false));
+}
+
+#[test]
+fn deliveries_that_nobody_makes_hold_no_replacement_up() {
+    let (mut table, control) = new_table();
+    let io = &mut Quiet::default();
+    let source = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    let control = replace(&table, control, source, pin(0, 21), io);
+    drop(table.assert(vector(0x51), io).unwrap());
+    replace(&table, control, source, pin(1, 5), io);
+}
+
+#[test]
+fn i47_the_listeners_of_a_pin_follow_the_notifier() {
+    let (mut table, control) = new_table();
+    let io = &mut Quiet::default();
+    let source = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    let other = table.assign(Gsi(22), vector(0x61), Gate::RteMask, owned_by(0), io).unwrap();
+    let control = replace(&table, control, source, pin(0, 21), io);
+    let control = replace(&table, control, other, pin(0, 21), io);
+    assert!(table.listeners(0, Pin(21)).eq([source, other]));
+    let replacing = table.replace(control, source, pin(1, 21), Completion::Handover).unwrap();
+    assert!(table.listeners(0, Pin(21)).eq([source, other]), "until the grace period is over");
+    assert!(table.listeners(1, Pin(21)).eq([source]));
+    let control = replacing.poll(io).unwrap().control;
+    assert!(table.listeners(0, Pin(21)).eq([other]));
+    let control = replace(&table, control, source, pin(1, 21), io);
+    assert!(table.listeners(1, Pin(21)).eq([source]), "replacing a pin by itself");
+    let control = replace(&table, control, source, Notifier::Poll { counter: 0 }, io);
+    assert_eq!(table.listeners(1, Pin(21)).next(), None);
+    replace(&table, control, source, Notifier::None, io);
+    for (partition, vpin) in [(2, 0), (0, 24), (1, 24), (u8::MAX, u8::MAX)] {
+        assert_eq!(table.listeners(partition, Pin(vpin)).next(), None);
+    }
+}
+
+#[test]
+fn a_poll_counter_is_notified_and_completed_like_a_pin() {
+    let (mut table, control) = new_table();
+    let io = &mut Quiet::default();
+    let source = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    let poll = Notifier::Poll { counter: 0 };
+    replace(&table, control, source, poll, io);
+    let targets: Vec<_> = table.assert(vector(0x51), io).unwrap().map(|delivery| delivery.target()).collect();
+    assert_eq!(targets, [poll]);
+    assert_eq!(io.rte_masked, Some(true));
+    assert!(table.complete(source, poll, io).is_empty());
+    assert_eq!(io.rte_masked, Some(false));
+}
+
+#[test]
+fn numbers_that_name_nothing_are_refused_or_do_nothing() {
+    let (mut table, mut control) = new_table();
+    let io = &mut Quiet::default();
+    let source = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    for target in [pin(2, 0), pin(0, 24), pin(u8::MAX, u8::MAX), Notifier::Poll { counter: 1 }] {
+        let (back, error) = table.replace(control, source, target, Completion::Handover).unwrap_err();
+        assert_eq!(error, ReplaceError::NoSuchTarget);
+        control = back;
+    }
+    for stranger in (1..=u8::MAX).map(SourceId) {
+        let (back, error) = table.replace(control, stranger, pin(0, 0), Completion::Handover).unwrap_err();
+        assert_eq!(error, ReplaceError::NoSuchSource);
+        control = back;
+        assert!(table.complete(stranger, pin(0, 0), io).is_empty());
+        assert!(table.loopback(stranger, io).is_empty());
+        assert!(!table.mask(stranger, MaskReasons::OPERATOR, io));
+        assert!(!table.unmask(stranger, MaskReasons::OPERATOR, io).0);
+        assert!(table.virtual_rte(stranger, pin(0, 0), true, io).is_empty());
+        assert!(table.source_report(stranger).is_none());
+        assert!(!table.release(stranger, io));
+    }
+    assert!(table.sources().eq([source]));
+}
+
+#[test]
+fn i12_a_refused_assignment_leaves_nothing_and_a_retry_succeeds() {
+    let (mut table, _) = new_table();
+    let io = &mut Quiet::default();
+    let first = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    let mut refused = |gsi, raw, gate, owner| {
+        let refused = table.assign(gsi, vector(raw), gate, owned_by(owner), io);
+        assert!(table.sources().eq([first]) && table.line_reports().count() == 1);
+        refused.unwrap_err()
+    };
+    let error = refused(Gsi(22), 0x51, Gate::RteMask, 0);
+    assert_eq!(error, AssignError::VectorTaken { vector: vector(0x51), by: GSI });
+    let latched = AssignError::Latched { gsi: GSI, vector: vector(0x51), gate: Gate::RteMask };
+    assert_eq!(refused(GSI, 0x52, Gate::RteMask, 0), latched);
+    assert_eq!(refused(GSI, 0x51, Gate::Function, 0), latched);
+    assert_eq!(refused(GSI, 0x51, Gate::RteMask, 2), AssignError::NoSuchOwner(2));
+    let error = refused(GSI, 0x51, Gate::RteMask, 1);
+    assert_eq!(error, AssignError::NeedsFunctionGate { gsi: GSI, with: first });
+    table.assign(Gsi(22), vector(0x61), Gate::RteMask, owned_by(1), io).unwrap();
+}
+
+#[test]
+fn i36_function_gates_carry_several_partitions() {
+    let (mut table, _) = new_table();
+    let io = &mut Quiet::default();
+    for place in 0..MAX_SHARERS as u8 {
+        let source = table.assign(GSI, vector(0x51), Gate::Function, owned_by(place % 2), io).unwrap();
+        assert_eq!(source, SourceId(place));
+    }
+    let full = table.assign(GSI, vector(0x51), Gate::Function, owned_by(0), io);
+    assert_eq!(full, Err(AssignError::Full));
+}
+
+#[test]
+fn i43_assigning_and_releasing_for_ever_consumes_nothing() {
+    let (mut table, mut control) = new_table();
+    let io = &mut Quiet::default();
+    for round in 0..1000_u64 {
+        let gate = if round % 2 == 0 { Gate::RteMask } else { Gate::Function };
+        let source = table.assign(GSI, vector(0x51), gate, owned_by(0), io).unwrap();
+        control = replace(&table, control, source, pin(0, 21), io);
+        assert!(!table.release(source, io), "it still has a notifier");
+        control = replace(&table, control, source, Notifier::None, io);
+        assert!(table.release(source, io) && !table.release(source, io));
+        let line = table.line_reports().next().unwrap();
+        assert_eq!(line.registrations, Registrations { installed: round + 1, removed: round + 1 });
+        assert!(line.state.rte_masked);
+    }
+    assert_eq!((table.line_reports().count(), table.sources().count()), (1, 0));
+}
+
+#[test]
+fn the_table_is_full_at_its_limit() {
+    let (mut table, _) = new_table();
+    let io = &mut Quiet::default();
+    for number in 0..MAX_SOURCES {
+        let line = (number / MAX_SHARERS) as u8;
+        table.assign(Gsi(line.into()), vector(0x40 + line), Gate::RteMask, owned_by(0), io).unwrap();
+    }
+    let full = table.assign(Gsi(99), vector(0x99), Gate::RteMask, owned_by(0), io);
+    assert_eq!(full, Err(AssignError::Full));
+}
