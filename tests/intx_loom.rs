@@ -4,6 +4,17 @@
 //! --target-dir target/loom -- --nocapture --test-threads=1`. Each model prints how many interleavings it explored and
 //! under which bound on preemptions; "no bound" means all there are.
 #![cfg(loom)]
+#![expect(
+    clippy::arc_with_non_send_sync,
+    reason = "loom's cells are not Sync; it checks every access instead"
+)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 

@@ -4,11 +4,13 @@
 //! What is driven is the real thing, [`LineTable`] with its handlers, lines and slots; the board under it is scripted.
 //! Other CPUs are played by leaving a delivery in flight, or a replacement unfinished, while other events happen.
 #![cfg(not(loom))]
+#![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod support;
 
+use core::hash::{Hash, Hasher};
 use std::collections::{HashSet, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::DefaultHasher;
 
 use levelhead::intx::{
     Completion, Control, Deliveries, Delivery, Gate, LineState, LineTable, MaskReasons, Notifier, Replacing,

@@ -1,6 +1,6 @@
 //! The permanent handler of one line: state, slots and hardware put together in the right order.
 //!
-//! A [`Handler`] stands from the first assignment on its line to the last release, whatever happens to notifiers, masks
+//! A handler stands from the first assignment on its line to the last release, whatever happens to notifiers, masks
 //! and guests. Each of its operations is one hold of the line's lock around [`Line::step`] and its effects,
 //! carried out on a [`LineIo`]; what must happen outside the lock is returned as [`Deliveries`]. Nothing here allocates,
 //! waits, or can panic.
@@ -103,38 +103,74 @@ impl Handler {
         }
     }
 
-    /// One event under the line's lock, and what is to be done outside of it.
-    #[inline]
+    /// One event under the line's lock: whether it changed anything, and what is to be done outside of the lock.
     pub(super) fn drive(&self, event: Event, io: &mut impl LineIo) -> (bool, Deliveries<'_>) {
-        self.line.with(|line| self.run(line, event, io))
+        let mut deliveries = Deliveries::none();
+        let changed = self.line.with(|line| self.run(line, event, &mut deliveries, io));
+        (changed, deliveries)
+    }
+
+    /// The line's vector arrived. With its event spelled out here the compiler keeps the rules of that event alone;
+    /// the same goes for [`Handler::complete`], the other half of every interrupt.
+    #[inline]
+    pub(super) fn assert(&self, io: &mut impl LineIo) -> Deliveries<'_> {
+        let mut deliveries = Deliveries::none();
+        self.line.with(|line| self.run(line, Event::Wire, &mut deliveries, io));
+        deliveries
+    }
+
+    /// The guest completed.
+    #[inline]
+    pub(super) fn complete(&self, sharer: Sharer, from: Notifier, io: &mut impl LineIo) -> Deliveries<'_> {
+        let mut deliveries = Deliveries::none();
+        self.line.with(|line| self.run(line, Event::Eoi { sharer, from }, &mut deliveries, io));
+        deliveries
     }
 
     /// One event from beginning to end: step, effects, the slots that are to be entered, the functions that are to be
-    /// sampled.
-    #[inline]
-    fn run(&self, line: &mut Line, event: Event, io: &mut impl LineIo) -> (bool, Deliveries<'_>) {
-        let mut deliveries = Deliveries { handler: Some(self), ..Deliveries::none() };
-        let mut effects = line.step(event);
-        let changed = effects.changed;
-        let mut asked = SharerSet::EMPTY;
-        let mut to_ask = SharerSet::EMPTY;
-        loop {
+    /// sampled. Whether the event changed anything.
+    #[inline(always)]
+    fn run<'t>(
+        &'t self,
+        line: &mut Line,
+        event: Event,
+        deliveries: &mut Deliveries<'t>,
+        io: &mut impl LineIo,
+    ) -> bool {
+        let effects = line.step(event);
+        self.carry_out(&effects, io);
+        for sharer in effects.notify {
+            self.notify(line, sharer, deliveries, io);
+        }
+        if !effects.sample.is_empty() {
+            self.ask(line, effects.sample, deliveries, io);
+        }
+        effects.changed
+    }
+
+    /// Function gates only: reads Status of each of `sharers` and goes by it.
+    #[inline(never)]
+    fn ask<'t>(
+        &'t self,
+        line: &mut Line,
+        sharers: SharerSet,
+        deliveries: &mut Deliveries<'t>,
+        io: &mut impl LineIo,
+    ) {
+        // What one answer asks for beyond these was asked for already: a step asks for all whose gate may open.
+        for sharer in sharers {
+            let sample = self.seat(sharer).map_or(Sample::Absent, |seat| io.intx_status(seat.info.bdf));
+            let effects = line.step(Event::Sampled { sharer, sample });
             self.carry_out(&effects, io);
             for sharer in effects.notify {
-                self.notify(line, sharer, &mut deliveries, io);
+                self.notify(line, sharer, deliveries, io);
             }
-            // Nobody is asked twice for one event, whatever the functions answer.
-            to_ask = to_ask.union(effects.sample).difference(asked);
-            let Some(sharer) = to_ask.first() else { return (changed, deliveries) };
-            asked.insert(sharer);
-            let sample = self.seat(sharer).map_or(Sample::Absent, |seat| io.intx_status(seat.info.bdf));
-            effects = line.step(Event::Sampled { sharer, sample });
         }
     }
 
     /// Asks the slot where the assertion goes. The line learns of it in the same hold of its lock, so that a
     /// replacement that finishes later finds the delivery in the line's state.
-    #[inline]
+    #[inline(always)]
     fn notify<'t>(
         &'t self,
         line: &mut Line,
@@ -147,7 +183,7 @@ impl Handler {
         let effects = line.step(Event::Notified { sharer, target: entered.target, parity: entered.parity });
         if !entered.target.is_none() {
             // The gate was closed for the delivery and stays so: there is nothing to carry out.
-            deliveries.put(sharer, entered);
+            deliveries.put(self, sharer, entered);
             return;
         }
         // Closed now for want of a notifier, which may take another gate than a delivery in service does.
@@ -160,7 +196,7 @@ impl Handler {
     }
 
     /// Close, lower, open.
-    #[inline]
+    #[inline(always)]
     pub(super) fn carry_out(&self, effects: &Effects, io: &mut impl LineIo) {
         if effects.mask_rte {
             io.mask_rte(self.gsi);
@@ -200,19 +236,21 @@ impl Handler {
 pub struct Deliveries<'t> {
     handler: Option<&'t Handler>,
     to_make: SharerSet,
-    entered: [Option<Entered>; MAX_SHARERS],
+    /// Meaningful where `to_make`.
+    entered: [Entered; MAX_SHARERS],
 }
 
-impl Deliveries<'_> {
+impl<'t> Deliveries<'t> {
     pub(super) const fn none() -> Self {
-        Self { handler: None, to_make: SharerSet::EMPTY, entered: [None; MAX_SHARERS] }
+        Self { handler: None, to_make: SharerSet::EMPTY, entered: [Entered::NOWHERE; MAX_SHARERS] }
     }
 
     #[inline]
-    fn put(&mut self, sharer: Sharer, entered: Entered) {
+    fn put(&mut self, handler: &'t Handler, sharer: Sharer, entered: Entered) {
         if let Some(place) = self.entered.get_mut(sharer.index()) {
-            *place = Some(entered);
+            *place = entered;
             self.to_make.insert(sharer);
+            self.handler = Some(handler);
         }
     }
 
@@ -231,7 +269,7 @@ impl<'t> Iterator for Deliveries<'t> {
         let handler = self.handler?;
         Some(Delivery {
             slot: handler.slots.get(sharer.index())?,
-            entered: (*self.entered.get(sharer.index())?)?,
+            entered: *self.entered.get(sharer.index())?,
             source: handler.seat(sharer)?.source,
         })
     }
@@ -322,10 +360,11 @@ impl<'t> Replacing<'t> {
             Ok(retired) => retired,
             Err(retiring) => return Err(Self { handler, slot, left, sharer, source, how, retiring }),
         };
-        let (_, deliveries) = handler.line.with(|line| {
+        let mut deliveries = Deliveries::none();
+        handler.line.with(|line| {
             // Read under the lock: a change after this moment is reported as an event of its own, after this one.
             let masked = !retired.new.is_none() && io.virtual_rte_masked(retired.new);
-            handler.run(line, Event::retired(sharer, &retired, masked, how), io)
+            handler.run(line, Event::retired(sharer, &retired, masked, how), &mut deliveries, io)
         });
         if let Some(listeners) = left {
             listeners.fetch_and(!source.bit(), Ordering::AcqRel);

@@ -100,7 +100,8 @@ impl Iterator for SharerSet {
     #[inline]
     fn next(&mut self) -> Option<Sharer> {
         let first = self.first()?;
-        self.remove(first);
+        // Clears the lowest bit that is set.
+        self.0 &= self.0.wrapping_sub(1);
         Some(first)
     }
 }
@@ -395,7 +396,9 @@ impl Line {
     }
 
     /// The whole protocol: what happened goes in, what must be done comes out.
-    #[inline]
+    ///
+    /// Always inlined, so that a caller with a certain event is left with the rules for that event alone.
+    #[inline(always)]
     pub fn step(&mut self, event: Event) -> Effects {
         let mut effects = Effects::default();
         match event {
@@ -403,6 +406,10 @@ impl Line {
             Event::Sampled { sharer, sample } => self.sampled(sharer, sample, &mut effects),
             Event::Notified { sharer, target, parity } => {
                 self.notified(sharer, target, parity, &mut effects);
+                if !target.is_none() {
+                    // In service before and after: the gate cannot have to move.
+                    return effects;
+                }
             }
             Event::Eoi { sharer, from } => self.eoi(sharer, from, &mut effects),
             Event::VirtualRte { sharer, pin, masked } => {
@@ -441,24 +448,30 @@ impl Line {
     }
 
     /// State and books of a source that is there.
-    #[inline]
+    #[inline(always)]
     fn parts(&mut self, sharer: Sharer) -> Option<(&mut SourceState, &mut Ledger)> {
         if !self.state.present.contains(sharer) {
             return None;
         }
+        self.seat(sharer)
+    }
+
+    /// State and books of a place, taken or not.
+    #[inline(always)]
+    fn seat(&mut self, sharer: Sharer) -> Option<(&mut SourceState, &mut Ledger)> {
         Some((self.state.sources.get_mut(sharer.index())?, self.ledgers.get_mut(sharer.index())?))
     }
 
     /// A vector says "somebody on the line". At a line gate nobody can tell who, so it concerns every source; at
     /// function gates the open ones are asked, and only them: a function in reset or asleep is closed.
-    #[inline]
+    #[inline(always)]
     fn wire(&mut self, effects: &mut Effects) {
         count(&mut self.interrupts);
         // Without an EOI broadcast the chip now holds the line until it is told otherwise.
         self.state.held = self.state.gate == Gate::DirectedEoi;
         for sharer in self.state.present {
             let function_gate = self.state.gate == Gate::Function;
-            let Some((source, ledger)) = self.parts(sharer) else { continue };
+            let Some((source, ledger)) = self.seat(sharer) else { continue };
             if function_gate {
                 if source.reasons.is_empty() {
                     effects.sample.insert(sharer);
@@ -504,7 +517,7 @@ impl Line {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn notified(&mut self, sharer: Sharer, target: Notifier, parity: Parity, effects: &mut Effects) {
         let Some((source, ledger)) = self.parts(sharer) else { return };
         let Service::Notifying(origin) = source.service else { return };
@@ -527,7 +540,7 @@ impl Line {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn eoi(&mut self, sharer: Sharer, from: Notifier, effects: &mut Effects) {
         let Some((source, ledger)) = self.parts(sharer) else { return };
         match source.service {
@@ -580,7 +593,7 @@ impl Line {
     }
 
     /// Derives the gate from the reason sets and emits the difference. Idempotent.
-    #[inline]
+    #[inline(always)]
     fn settle(&mut self, effects: &mut Effects) {
         let mut union = MaskReasons::empty();
         for sharer in self.state.present {
@@ -619,7 +632,7 @@ impl Line {
 }
 
 /// Starts a delivery: in service from here on, so that `settle` closes the gate before the slot is entered.
-#[inline]
+#[inline(always)]
 fn begin(sharer: Sharer, source: &mut SourceState, origin: Origin, effects: &mut Effects) {
     source.service = Service::Notifying(origin);
     source.reasons |= MaskReasons::IN_SERVICE;
@@ -628,7 +641,7 @@ fn begin(sharer: Sharer, source: &mut SourceState, origin: Origin, effects: &mut
 }
 
 /// Ends a delivery, however it ends.
-#[inline]
+#[inline(always)]
 fn complete(
     sharer: Sharer,
     source: &mut SourceState,
@@ -659,5 +672,5 @@ fn complete_if_unmasked(
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;

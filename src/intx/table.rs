@@ -287,14 +287,17 @@ impl LineTable {
     pub fn assert(&self, vector: Vector, io: &mut impl LineIo) -> Option<Deliveries<'_>> {
         let line = *self.by_vector.get(usize::from(vector.get()))?;
         let handler = self.lines.get(usize::from(line))?;
-        Some(handler.drive(Event::Wire, io).1)
+        Some(handler.assert(io))
     }
 
     /// The guest completed: its EOI reached the virtual pin `from` while `source` held it high, or the owner of a poll
     /// counter said so. Anything that is not in service through `from` is stale and changes nothing.
     #[inline]
     pub fn complete(&self, source: SourceId, from: Notifier, io: &mut impl LineIo) -> Deliveries<'_> {
-        self.drive(source, |sharer| Event::Eoi { sharer, from }, io).1
+        match self.place(source) {
+            Some((handler, sharer)) => handler.complete(sharer, from, io),
+            None => Deliveries::none(),
+        }
     }
 
     /// The guest changed the mask bit of the virtual pin `pin`. To be reported before the virtual IO-APIC looks at
@@ -454,5 +457,5 @@ impl Iterator for Sources {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;
