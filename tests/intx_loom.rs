@@ -18,8 +18,8 @@
 
 mod support;
 
+use core::sync::atomic::{AtomicU64 as Counter, Ordering::Relaxed};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64 as Counter, Ordering::Relaxed};
 
 use levelhead::intx::{
     Completion, Control, Deliveries, Gate, LineIo, LineTable, MaskReasons, Notifier, NotifierSlot, Replacing,

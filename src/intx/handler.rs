@@ -9,8 +9,9 @@ use core::fmt;
 
 use super::gate::{Gate, Sample};
 use super::ledger::Completion;
-use super::line::{Effects, Event, Line, MAX_SHARERS, Sharer, SharerSet};
+use super::line::{Effects, Event, Line};
 use super::notifier::{Control, Entered, Notifier, NotifierSlot, Retiring};
+use super::sharers::{MAX_SHARERS, Sharer, SharerSet};
 use crate::irq::{Gsi, Vector};
 use crate::sync::{AtomicU64, Lock, Ordering};
 

@@ -21,90 +21,7 @@ use super::gate::{Gate, Sample};
 use super::ledger::{Account, Completion, Ledger, count};
 use super::notifier::{Notifier, Parity, Retired};
 use super::reasons::MaskReasons;
-
-/// How many sources can share a line. PCI wires four pins of many slots to few inputs; eight on one input is already
-/// more than chipsets route in practice.
-pub const MAX_SHARERS: usize = 8;
-
-/// One of a line's sources, by its place on the line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Sharer(u8);
-
-impl Sharer {
-    /// The place `index`, or `None` from [`MAX_SHARERS`] on.
-    pub const fn new(index: u8) -> Option<Self> {
-        if (index as usize) < MAX_SHARERS { Some(Self(index)) } else { None }
-    }
-
-    /// The place, below [`MAX_SHARERS`].
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
-/// A set of a line's sources.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct SharerSet(u8);
-
-impl SharerSet {
-    /// Nobody.
-    pub const EMPTY: Self = Self(0);
-
-    /// One source.
-    pub const fn only(sharer: Sharer) -> Self {
-        Self(1 << sharer.0)
-    }
-
-    /// Whether nobody is in it.
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// Whether `sharer` is in it.
-    pub const fn contains(self, sharer: Sharer) -> bool {
-        self.0 & Self::only(sharer).0 != 0
-    }
-
-    /// Puts `sharer` in.
-    pub const fn insert(&mut self, sharer: Sharer) {
-        self.0 |= Self::only(sharer).0;
-    }
-
-    /// Takes `sharer` out.
-    pub const fn remove(&mut self, sharer: Sharer) {
-        self.0 &= !Self::only(sharer).0;
-    }
-
-    /// Those in either.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Those in this but not in `other`.
-    #[must_use]
-    pub const fn difference(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    /// The one with the lowest place.
-    pub const fn first(self) -> Option<Sharer> {
-        if self.0 == 0 { None } else { Some(Sharer(self.0.trailing_zeros() as u8)) }
-    }
-}
-
-impl Iterator for SharerSet {
-    type Item = Sharer;
-
-    /// Takes out the one with the lowest place.
-    #[inline]
-    fn next(&mut self) -> Option<Sharer> {
-        let first = self.first()?;
-        // Clears the lowest bit that is set.
-        self.0 &= self.0.wrapping_sub(1);
-        Some(first)
-    }
-}
+use super::sharers::{MAX_SHARERS, Sharer, SharerSet};
 
 /// Where an assertion came from, while the slot is being asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -366,7 +283,7 @@ impl Line {
     /// Gives a new source the first free place: closed, without a notifier, with empty books. `None` if all are
     /// taken. At a line gate the function's DisINTx is cleared, since the gate is elsewhere.
     pub fn attach(&mut self) -> Option<(Sharer, Effects)> {
-        let sharer = SharerSet(!self.state.present.0).first()?;
+        let sharer = SharerSet::ALL.difference(self.state.present).first()?;
         *self.state.sources.get_mut(sharer.index())? = SourceState::NEW;
         *self.ledgers.get_mut(sharer.index())? = Ledger::default();
         self.state.present.insert(sharer);

@@ -36,7 +36,7 @@
 //! | when | operation | then |
 //! | --- | --- | --- |
 //! | a vector was taken | [`LineTable::assert`] | local APIC EOI; raise each of the [`Deliveries`]; drop each |
-//! | a guest EOI lowered nothing yet on a level pin | [`LineTable::complete`] for each of [`LineTable::listeners`] that holds the pin high | raise deliveries |
+//! | a guest's EOI reached a virtual pin | [`LineTable::complete`] for each of [`LineTable::listeners`] that holds the pin high | raise deliveries |
 //! | a guest changed a virtual RTE's mask bit | [`LineTable::virtual_rte`] for each listener, before the pin is looked at again | raise deliveries |
 //! | a guest wrote its DisINTx; a mask hypercall; reset, sleep, quarantine, handover begin or end | [`LineTable::mask`], [`LineTable::unmask`] | raise deliveries |
 //! | a loopback hypercall | [`LineTable::loopback`] | raise deliveries |
@@ -71,6 +71,7 @@ pub mod ledger;
 pub mod line;
 pub mod notifier;
 pub mod reasons;
+pub mod sharers;
 pub mod table;
 
 pub use gate::{Gate, Sample, Sharing};
@@ -78,9 +79,10 @@ pub use handler::{
     Deliveries, Delivery, LineIo, Registrations, Replacement, Replacing, SourceId, SourceInfo,
 };
 pub use ledger::{Account, Completion, Imbalance, Ledger};
-pub use line::{Effects, Event, Line, LineState, MAX_SHARERS, Service, Sharer, SharerSet, SourceState};
+pub use line::{Effects, Event, Line, LineState, Service, SourceState};
 pub use notifier::{Control, Entered, Notifier, NotifierSlot, Parity, Retired, Retiring};
 pub use reasons::MaskReasons;
+pub use sharers::{MAX_SHARERS, Sharer, SharerSet};
 pub use table::{
     AssignError, LineReport, LineTable, MAX_SOURCES, ReplaceError, SourceReport, Sources, Targets,
 };

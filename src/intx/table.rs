@@ -9,9 +9,10 @@ use core::fmt;
 use super::gate::{Gate, Sharing};
 use super::handler::{Deliveries, Handler, LineIo, Registrations, Replacing, Seat, SourceId, SourceInfo};
 use super::ledger::{Account, Completion};
-use super::line::{Event, Line, LineState, Sharer, SourceState};
+use super::line::{Event, Line, LineState, SourceState};
 use super::notifier::{Control, Notifier, NotifierSlot, SlotSnapshot};
 use super::reasons::MaskReasons;
+use super::sharers::Sharer;
 use crate::irq::{Gsi, Pin, Vector};
 use crate::sync::{AtomicU64, Ordering};
 

@@ -3,6 +3,9 @@
 //! It obeys the manuals and nothing else: it knows no mask reason, no ledger and no notifier but as a pin's number. Whoever
 //! drives it decides when a vector is taken, a pin raised, an EOI sent.
 
+#[cfg(not(loom))]
+pub(crate) mod world;
+
 use levelhead::intx::{
     AssignError, Control, Gate, LineIo, LineTable, Notifier, Sample, SourceId, SourceInfo, Targets,
 };

@@ -5,7 +5,11 @@ use crate::irq::Pin;
 
 const A: Notifier = Notifier::Pin { partition: 0, vpin: Pin(21) };
 const B: Notifier = Notifier::Pin { partition: 1, vpin: Pin(5) };
-const S: Sharer = Sharer(0);
+const S: Sharer = place(0);
+
+const fn place(index: u8) -> Sharer {
+    Sharer::new(index).expect("below the limit")
+}
 
 const LINE_GATES: [Gate; 2] = [Gate::RteMask, Gate::DirectedEoi];
 const GATES: [Gate; 3] = [Gate::RteMask, Gate::DirectedEoi, Gate::Function];
@@ -87,22 +91,6 @@ fn ledger(line: &Line) -> Ledger {
     let account = line.account(S).unwrap();
     account.balance().unwrap();
     account.ledger
-}
-
-#[test]
-fn sets_of_sharers_are_sets() {
-    let all: SharerSet = SharerSet(u8::MAX);
-    assert_eq!(all.count(), MAX_SHARERS);
-    assert!(all.map(Sharer::index).eq(0..MAX_SHARERS));
-    assert_eq!(Sharer::new(MAX_SHARERS as u8), None);
-    let mut set = SharerSet::only(S);
-    set.insert(Sharer(7));
-    assert!(set.contains(Sharer(7)) && !set.contains(Sharer(6)));
-    assert_eq!(set.difference(SharerSet::only(S)), SharerSet::only(Sharer(7)));
-    assert_eq!(set.first(), Some(S));
-    set.remove(S);
-    set.remove(Sharer(7));
-    assert!(set.is_empty());
 }
 
 #[test]
@@ -548,7 +536,7 @@ fn a_source_leaves_only_without_notifier_and_delivery() {
 #[test]
 fn events_for_places_that_are_not_taken_change_nothing() {
     let mut line = Line::new(Gate::RteMask);
-    let sharer = Sharer(3);
+    let sharer = place(3);
     let before = line.clone();
     for event in [
         Event::Sampled { sharer, sample: Sample::High },

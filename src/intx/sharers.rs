@@ -1,0 +1,108 @@
+//! The sources of one line, by their place on it.
+
+/// How many sources can share a line. PCI wires four pins of many slots to few inputs; eight on one input is already
+/// more than chipsets route in practice.
+pub const MAX_SHARERS: usize = 8;
+
+/// One of a line's sources, by its place on the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sharer(u8);
+
+impl Sharer {
+    /// The place `index`, or `None` from [`MAX_SHARERS`] on.
+    pub const fn new(index: u8) -> Option<Self> {
+        if (index as usize) < MAX_SHARERS { Some(Self(index)) } else { None }
+    }
+
+    /// The place, below [`MAX_SHARERS`].
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A set of a line's sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct SharerSet(u8);
+
+impl SharerSet {
+    /// Nobody.
+    pub const EMPTY: Self = Self(0);
+    /// Every place.
+    pub const ALL: Self = Self(u8::MAX);
+
+    /// One source.
+    pub const fn only(sharer: Sharer) -> Self {
+        Self(1 << sharer.0)
+    }
+
+    /// Whether nobody is in it.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether `sharer` is in it.
+    pub const fn contains(self, sharer: Sharer) -> bool {
+        self.0 & Self::only(sharer).0 != 0
+    }
+
+    /// Puts `sharer` in.
+    pub const fn insert(&mut self, sharer: Sharer) {
+        self.0 |= Self::only(sharer).0;
+    }
+
+    /// Takes `sharer` out.
+    pub const fn remove(&mut self, sharer: Sharer) {
+        self.0 &= !Self::only(sharer).0;
+    }
+
+    /// Those in either.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Those in this but not in `other`.
+    #[must_use]
+    pub const fn difference(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// The one with the lowest place.
+    pub const fn first(self) -> Option<Sharer> {
+        if self.0 == 0 { None } else { Some(Sharer(self.0.trailing_zeros() as u8)) }
+    }
+}
+
+impl Iterator for SharerSet {
+    type Item = Sharer;
+
+    /// Takes out the one with the lowest place.
+    #[inline]
+    fn next(&mut self) -> Option<Sharer> {
+        let first = self.first()?;
+        // Clears the lowest bit that is set.
+        self.0 &= self.0.wrapping_sub(1);
+        Some(first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_of_sharers_are_sets() {
+        let all: SharerSet = SharerSet::ALL;
+        assert_eq!(all.count(), MAX_SHARERS);
+        assert!(all.map(Sharer::index).eq(0..MAX_SHARERS));
+        assert_eq!(Sharer::new(MAX_SHARERS as u8), None);
+        let mut set = SharerSet::only(Sharer(0));
+        set.insert(Sharer(7));
+        assert!(set.contains(Sharer(7)) && !set.contains(Sharer(6)));
+        assert_eq!(set.difference(SharerSet::only(Sharer(0))), SharerSet::only(Sharer(7)));
+        assert_eq!(set.first(), Some(Sharer(0)));
+        set.remove(Sharer(0));
+        set.remove(Sharer(7));
+        assert!(set.is_empty());
+    }
+}
