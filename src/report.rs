@@ -6,6 +6,7 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 
 use levelhead::intx::Service;
+use levelhead::pci::IntxView;
 use log::error;
 
 use crate::arch::svm::enable::Unfit;
@@ -162,6 +163,13 @@ pub(crate) fn close(machine: &Machine, partition: &Partition) -> bool {
             book.completed_handover,
             book.in_service,
         ));
+        if book.accepted_wire == 0 && IntxView::read(&machine.config, bdf).is_pending() {
+            print(format_args!(
+                "  {bdf} asserts its INTx, but nothing ever arrived at {}: the routing is wrong; give the device its line in \
+                 the configuration (gsi = N)\n",
+                report.gsi
+            ));
+        }
         if report.state.service != Service::Idle {
             print(format_args!(
                 "  in service at the end: {:?}, silenced by {}\n",

@@ -170,6 +170,7 @@ impl<'a> Assigner<'a> {
             Refused(format!("{party}: partition {}: device {}: {what}", partition.name, device.bdf))
         };
         self.check_bars(&function, partition).map_err(|what| refuse("Machine", what))?;
+        function.prepare(self.config);
         let silencer = DisIntx::take(self.config, device.bdf)
             .ok_or_else(|| refuse("Device", "it does not answer".to_string()))?;
         silencer.write(self.config, true);
@@ -184,7 +185,6 @@ impl<'a> Assigner<'a> {
             })?;
             virtual_pin = Some(pin);
         }
-        function.prepare(self.config);
         let placement = guest
             .placer
             .place(&function)

@@ -15,8 +15,6 @@ impl Offset {
     pub const VENDOR_ID: Self = Self(0x00);
     /// Command, 16 bits; Status follows (PCI 3.0 6.2.2, 6.2.3).
     pub const COMMAND: Self = Self(0x04);
-    /// The upper byte of Command: SERR# Enable, Fast Back-to-Back Enable, Interrupt Disable.
-    pub const COMMAND_HIGH: Self = Self(0x05);
     /// Revision ID in bits 7 to 0, Class Code in bits 31 to 8.
     pub const REVISION: Self = Self(0x08);
     /// Cache Line Size, Latency Timer, Header Type and BIST, a byte each.
@@ -240,8 +238,8 @@ pub trait ConfigSpace {
     fn write32(&self, bdf: Bdf, offset: Offset, value: u32);
 }
 
-/// Writes the lower byte of Command (I/O, memory, bus master, ...). One byte write: DisINTx, in the byte above,
-/// belongs to [`DisIntx`](super::DisIntx) and cannot be disturbed. Bits of `command` from 8 on are ignored.
+/// Writes the lower byte of Command (I/O, memory, bus master, ...), before the function is assigned. Bits of `command`
+/// from 8 on are ignored.
 pub fn write_enables(space: &impl ConfigSpace, bdf: Bdf, command: Command) {
     let [low, _] = command.bits().to_le_bytes();
     space.write8(bdf, Offset::COMMAND, low);

@@ -19,8 +19,8 @@
 //! | [`virtual_config`] | a guest's configuration space of one assigned function |
 //! | [`config_ports`] | a guest's ports 0xcf8 to 0xcff |
 //!
-//! The Command register of an assigned function has two writers that never meet: [`DisIntx`] owns byte 0x05,
-//! [`config::write_enables`] owns byte 0x04, and neither reads, merges and writes the other's byte.
+//! The Command register of a function has one writer at a time (N3): [`Function::prepare`] before the function is
+//! assigned, [`DisIntx`] from then on. A guest's writes to it never reach the device.
 
 pub mod bar;
 pub mod bdf;

@@ -8,7 +8,7 @@ use core::ptr::NonNull;
 
 use acpi::aml::AmlError;
 use acpi::{Handle, Handler, PciAddress, PhysicalMapping};
-use levelhead::addr::HostPhys;
+use levelhead::addr::{HostPhys, PAGE_BYTES};
 use levelhead::frames::Frames;
 use x86_64::instructions::port::Port;
 
@@ -38,7 +38,9 @@ impl<'a> Firmware<'a> {
     fn map(&self, address: usize, bytes: usize) -> NonNull<u8> {
         let mut memory = self.memory.borrow_mut();
         let Memory { space, frames } = &mut *memory;
-        match space.map_firmware(HostPhys::new(address as u64), bytes as u64, frames) {
+        // The crate reads some tables as its own, longer structures, past the end that it asked for.
+        let bytes = bytes as u64 + PAGE_BYTES;
+        match space.map_firmware(HostPhys::new(address as u64), bytes, frames) {
             Some(pointer) => pointer,
             // The crate's interface has no error here; the panic report names firmware as the culprit.
             #[expect(clippy::panic, reason = "boot only: the crate's callback cannot fail")]
