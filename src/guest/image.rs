@@ -2,13 +2,12 @@
 //!
 //! Formats, in the order they are looked for:
 //!
-//! 1. **PVH**: an ELF, 32-bit or 64-bit, with a note of name `Xen` and type 18 (`XEN_ELFNOTE_PHYS32_ENTRY`) that
-//!    holds the physical address of a 32-bit entry point;
-//! 2. **Multiboot 1**: a header in the first 8 KiB that is aligned to 4 bytes (Multiboot 0.6.96 3.1). With address
+//! 1. **Multiboot 1**: a header in the first 8 KiB that is aligned to 4 bytes (Multiboot 0.6.96 3.1). With address
 //!    fields (flag bit 16) the file is loaded by them whatever it is otherwise; without, it is an ELF.
+//! 2. **PVH**: an ELF, 32-bit or 64-bit, with a note of name `Xen` and type 18 (`XEN_ELFNOTE_PHYS32_ENTRY`) that
+//!    holds the physical address of a 32-bit entry point.
 //!
-//! An image with both is started by PVH: that protocol has 64-bit addresses and no ambiguity about ELF64. (QEMU
-//! chooses the other way round.)
+//! An image with both is started by Multiboot, as QEMU's `-kernel` does: an image behaves the same here and there.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -150,26 +149,23 @@ pub(super) struct LoadedImage<'a> {
 /// Finds out what `file` is and where it goes.
 pub(super) fn load<'a>(file: &'a [u8], memory: &GuestMemory) -> Result<LoadedImage<'a>, ImageError> {
     let elf = Elf::parse(file)?;
-    if let Some(elf) = &elf
-        && let Some(entry) = elf.pvh_entry()?
-    {
-        let placements = elf.segments(memory)?;
-        let entry = entry_within(&placements, Field::Header("XEN_ELFNOTE_PHYS32_ENTRY"), entry)?;
-        return Ok(LoadedImage { protocol: Protocol::Pvh, placements, entry });
-    }
-    let Some(header) = multiboot::Header::find(file)? else {
-        return Err(ImageError::Unrecognised { elf: elf.is_some() });
-    };
-    let (placements, field, entry) = match (header.addresses, elf) {
-        (Some(addresses), _) => {
-            let placement = addresses.placement(file, header.offset, memory)?;
-            (alloc::vec![placement], "entry_addr", addresses.entry.into())
+    let (protocol, placements, field, entry) = match (multiboot::Header::find(file)?, elf) {
+        (Some(multiboot::Header { addresses: Some(addresses), offset }), _) => {
+            let placement = addresses.placement(file, offset, memory)?;
+            (Protocol::Multiboot1, alloc::vec![placement], "entry_addr", addresses.entry.into())
         }
-        (None, Some(elf)) => (elf.segments(memory)?, "e_entry", elf.physical_entry()),
-        (None, None) => return Err(ImageError::NoAddresses),
+        (Some(_), Some(elf)) => {
+            (Protocol::Multiboot1, elf.segments(memory)?, "e_entry", elf.physical_entry())
+        }
+        (Some(_), None) => return Err(ImageError::NoAddresses),
+        (None, Some(elf)) => match elf.pvh_entry()? {
+            Some(entry) => (Protocol::Pvh, elf.segments(memory)?, "XEN_ELFNOTE_PHYS32_ENTRY", entry),
+            None => return Err(ImageError::Unrecognised { elf: true }),
+        },
+        (None, None) => return Err(ImageError::Unrecognised { elf: false }),
     };
     let entry = entry_within(&placements, Field::Header(field), entry)?;
-    Ok(LoadedImage { protocol: Protocol::Multiboot1, placements, entry })
+    Ok(LoadedImage { protocol, placements, entry })
 }
 
 /// Checks that bytes of the file are loaded to `entry`: zeros are no code.

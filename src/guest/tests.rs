@@ -269,10 +269,11 @@ fn a_pvh_note_is_found_in_all_its_forms() {
 }
 
 #[test]
-fn pvh_wins_over_multiboot() {
+fn multiboot_wins_over_pvh_as_on_the_bare_machine() {
     let mut elf = pvh_elf64();
-    elf.segments[0].content[..12].copy_from_slice(&multiboot_header(3, &[]));
     assert_eq!(plan_of(&elf.build()).unwrap().protocol, Protocol::Pvh);
+    elf.segments[0].content[..12].copy_from_slice(&multiboot_header(3, &[]));
+    assert_eq!(plan_of(&elf.build()).unwrap().protocol, Protocol::Multiboot1);
     elf.segments[1].kind = PT_NULL;
     assert_eq!(plan_of(&elf.build()).unwrap().protocol, Protocol::Multiboot1);
 }
