@@ -17,10 +17,11 @@
 //!
 //! | level | modules |
 //! | --- | --- |
-//! | 0 vocabulary | [`addr`], [`irq`], [`sync`], [`vcpu`], [`x86`] |
-//! | 1 formats | [`cpuid`], [`frames`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
-//! | 2 machines | [`intx`], [`virq`], [`device`], [`config`] |
-//! | 3 systems | [`guest`] |
+//! | 0 words | [`addr`], [`irq`], [`sync`], [`x86`] |
+//! | 1 resources | [`frames`], [`vcpu`] |
+//! | 2 formats | [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
+//! | 3 machines | [`intx`], [`virq`], [`device`], [`config`] |
+//! | 4 systems | [`guest`] |
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

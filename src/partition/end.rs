@@ -1,6 +1,7 @@
 //! How a partition ends, and the record of it.
 
 use levelhead::vcpu::{Exit, Gpr};
+use x86_64::registers::control::Cr3;
 
 use super::Partition;
 use crate::console;
@@ -26,6 +27,8 @@ pub(crate) enum End {
     Halted,
 }
 
+/// Where the hypervisor's own addresses begin.
+const HOST_HALF: u64 = 0xffff_8000_0000_0000;
 /// What `isa-debug-exit` users write for success: QEMU's status becomes 33.
 const PORT_SUCCESS: u32 = 0x10;
 
@@ -72,6 +75,12 @@ impl End {
             vmcb.cr4(),
             vmcb.efer(),
         ));
+        let own_root = Cr3::read().0.start_address().as_u64();
+        if vmcb.rip() >= HOST_HALF && vmcb.cpl() == 0 && vmcb.cr3() == own_root {
+            console::print(format_args!(
+                "  this is the hypervisor's own state, not the guest's: the CPU (or its emulator) is at fault, see docs/adr/0001\n"
+            ));
+        }
         for row in Gpr::ALL.chunks(4) {
             console::print(format_args!(" "));
             for register in row {

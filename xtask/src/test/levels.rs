@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 
 /// Folders and files of `src/` that may hold assembly.
-const ASSEMBLY: [&str; 3] = ["arch", "boot", "rt"];
+const ASSEMBLY: [&str; 4] = ["arch", "boot", "rt", "selftest"];
 /// The folder that may use the `acpi` crate.
 const ACPI: &str = "platform";
 
