@@ -129,6 +129,7 @@ impl Partition {
             | Exit::Nmi
             | Exit::Smi
             | Exit::Init
+            | Exit::Iret
             | Exit::InterruptWindow
             | Exit::Unknown(_) => Err(Trouble::End("an exit that was not asked for")),
         };

@@ -235,6 +235,8 @@ pub enum Exit {
     Cpuid,
     /// HLT.
     Hlt,
+    /// IRET is about to be executed, as was asked for: the service of a non-maskable interrupt ends with it.
+    Iret,
     /// RDMSR; ECX holds the number.
     ReadMsr,
     /// WRMSR; ECX holds the number, EDX:EAX the value.
@@ -325,6 +327,7 @@ impl fmt::Display for Exit {
             | Self::InterruptWindow
             | Self::Cpuid
             | Self::Hlt
+            | Self::Iret
             | Self::ReadMsr
             | Self::WriteMsr
             | Self::Hypercall

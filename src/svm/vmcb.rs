@@ -421,18 +421,25 @@ impl Vmcb {
         self.save.rflags & rflags::IF != 0 && !self.interrupt_shadow()
     }
 
+    /// Adds or removes the intercept of IRET, which ends the service of a non-maskable interrupt (APM2 15.13.3).
+    pub const fn intercept_iret(&mut self, on: bool) {
+        self.intercept(Misc1::IRET, on);
+    }
+
     /// Adds or removes the intercept of HLT. Without it the guest halts the CPU itself, until a physical interrupt ends
     /// VMRUN.
     pub const fn intercept_halt(&mut self, on: bool) {
-        let bit = Misc1::HLT.bits();
-        self.control.misc1 = if on { self.control.misc1 | bit } else { self.control.misc1 & !bit };
-        self.touch(CleanBits::INTERCEPTS);
+        self.intercept(Misc1::HLT, on);
     }
 
     /// Adds or removes the intercept of the moment the guest can take an interrupt. Needs a pending virtual
     /// interrupt to trigger (APM2 15.21.5).
     pub const fn intercept_interrupt_window(&mut self, on: bool) {
-        let bit = Misc1::VINTR.bits();
+        self.intercept(Misc1::VINTR, on);
+    }
+
+    const fn intercept(&mut self, what: Misc1, on: bool) {
+        let bit = what.bits();
         self.control.misc1 = if on { self.control.misc1 | bit } else { self.control.misc1 & !bit };
         self.touch(CleanBits::INTERCEPTS);
     }

@@ -17,6 +17,7 @@ bitflags! {
         const RDPMC = 1 << 15;
         const CPUID = 1 << 18;
         const RSM = 1 << 19;
+        const IRET = 1 << 20;
         const INVD = 1 << 22;
         const HLT = 1 << 24;
         const INVLPGA = 1 << 26;
