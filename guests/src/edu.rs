@@ -2,7 +2,8 @@
 //!
 //! Its interrupt status is a set of 32 bits; INTA# is asserted while any is set. A write to the raise register
 //! sets bits at once, which makes it an exactly timed source. A factorial is computed in a thread of QEMU's own
-//! and raises when it is done, which makes it a truly asynchronous one.
+//! and raises when it is done, which makes it a truly asynchronous one. A transfer by DMA ends 100 ms of QEMU's clock
+//! after its start and raises then, whether or not it reached memory: an exactly timed source for a CPU that sleeps.
 
 use crate::check;
 use crate::cpu::Mmio;
@@ -19,12 +20,24 @@ const INTERRUPT_STATUS: usize = 0x24;
 pub const RAISE: usize = 0x60;
 /// Offset of the register that clears interrupt status bits.
 pub const ACKNOWLEDGE: usize = 0x64;
+const TRANSFER_SOURCE: usize = 0x80;
+const TRANSFER_DESTINATION: usize = 0x88;
+const TRANSFER_COUNT: usize = 0x90;
+/// Offset of the register that starts a transfer.
+pub const TRANSFER_COMMAND: usize = 0x98;
+
+/// Command: run, from memory to the device, raise [`TRANSFER_DONE`] at the end.
+pub const TRANSFER_START: u32 = 1 << 0 | 1 << 2;
+/// Where the device's own memory begins.
+const DEVICE_MEMORY: u32 = 0x4_0000;
 
 /// Status: raise [`FACTORIAL_DONE`] when a factorial is computed.
 const RAISE_WHEN_DONE: u32 = 1 << 7;
 
 /// The interrupt status bit of a computed factorial.
 pub const FACTORIAL_DONE: u32 = 1 << 0;
+/// The interrupt status bit of a transfer.
+pub const TRANSFER_DONE: u32 = 1 << 8;
 
 /// An `edu` device.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +87,15 @@ impl Edu {
     pub fn start_factorial(self, n: u32) {
         self.registers.write32(STATUS, RAISE_WHEN_DONE);
         self.registers.write32(FACTORIAL, n);
+    }
+
+    /// Starts a transfer of one word from memory to the device; [`TRANSFER_DONE`] is raised at its end. Source and size
+    /// stay set for further ones, which [`TRANSFER_START`] written to [`TRANSFER_COMMAND`] starts.
+    pub fn start_transfer(self) {
+        self.registers.write32(TRANSFER_SOURCE, 0);
+        self.registers.write32(TRANSFER_DESTINATION, DEVICE_MEMORY);
+        self.registers.write32(TRANSFER_COUNT, 4);
+        self.registers.write32(TRANSFER_COMMAND, TRANSFER_START);
     }
 
     /// The computed factorial.

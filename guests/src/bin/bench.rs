@@ -14,14 +14,13 @@
 //! The handler is all assembly and saves the few registers it needs, so it adds the same few instructions bare
 //! and under a hypervisor.
 //!
-//! The store that raises the line raises it at once, so where it happens decides what is measured:
+//! * `vcpu=busy`: the program raises by a store, which acts at once, and spins on the flag with interrupts on.
+//! * `vcpu=halted`: the CPU sleeps when the line rises. `edu` raises it at the end of a transfer that QEMU ends 100 ms
+//!   after its start, counted from the start of the running millisecond of its own clock. Under `-icount` that clock
+//!   is the time stamp counter, so t0 is known to the instruction without anybody awake to take it: the last full
+//!   millisecond before t1. A poll checks this once. The time it takes to fall asleep is not in it.
 //!
-//! * `vcpu=busy`: interrupts are on; the CPU spins on the flag.
-//! * `vcpu=halted`: interrupts are off; `sti; hlt` follows. The CPU halts with the interrupt already waiting, and
-//!   must be woken at once: that is the whole way through a halt without the sleep, whose length nobody
-//!   controls. A hypervisor pays for the HLT as well as for the interrupt and the EOI.
-//!
-//! Command line: `rounds=N`, at most and by default 1000.
+//! Command line: `vcpu=busy` or `vcpu=halted` for one of the two; `rounds=N`, at most and by default 1000.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "the measured code is assembly")]
@@ -30,10 +29,10 @@ use core::arch::{asm, naked_asm};
 use core::fmt;
 
 use guests::cpu::enable_interrupts;
-use guests::edu::{ACKNOWLEDGE, Edu, RAISE};
+use guests::edu::{ACKNOWLEDGE, Edu, RAISE, TRANSFER_COMMAND, TRANSFER_DONE, TRANSFER_START};
 use guests::interrupts::set_raw_gate;
 use guests::lapic::{self, Mode};
-use guests::{check, cmdline, say};
+use guests::{check, cmdline, fail, say, wait};
 
 guests::guest!("bench", main);
 
@@ -41,12 +40,27 @@ const DEVICE: u8 = 0x51;
 const BIT: u32 = 1 << 4;
 const WARM_UP: usize = 16;
 const MOST_ROUNDS: usize = 1000;
+/// A millisecond of QEMU's clock, in ticks.
+const MILLISECOND: u64 = 1_000_000;
+/// From the last full millisecond before a transfer's start to its end.
+const TRANSFER_TIME: u64 = 100 * MILLISECOND;
+/// Instructions after the end of a transfer in which the poll must see it.
+const POLL: u64 = 100;
 
 fn main() {
     let rounds = cmdline::number("rounds").map_or(MOST_ROUNDS, |rounds| rounds as usize);
     check!((1..=MOST_ROUNDS).contains(&rounds), "rounds={rounds} is not between 1 and {MOST_ROUNDS}");
+    let modes: &[Vcpu] = match cmdline::value("vcpu") {
+        None => &[Vcpu::Busy, Vcpu::Halted],
+        Some("busy") => &[Vcpu::Busy],
+        Some("halted") => &[Vcpu::Halted],
+        Some(other) => fail!("command line: vcpu={other} is neither busy nor halted"),
+    };
     let apic = lapic::init();
     let edu = Edu::find();
+    if modes.contains(&Vcpu::Halted) {
+        check_transfer(edu);
+    }
     edu.connect(DEVICE);
     let handler = match apic {
         Mode::XApic => xapic_handler as *const () as u64,
@@ -57,7 +71,7 @@ fn main() {
 
     say!("overhead={}", overhead());
     let mut samples = [Sample::default(); MOST_ROUNDS];
-    for vcpu in [Vcpu::Busy, Vcpu::Halted] {
+    for &vcpu in modes {
         for _ in 0..WARM_UP {
             measure(edu, vcpu);
         }
@@ -73,7 +87,7 @@ fn main() {
 }
 
 /// What the CPU does when the interrupt comes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Vcpu {
     Busy,
     Halted,
@@ -108,9 +122,9 @@ struct Sample {
 /// The registers that the program and the handler share: R8 to R11 are the times t0, t1, t2 and t2', R13 points to
 /// `edu`'s registers, R14 to the local APIC's EOI register, R15 to the flag.
 fn measure(edu: Edu, vcpu: Vcpu) -> Sample {
-    /// `raise` is what follows the first time stamp.
+    /// After the first time stamp the value goes to the device's register, and then what is left is done.
     macro_rules! round {
-        ($($raise:literal),+) => {{
+        ($register:ident <- $value:ident $(, $then:literal)*) => {{
             let mut flag = 0_u32;
             let (raised, entered, served, completed, seen): (u64, u64, u64, u64, u64);
             // SAFETY: the handler changes the times and the flag that are given up here, and nothing else; the
@@ -118,14 +132,15 @@ fn measure(edu: Edu, vcpu: Vcpu) -> Sample {
             unsafe {
                 asm!(
                     time!("r8"),
-                    $($raise,)+
+                    "mov dword ptr [r13 + {register}], {value}",
+                    $($then,)*
                     "2:",
                     "cmp dword ptr [r15], 0",
                     "je 2b",
                     time!("r12"),
                     "cli",
-                    raise = const RAISE,
-                    bit = const BIT,
+                    register = const $register,
+                    value = const $value,
                     out("r8") raised,
                     out("r9") entered,
                     out("r10") served,
@@ -138,20 +153,47 @@ fn measure(edu: Edu, vcpu: Vcpu) -> Sample {
                     out("rdx") _,
                 );
             }
-            Sample {
-                raise_to_isr: entered.wrapping_sub(raised),
-                eoi: completed.wrapping_sub(served),
-                round_trip: seen.wrapping_sub(raised),
-            }
+            (raised, entered, served, completed, seen)
         }};
     }
-    match vcpu {
+    let (mut raised, entered, served, completed, seen) = match vcpu {
         Vcpu::Busy => {
             enable_interrupts();
-            round!("mov dword ptr [r13 + {raise}], {bit}")
+            round!(RAISE <- BIT)
         }
-        Vcpu::Halted => round!("mov dword ptr [r13 + {raise}], {bit}", "sti", "hlt"),
+        Vcpu::Halted => round!(TRANSFER_COMMAND <- TRANSFER_START, "sti", "hlt"),
+    };
+    if vcpu == Vcpu::Halted {
+        let started = raised;
+        raised = entered - entered % MILLISECOND;
+        check!(raised > started, "the interrupt came before the transfer ended");
     }
+    Sample {
+        raise_to_isr: entered.wrapping_sub(raised),
+        eoi: completed.wrapping_sub(served),
+        round_trip: seen.wrapping_sub(raised),
+    }
+}
+
+/// Makes sure that a transfer ends on a full millisecond of the time stamp counter: looks for it without pause, with
+/// interrupts off, from shortly before.
+fn check_transfer(edu: Edu) {
+    edu.start_transfer();
+    let end = time_stamp() / MILLISECOND * MILLISECOND + TRANSFER_TIME;
+    while time_stamp() + MILLISECOND / 10 < end {
+        wait::a_moment();
+    }
+    check!(edu.interrupt_status() == 0, "a transfer ended too early");
+    check!(wait::until(|| edu.interrupt_status() != 0), "a transfer does not end");
+    let late = time_stamp().wrapping_sub(end);
+    edu.acknowledge(TRANSFER_DONE);
+    check!(late < POLL, "a transfer ended {late} ticks after its time: is this not -icount shift=0,sleep=off?");
+}
+
+/// The time stamp counter.
+fn time_stamp() -> u64 {
+    // SAFETY: reads a counter.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// What two time stamps in a row differ by.
@@ -178,7 +220,7 @@ extern "C" fn xapic_handler() {
         "push rax",
         "push rdx",
         time!("r9"),
-        "mov dword ptr [r13 + {acknowledge}], {bit}",
+        "mov dword ptr [r13 + {acknowledge}], {all}",
         time!("r10"),
         "mov dword ptr [r14], 0",
         time!("r11"),
@@ -187,7 +229,7 @@ extern "C" fn xapic_handler() {
         "pop rax",
         "iretq",
         acknowledge = const ACKNOWLEDGE,
-        bit = const BIT,
+        all = const u32::MAX,
     )
 }
 
@@ -198,7 +240,7 @@ extern "C" fn x2apic_handler() {
         "push rdx",
         "push rcx",
         time!("r9"),
-        "mov dword ptr [r13 + {acknowledge}], {bit}",
+        "mov dword ptr [r13 + {acknowledge}], {all}",
         time!("r10"),
         "mov ecx, {eoi}",
         "xor eax, eax",
@@ -211,7 +253,7 @@ extern "C" fn x2apic_handler() {
         "pop rax",
         "iretq",
         acknowledge = const ACKNOWLEDGE,
-        bit = const BIT,
+        all = const u32::MAX,
         eoi = const lapic::msr(lapic::EOI),
     )
 }
