@@ -1,4 +1,6 @@
-# The five memory routines and strlen that compiled Rust calls by name and that no libc provides here.
+# The memory routines and strlen that compiled Rust calls by name and that no libc provides here, under names of their own:
+# mod.rs gives them the real ones, tests/memory_routines.rs runs them on the host.
+#
 # String instructions: Rust loops with these names would be compiled into calls to themselves.
 
 .section .text
@@ -11,14 +13,14 @@
 \name:
 .endm
 
-FUNCTION memcpy
+FUNCTION lh_memcpy
     mov     rax, rdi
     mov     rcx, rdx
     rep movsb
     ret
-.size memcpy, . - memcpy
+.size lh_memcpy, . - lh_memcpy
 
-FUNCTION memmove
+FUNCTION lh_memmove
     mov     rax, rdi
     mov     rcx, rdx
     mov     r8, rdi
@@ -33,18 +35,18 @@ FUNCTION memmove
     rep movsb
     cld
     ret
-.size memmove, . - memmove
+.size lh_memmove, . - lh_memmove
 
-FUNCTION memset
+FUNCTION lh_memset
     mov     r8, rdi
     mov     eax, esi
     mov     rcx, rdx
     rep stosb
     mov     rax, r8
     ret
-.size memset, . - memset
+.size lh_memset, . - lh_memset
 
-FUNCTION memcmp
+FUNCTION lh_memcmp
     xor     eax, eax
     mov     rcx, rdx
     test    rcx, rcx
@@ -55,17 +57,13 @@ FUNCTION memcmp
     movzx   ecx, byte ptr [rsi - 1]
     sub     eax, ecx
 1:  ret
-.size memcmp, . - memcmp
+.size lh_memcmp, . - lh_memcmp
 
-FUNCTION bcmp
-    jmp     memcmp
-.size bcmp, . - bcmp
-
-FUNCTION strlen
+FUNCTION lh_strlen
     xor     eax, eax
 1:  cmp     byte ptr [rdi + rax], 0
     je      2f
     inc     rax
     jmp     1b
 2:  ret
-.size strlen, . - strlen
+.size lh_strlen, . - lh_strlen

@@ -6,3 +6,13 @@ pub(crate) mod heap;
 pub(crate) mod panic;
 
 core::arch::global_asm!(include_str!("mem.S"));
+// The names under which compilers call them.
+core::arch::global_asm!(
+    ".global memcpy, memmove, memset, memcmp, bcmp, strlen",
+    ".set memcpy, lh_memcpy",
+    ".set memmove, lh_memmove",
+    ".set memset, lh_memset",
+    ".set memcmp, lh_memcmp",
+    ".set bcmp, lh_memcmp",
+    ".set strlen, lh_strlen",
+);

@@ -187,7 +187,10 @@ fn check_transfer(edu: Edu) {
     check!(wait::until(|| edu.interrupt_status() != 0), "a transfer does not end");
     let late = time_stamp().wrapping_sub(end);
     edu.acknowledge(TRANSFER_DONE);
-    check!(late < POLL, "a transfer ended {late} ticks after its time: is this not -icount shift=0,sleep=off?");
+    check!(
+        late < POLL,
+        "a transfer ended {late} ticks after its time: is this not -icount shift=0,sleep=off?"
+    );
 }
 
 /// The time stamp counter.
