@@ -12,6 +12,7 @@ mod boot;
 mod console;
 mod exits;
 mod hypercalls;
+mod launch;
 mod machine;
 mod partition;
 mod platform;
@@ -20,6 +21,7 @@ mod rt;
 mod run;
 mod selftest;
 mod setup;
+mod system;
 
 use levelhead::irq::CpuId;
 use log::info;
@@ -97,10 +99,10 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
 
     // Partitions: judge the bundle, find and assign their devices, install their lines, load their images.
     let (space, frames) = (&mut space, &mut frames);
-    let system = setup::System { loader: &loader, facts, cpus: &cpus, apic, io_apics, space, frames };
+    let system = system::System { loader: &loader, facts, cpus: &cpus, apic, io_apics, space, frames };
     let (machine, placed) = system.build()?;
     report::lines(machine, &placed);
 
     // And run.
-    setup::run_all(&mut cpu, machine, &cpus, placed, space, frames)
+    launch::run_all(&mut cpu, machine, &cpus, placed, space, frames)
 }

@@ -21,7 +21,7 @@ use crate::partition::assign::Refused;
 use crate::partition::end::End;
 use crate::platform::tables::FirmwareError;
 use crate::rt::exit::Verdict;
-use crate::setup::Placed;
+use crate::system::Placed;
 
 /// Why the machine ends before a guest ran.
 #[derive(Debug)]
