@@ -80,7 +80,7 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
             "IO-APIC at {}: GSI {} to {}",
             chip.address,
             chip.gsi_base,
-            chip.gsi_base + u32::from(pins.get()) - 1
+            chip.gsi_base.saturating_add(u32::from(pins.get()) - 1)
         );
     }
     let features = enable::probe()?;
