@@ -35,7 +35,8 @@ pub(crate) type PlaceOnBus = (u8, u8, IntPin);
 /// The entries found, in the order of the places. Plain values: the interpreter's memory is dropped.
 pub(crate) type Entries = [Option<PrtEntry>; MAX_PLACES];
 
-/// Interprets the firmware's AML and looks up each place. `None` when the tables or their AML cannot be used.
+/// Interprets the firmware's AML and looks up each place. `None` when the tables or their AML cannot be used, or say
+/// what cannot be.
 pub(crate) fn look_up(
     rsdp: Option<HostPhys>,
     memory: Memory<'_>,
@@ -58,6 +59,10 @@ pub(crate) fn look_up(
         let found = tables
             .filter_map(|(_, table)| table.route(u16::from(device), 0, prt_pin(pin), &interpreter).ok())
             .next();
+        // The system timer's line: a link that is not set up says so, or the interpreter went wrong in it.
+        if found.as_ref().is_some_and(|found| found.irq == 0) {
+            return None;
+        }
         *slot = found.map(|found| PrtEntry {
             bus,
             device,
