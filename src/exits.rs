@@ -32,6 +32,8 @@ const IO_APIC: u64 = 0xfec0_0000;
 const IO_APIC_BYTES: u64 = 0x1000;
 /// Elements of a repeated string port access in one exit, so that an exit stays short.
 const MAX_STRING_ELEMENTS: u32 = 64;
+/// What the debug port reads as, whatever its number: that of its usual place.
+const DEBUG_PORT_PRESENT: u64 = 0xe9;
 /// MTRRcap of a CPU without variable and fixed ranges.
 const MTRR_CAP_NONE: u64 = 0;
 
@@ -123,14 +125,15 @@ impl Partition {
             Exit::MachineCheck => Err(Trouble::End("machine check while the guest ran")),
             Exit::TaskSwitch => Err(Trouble::End("a hardware task switch, which is not supported")),
             Exit::Invalid => {
-                Err(Trouble::End("the CPU refused the control block: a defect of the hypervisor"))
+                // A CPU checks the guest's own writes to CR0 and CR4; QEMU lets some through that VMRUN refuses.
+                Err(Trouble::End("the CPU refused to go on with the guest's control registers"))
             }
             Exit::Interrupt
             | Exit::Nmi
             | Exit::Smi
             | Exit::Init
-            | Exit::Iret
             | Exit::InterruptWindow
+            | Exit::Iret
             | Exit::Unknown(_) => Err(Trouble::End("an exit that was not asked for")),
         };
         match done {
@@ -328,6 +331,9 @@ impl Partition {
         if fault.table_walk {
             return Err(Trouble::End("page tables in no memory"));
         }
+        if self.world.vmcb.interrupted_a_delivery() {
+            return Err(Trouble::End("an event's descriptor or stack in no memory"));
+        }
         let at = fault.address.raw();
         let lapic = self.chips.lapic(BOOT).map_or(u64::MAX, |lapic| lapic.mmio_base().raw());
         let place = if at.wrapping_sub(lapic) < LAPIC_MMIO_BYTES {
@@ -493,6 +499,8 @@ impl Partition {
     fn port_in(&mut self, machine: &Machine, port: u16, width: Width) -> u64 {
         match port {
             COM1..=COM1_LAST if width == Width::Byte => u64::from(self.uart.read(port - COM1)),
+            // By this a guest tells that the port is there.
+            _ if Some(port) == self.debug_port && width == Width::Byte => DEBUG_PORT_PRESENT,
             _ if ConfigPorts::contains(port) => match config_width(width) {
                 Some(width) => u64::from(self.config_in(machine, port, width)),
                 None => u64::MAX,

@@ -10,7 +10,7 @@
 use levelhead::hypercall::answer;
 use levelhead::intx::{Completion, MaskReasons, Notifier, Replacing, SourceId};
 use levelhead::irq::Vector;
-use levelhead::svm::{self, interrupted_delivery};
+use levelhead::svm::{self, NmiMask, interrupted_delivery};
 use levelhead::vcpu::Exit;
 use levelhead::virq::{Event, Exited, Interruptibility, NmiWindow};
 use levelhead::x86::rflags;
@@ -23,9 +23,6 @@ use crate::partition::{BOOT, Partition};
 
 /// How soon the CPU comes back when a non-maskable interrupt has to wait for the guest, in TSC ticks.
 const NMI_RETRY_TICKS: u64 = 50_000;
-
-/// EXITINTINFO, bit 31: the exit struck while an event was being delivered (APM2 15.7.2).
-const EXIT_INT_INFO_VALID: u64 = 1 << 31;
 
 /// What an exit's handler leaves for the next entry.
 #[derive(Debug)]
@@ -47,10 +44,8 @@ pub(crate) enum Next<'m> {
 struct Entry {
     /// An event to be forced, ahead of anything the chips want: an exception for the guest, or what an exit interrupted.
     forced: Option<svm::Event>,
-    /// The guest services a non-maskable interrupt: since its delivery, no IRET.
-    nmi_blocked: bool,
-    /// The next instruction is the IRET that ends that service, so a further one still has to wait.
-    before_iret: bool,
+    /// Whether the guest services a non-maskable interrupt.
+    nmi: NmiMask,
 }
 
 /// Runs a guest until it ends.
@@ -59,13 +54,8 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &Machine, partition: &mut Partitio
     loop {
         prepare(machine, partition, &mut entry);
         partition.world.enter(cpu);
-        let (exit, delivering) = leave(machine, partition, &mut entry);
+        let exit = leave(machine, partition, &mut entry);
         let next = match exit {
-            // What touched the device was the delivery of an event, not the instruction at RIP: there is nothing to emulate.
-            Exit::NestedFault(_) if delivering => Next::End(End::Fault {
-                what: "an interrupt or exception could not be delivered to memory",
-                exit,
-            }),
             Exit::Interrupt => {
                 partition.exits.interrupt += 1;
                 let arrived = cpu.window();
@@ -79,9 +69,9 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &Machine, partition: &mut Partitio
             }
             Exit::Iret => {
                 partition.exits.other += 1;
-                entry.nmi_blocked = false;
-                entry.before_iret = true;
-                partition.world.vmcb.intercept_iret(false);
+                let vmcb = &mut partition.world.vmcb;
+                vmcb.intercept_iret(false);
+                entry.nmi = NmiMask::Returning { rip: vmcb.rip(), rsp: vmcb.rsp() };
                 Next::Enter
             }
             other => partition.handle(machine, other),
@@ -107,11 +97,10 @@ fn prepare(machine: &Machine, partition: &mut Partition, entry: &mut Entry) {
     let forced = entry.forced.take();
     let vmcb = &mut partition.world.vmcb;
     let state = Interruptibility {
-        nmi_blocked: entry.nmi_blocked,
-        shadow: vmcb.interrupt_shadow() || entry.before_iret,
+        nmi_blocked: entry.nmi.blocks(vmcb.rip(), vmcb.rsp()),
+        shadow: vmcb.interrupt_shadow(),
         event_taken: forced.is_some(),
     };
-    entry.before_iret = false;
     let injection = partition.chips.before_entry(BOOT, state);
     if let Some(event) = forced {
         vmcb.inject(event);
@@ -121,7 +110,7 @@ fn prepare(machine: &Machine, partition: &mut Partition, entry: &mut Entry) {
         Some(Event::Nmi) => {
             vmcb.inject(svm::Event::Nmi);
             vmcb.intercept_iret(true);
-            entry.nmi_blocked = true;
+            entry.nmi = NmiMask::InHandler;
         }
         None => {}
     }
@@ -130,19 +119,19 @@ fn prepare(machine: &Machine, partition: &mut Partition, entry: &mut Entry) {
         None if vmcb.virtual_interrupt_pending() => vmcb.clear_virtual_interrupt(),
         None => {}
     }
-    if injection.nmi_window == Some(NmiWindow::Instruction) {
+    // The intercepted IRET tells by itself; for all else the timer brings the CPU back.
+    let told = injection.nmi_window == Some(NmiWindow::Iret) && entry.nmi == NmiMask::InHandler;
+    if injection.nmi_window.is_some() && !told {
         machine.apic.arm_timer(machine.rate, NMI_RETRY_TICKS);
     }
 }
 
-/// Reads what the exit tells about events under way; says why the guest stopped, and whether it was in the middle of a
-/// delivery.
+/// Reads what the exit tells about events under way; says why the guest stopped.
 #[inline]
-fn leave(machine: &Machine, partition: &mut Partition, entry: &mut Entry) -> (Exit, bool) {
+fn leave(machine: &Machine, partition: &mut Partition, entry: &mut Entry) -> Exit {
     let vmcb = &mut partition.world.vmcb;
     let offer_stands = vmcb.virtual_interrupt_pending();
     let mut exited = Exited { offer_stands, interrupted: None };
-    let delivering = vmcb.exit_int_info() & EXIT_INT_INFO_VALID != 0;
     match interrupted_delivery(vmcb.exit_int_info(), offer_stands) {
         Some(svm::Event::Interrupt(vector)) => exited.interrupted = Some(vector),
         event => entry.forced = event,
@@ -153,7 +142,7 @@ fn leave(machine: &Machine, partition: &mut Partition, entry: &mut Entry) -> (Ex
     if !taken.is_empty() {
         partition.complete(machine, taken);
     }
-    (exit, delivering)
+    exit
 }
 
 /// Handles the vectors of one window, from the highest to the lowest. Each source is silenced before its own EOI at the

@@ -231,12 +231,12 @@ pub enum Exit {
     Init,
     /// The guest became able to take an interrupt, as was asked for.
     InterruptWindow,
+    /// IRET, not yet executed, as was asked for.
+    Iret,
     /// CPUID.
     Cpuid,
     /// HLT.
     Hlt,
-    /// IRET is about to be executed, as was asked for: the service of a non-maskable interrupt ends with it.
-    Iret,
     /// RDMSR; ECX holds the number.
     ReadMsr,
     /// WRMSR; ECX holds the number, EDX:EAX the value.
@@ -318,16 +318,16 @@ impl fmt::Display for Exit {
             }
             Self::Exception { vector, error_code: None } => write!(f, "exception {vector}"),
             Self::Shutdown => f.write_str("shutdown (triple fault)"),
-            Self::Invalid => f.write_str("entry refused (inconsistent control block)"),
+            Self::Invalid => f.write_str("entry refused (illegal state)"),
             Self::Unknown(code) => write!(f, "unknown exit {code:#x}"),
             Self::Interrupt
             | Self::Nmi
             | Self::Smi
             | Self::Init
             | Self::InterruptWindow
+            | Self::Iret
             | Self::Cpuid
             | Self::Hlt
-            | Self::Iret
             | Self::ReadMsr
             | Self::WriteMsr
             | Self::Hypercall

@@ -36,6 +36,7 @@ const IN_SERVICE: u32 = 0x100;
 const TRIGGER_MODE: u32 = 0x180;
 const INTERRUPT_REQUEST: u32 = 0x200;
 const COMMAND: u32 = 0x300;
+const COMMAND_HIGH: u32 = 0x310;
 const TIMER: u32 = 0x320;
 const LINT0: u32 = 0x350;
 const INITIAL_COUNT: u32 = 0x380;
@@ -132,6 +133,21 @@ pub fn self_ipi(vector: u8) {
         Mode::XApic => write(COMMAND, TO_SELF as u32 | u32::from(vector)),
         // SAFETY: the register exists in this mode; the vector has a handler, if only one that reports.
         Mode::X2Apic => unsafe { wrmsr(X2APIC_SELF_IPI, u64::from(vector)) },
+    }
+}
+
+/// Sends a non-maskable interrupt to this CPU, by its number: the shorthand for it is for fixed vectors.
+pub fn self_nmi() {
+    const NMI: u32 = 0b100 << 8;
+    const ASSERT: u32 = 1 << 14;
+    let id = id();
+    match mode() {
+        Mode::XApic => {
+            write(COMMAND_HIGH, id << 24);
+            write(COMMAND, NMI | ASSERT);
+        }
+        // SAFETY: the register exists in this mode; the interrupt has a handler, if only one that reports.
+        Mode::X2Apic => unsafe { wrmsr(msr(COMMAND), u64::from(id) << 32 | u64::from(NMI | ASSERT)) },
     }
 }
 

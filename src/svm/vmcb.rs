@@ -335,6 +335,13 @@ impl Vmcb {
         self.control.exit_int_info
     }
 
+    /// Whether the exit struck in the middle of an event's delivery, INT included: what was accessed then is the
+    /// event's descriptor or stack, and RIP says nothing about it.
+    #[inline]
+    pub const fn interrupted_a_delivery(&self) -> bool {
+        self.control.exit_int_info & 1 << 31 != 0
+    }
+
     /// The address of the next instruction, where the CPU saves it (CPUID 8000_000A EDX bit 3, NRIPS) and the
     /// exit is one caused by an instruction; elsewhere `None`.
     #[inline]
@@ -421,25 +428,25 @@ impl Vmcb {
         self.save.rflags & rflags::IF != 0 && !self.interrupt_shadow()
     }
 
-    /// Adds or removes the intercept of IRET, which ends the service of a non-maskable interrupt (APM2 15.13.3).
-    pub const fn intercept_iret(&mut self, on: bool) {
-        self.intercept(Misc1::IRET, on);
-    }
-
     /// Adds or removes the intercept of HLT. Without it the guest halts the CPU itself, until a physical interrupt ends
     /// VMRUN.
     pub const fn intercept_halt(&mut self, on: bool) {
-        self.intercept(Misc1::HLT, on);
+        let bit = Misc1::HLT.bits();
+        self.control.misc1 = if on { self.control.misc1 | bit } else { self.control.misc1 & !bit };
+        self.touch(CleanBits::INTERCEPTS);
+    }
+
+    /// Adds or removes the intercept of IRET, by which the handler of a non-maskable interrupt ends.
+    pub const fn intercept_iret(&mut self, on: bool) {
+        let bit = Misc1::IRET.bits();
+        self.control.misc1 = if on { self.control.misc1 | bit } else { self.control.misc1 & !bit };
+        self.touch(CleanBits::INTERCEPTS);
     }
 
     /// Adds or removes the intercept of the moment the guest can take an interrupt. Needs a pending virtual
     /// interrupt to trigger (APM2 15.21.5).
     pub const fn intercept_interrupt_window(&mut self, on: bool) {
-        self.intercept(Misc1::VINTR, on);
-    }
-
-    const fn intercept(&mut self, what: Misc1, on: bool) {
-        let bit = what.bits();
+        let bit = Misc1::VINTR.bits();
         self.control.misc1 = if on { self.control.misc1 | bit } else { self.control.misc1 & !bit };
         self.touch(CleanBits::INTERCEPTS);
     }

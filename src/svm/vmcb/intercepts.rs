@@ -46,7 +46,7 @@ impl Misc1 {
     /// | SHUTDOWN | a triple fault would reset the machine |
     ///
     /// Deliberately not: PAUSE and RDTSC, which would only cost, and VINTR, because a virtual interrupt waits by
-    /// itself until the guest can take it.
+    /// itself until the guest can take it. IRET only while the guest services a non-maskable interrupt.
     pub const GUEST: Self = Self::INTR
         .union(Self::NMI)
         .union(Self::SMI)

@@ -152,6 +152,27 @@ fn virtual_interrupts_by_bit() {
 }
 
 #[test]
+fn iret_is_intercepted_on_demand() {
+    let mut block = started();
+    let before = block.control.misc1;
+    block.intercept_iret(true);
+    assert_eq!(block.control.misc1, before | 1 << 20);
+    block.intercept_iret(false);
+    assert_eq!(block.control.misc1, before);
+}
+
+#[test]
+fn an_interrupted_delivery_is_told_by_the_valid_bit() {
+    let mut block = started();
+    for (info, expected) in
+        [(0, false), (0xb0e, false), (0x8000_0b0e, true), (0x8000_0480, true), (1 << 63, false)]
+    {
+        block.control.exit_int_info = info;
+        assert_eq!(block.interrupted_a_delivery(), expected, "{info:#x}");
+    }
+}
+
+#[test]
 fn retiring_an_instruction_ends_its_shadow() {
     let mut block = started();
     block.control.int_state = 3;
@@ -229,6 +250,7 @@ fn every_intercept_that_is_set_has_a_known_exit() {
     }
     assert_eq!(exit(&mut block, 0x7c, 0), Exit::ReadMsr);
     assert_eq!(exit(&mut block, 0x7c, 1), Exit::WriteMsr);
+    assert_eq!(exit(&mut block, 0x74, 0), Exit::Iret);
     assert_eq!(exit(&mut block, 0x18, 0), Exit::WriteCr8);
     assert_eq!(exit(&mut block, 0x51, 0), Exit::Exception { vector: 17, error_code: Some(0) });
     assert_eq!(exit(&mut block, u64::from(u32::MAX), 0), Exit::Invalid);
