@@ -1,6 +1,6 @@
 //! How a partition ends, and the record of it.
 
-use levelhead::vcpu::{Exit, Gpr};
+use levelhead::vcpu::{Exit, Gpr, GuestRegs};
 use x86_64::registers::control::Cr3;
 
 use super::Partition;
@@ -63,6 +63,13 @@ impl End {
                 "partition {name} ended: Guest fault: halted with interrupts off, so nothing can wake it\n"
             )),
         }
+        // A refused entry leaves the host's registers where the guest's were, or some of each.
+        let refused = matches!(self, Self::Fault { exit: Exit::Invalid, .. });
+        if refused {
+            console::print(format_args!("  RIP and control registers are lost\n"));
+            general_registers(&partition.world.frame.regs, &[Gpr::Rax, Gpr::Rsp]);
+            return;
+        }
         console::print(format_args!(
             "  RIP {:#x} RSP {:#x} RFLAGS {:#x} CS {:#x} CR0 {:#x} CR2 {:#x} CR3 {:#x} CR4 {:#x} EFER {:#x}\n",
             vmcb.rip(),
@@ -81,13 +88,9 @@ impl End {
                 "  this is the hypervisor's own state, not the guest's: the CPU (or its emulator) is at fault, see docs/adr/0001\n"
             ));
         }
-        for row in Gpr::ALL.chunks(4) {
-            console::print(format_args!(" "));
-            for register in row {
-                console::print(format_args!(" {register:?} {:#018x}", partition.world.frame.regs[*register]));
-            }
-            console::print(format_args!("\n"));
-        }
+        let mut regs = partition.world.frame.regs;
+        vmcb.load_into(&mut regs);
+        general_registers(&regs, &[]);
         match partition.code() {
             Ok(code) => {
                 console::print(format_args!("  code at RIP:"));
@@ -98,5 +101,16 @@ impl End {
             }
             Err(error) => console::print(format_args!("  code at RIP cannot be read: {error:?}\n")),
         }
+    }
+}
+
+/// Prints the general-purpose registers but for those whose value is not known.
+fn general_registers(regs: &GuestRegs, unknown: &[Gpr]) {
+    for row in Gpr::ALL.chunks(4) {
+        console::print(format_args!(" "));
+        for register in row.iter().filter(|register| !unknown.contains(register)) {
+            console::print(format_args!(" {register:?} {:#018x}", regs[*register]));
+        }
+        console::print(format_args!("\n"));
     }
 }

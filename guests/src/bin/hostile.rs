@@ -27,12 +27,13 @@ const GENERAL_PROTECTION: u8 = 13;
 type Deed = (&'static str, fn());
 
 /// What a guest survives everywhere.
-const SURVIVED: [Deed; 6] = [
+const SURVIVED: [Deed; 7] = [
     ("ud", ud),
     ("vmrun", vmrun),
     ("odd-instructions", odd_instructions),
     ("apic-garbage", apic_garbage),
     ("pci-garbage", pci_garbage),
+    ("nmi-in-nmi", nmi_in_nmi),
     ("storm", storm),
 ];
 
@@ -41,11 +42,13 @@ const SURVIVED_UNDER_LEVELHEAD: [Deed; 3] =
     [("bad-msr", bad_msr), ("bad-port", bad_port), ("unknown-hypercall", unknown_hypercall)];
 
 /// What ends the partition.
-const FATAL: [Deed; 6] = [
+const FATAL: [Deed; 8] = [
     ("triple-fault", triple_fault),
     ("bad-mmio", bad_mmio),
     ("bad-mmio-write", bad_mmio_write),
     ("bad-fetch", bad_fetch),
+    ("table-in-device", table_in_device),
+    ("illegal-cr0", illegal_cr0),
     ("hang-cli", || cpu::stop()),
     ("spin-cli", spin_cli),
 ];
@@ -297,6 +300,38 @@ fn demand_interrupts(expected: u32) {
     check!(arrived && entries == expected, "{entries} interrupts instead of {expected}");
 }
 
+static NMIS: AtomicU32 = AtomicU32::new(0);
+/// Handlers that have begun and not ended.
+static NMI_DEPTH: AtomicU32 = AtomicU32::new(0);
+
+/// Non-maskable interrupts that ask for the next one in their handler, and as many that are asked for one by one.
+const NMI_COUNT: u32 = 100;
+
+/// Each must be delivered once, at once, and not before the handler of the one before has ended.
+fn nmi_in_nmi() {
+    const NMI: u8 = 2;
+    handle(NMI, |_| {
+        let inside = NMI_DEPTH.fetch_add(1, Relaxed);
+        check!(inside == 0, "a non-maskable interrupt in the handler of another");
+        if NMIS.fetch_add(1, Relaxed) + 1 < NMI_COUNT {
+            lapic::self_nmi();
+            // What a hypervisor is asked for here gives it occasion to deliver too early.
+            lapic::requested(DEVICE);
+            wait::a_moment();
+        }
+        NMI_DEPTH.fetch_sub(1, Relaxed);
+    });
+    NMIS.store(0, Relaxed);
+    for expected in NMI_COUNT..=2 * NMI_COUNT {
+        lapic::self_nmi();
+        let arrived = wait::until(|| NMIS.load(Relaxed) >= expected);
+        check!(arrived, "{} non-maskable interrupts instead of {expected}", NMIS.load(Relaxed));
+    }
+    wait::a_while();
+    let all = NMIS.load(Relaxed);
+    check!(all == 2 * NMI_COUNT, "{all} non-maskable interrupts instead of {}", 2 * NMI_COUNT);
+}
+
 /// The hole between memory and device windows.
 const NOWHERE: usize = 0xd000_0000;
 
@@ -307,8 +342,9 @@ fn bad_mmio() {
 }
 
 fn bad_mmio_write() {
+    // The record of the end must show this register, which a control block holds apart from the others.
     // SAFETY: nothing is there.
-    unsafe { Mmio::new(NOWHERE) }.write32(0, 0x1234_5678);
+    unsafe { asm!("mov [{}], rax", in(reg) NOWHERE, in("rax") 0x1234_5678_9abc_def0_u64) };
 }
 
 fn bad_fetch() {
@@ -316,16 +352,35 @@ fn bad_fetch() {
     unsafe { asm!("jmp {}", in(reg) NOWHERE) };
 }
 
+/// The operand of LIDT (APM2 4.6.1).
+#[repr(C, packed)]
+struct TablePointer {
+    limit: u16,
+    base: u64,
+}
+
+/// Raises an exception that is looked up in this table.
+fn except_by(table: TablePointer) {
+    // SAFETY: nothing after it runs.
+    unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const table) };
+}
+
 /// An exception with no descriptor table to look it up in.
 fn triple_fault() {
-    #[repr(C, packed)]
-    struct Empty {
-        limit: u16,
-        base: u64,
-    }
-    let empty = Empty { limit: 0, base: 0 };
-    // SAFETY: nothing after it runs.
-    unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const empty) };
+    except_by(TablePointer { limit: 0, base: 0 });
+}
+
+/// An exception whose descriptor is a register of the local APIC.
+fn table_in_device() {
+    except_by(TablePointer { limit: 0xfff, base: 0xfee0_0000 });
+}
+
+/// CR0.NW without CR0.CD, which is #GP by the manual. QEMU accepts it and then refuses to enter the guest.
+fn illegal_cr0() {
+    // SAFETY: caches are not in the way of anything, and nothing after it is expected to run.
+    unsafe { asm!("mov {0}, cr0", "or {0}, 0x20000000", "mov cr0, {0}", out(reg) _) };
+    // A hypervisor looks at the register when the guest comes back to it.
+    core::arch::x86_64::__cpuid(0);
 }
 
 fn spin_cli() {
