@@ -1,5 +1,7 @@
 //! How a partition ends, and the record of it.
 
+use core::fmt;
+
 use levelhead::vcpu::{Exit, Gpr, GuestRegs};
 use x86_64::registers::control::Cr3;
 
@@ -41,37 +43,49 @@ impl End {
         }
     }
 
-    /// Prints the one record of the end: who, what, where, and the registers when they help.
+    /// Prints the one record of the end: who, what, where, and the registers when they help. In one piece: other
+    /// partitions print too.
     pub(crate) fn report(self, partition: &Partition) {
-        let name = &partition.name;
+        console::print(format_args!("{}", Report { end: self, partition }));
+    }
+}
+
+/// The record of an end, as text.
+struct Report<'a> {
+    end: End,
+    partition: &'a Partition,
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { end, partition } = self;
         let vmcb = &partition.world.vmcb;
-        match self {
-            Self::Code { code, .. } => {
-                let verdict = if self.is_success() { "success" } else { "failure" };
-                console::print(format_args!(
-                    "partition {name} ended: the guest reported {verdict} (code {code:#x})\n"
-                ));
-                return;
+        write!(f, "partition {} ended: ", partition.name)?;
+        match end {
+            End::Code { code, .. } => {
+                let verdict = if end.is_success() { "success" } else { "failure" };
+                return writeln!(f, "the guest reported {verdict} (code {code:#x})");
             }
-            Self::Fault { what, exit } => console::print(format_args!(
-                "partition {name} ended: Guest fault: {what}: {exit} (exit code {:#x}, info {:#x} {:#x})\n",
+            End::Fault { what, exit } => writeln!(
+                f,
+                "Guest fault: {what}: {exit} (exit code {:#x}, info {:#x} {:#x})",
                 vmcb.exit_code(),
                 vmcb.exit_info1(),
                 vmcb.exit_info2(),
-            )),
-            Self::Halted => console::print(format_args!(
-                "partition {name} ended: Guest fault: halted with interrupts off, so nothing can wake it\n"
-            )),
+            )?,
+            End::Halted => {
+                writeln!(f, "Guest fault: halted with interrupts off, so nothing can wake it")?;
+            }
         }
+        let mut regs = partition.world.frame.regs;
         // A refused entry leaves the host's registers where the guest's were, or some of each.
-        let refused = matches!(self, Self::Fault { exit: Exit::Invalid, .. });
-        if refused {
-            console::print(format_args!("  RIP and control registers are lost\n"));
-            general_registers(&partition.world.frame.regs, &[Gpr::Rax, Gpr::Rsp]);
-            return;
+        if let End::Fault { exit: Exit::Invalid, .. } = end {
+            writeln!(f, "  RIP and control registers are lost")?;
+            return general_registers(f, &regs, &[Gpr::Rax, Gpr::Rsp]);
         }
-        console::print(format_args!(
-            "  RIP {:#x} RSP {:#x} RFLAGS {:#x} CS {:#x} CR0 {:#x} CR2 {:#x} CR3 {:#x} CR4 {:#x} EFER {:#x}\n",
+        writeln!(
+            f,
+            "  RIP {:#x} RSP {:#x} RFLAGS {:#x} CS {:#x} CR0 {:#x} CR2 {:#x} CR3 {:#x} CR4 {:#x} EFER {:#x}",
             vmcb.rip(),
             vmcb.rsp(),
             vmcb.rflags(),
@@ -81,36 +95,36 @@ impl End {
             vmcb.cr3(),
             vmcb.cr4(),
             vmcb.efer(),
-        ));
+        )?;
         let own_root = Cr3::read().0.start_address().as_u64();
         if vmcb.rip() >= HOST_HALF && vmcb.cpl() == 0 && vmcb.cr3() == own_root {
-            console::print(format_args!(
-                "  this is the hypervisor's own state, not the guest's: the CPU (or its emulator) is at fault, see docs/adr/0001\n"
-            ));
+            writeln!(
+                f,
+                "  this is the hypervisor's own state, not the guest's: the CPU (or its emulator) is at fault, see \
+                 docs/adr/0001"
+            )?;
         }
-        let mut regs = partition.world.frame.regs;
         vmcb.load_into(&mut regs);
-        general_registers(&regs, &[]);
+        general_registers(f, &regs, &[])?;
         match partition.code() {
             Ok(code) => {
-                console::print(format_args!("  code at RIP:"));
-                for byte in code.bytes() {
-                    console::print(format_args!(" {byte:02x}"));
-                }
-                console::print(format_args!("\n"));
+                write!(f, "  code at RIP:")?;
+                code.bytes().iter().try_for_each(|byte| write!(f, " {byte:02x}"))?;
+                writeln!(f)
             }
-            Err(error) => console::print(format_args!("  code at RIP cannot be read: {error:?}\n")),
+            Err(error) => writeln!(f, "  code at RIP cannot be read: {error:?}"),
         }
     }
 }
 
-/// Prints the general-purpose registers but for those whose value is not known.
-fn general_registers(regs: &GuestRegs, unknown: &[Gpr]) {
+/// Writes the general-purpose registers but for those whose value is not known.
+fn general_registers(f: &mut fmt::Formatter<'_>, regs: &GuestRegs, unknown: &[Gpr]) -> fmt::Result {
     for row in Gpr::ALL.chunks(4) {
-        console::print(format_args!(" "));
+        write!(f, " ")?;
         for register in row.iter().filter(|register| !unknown.contains(register)) {
-            console::print(format_args!(" {register:?} {:#018x}", regs[*register]));
+            write!(f, " {register:?} {:#018x}", regs[*register])?;
         }
-        console::print(format_args!("\n"));
+        writeln!(f)?;
     }
+    Ok(())
 }
