@@ -200,6 +200,12 @@ pub fn stop() -> ! {
     }
 }
 
+/// The time-stamp counter.
+pub fn timestamp() -> u64 {
+    // SAFETY: every 64-bit CPU has it.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
 /// Whether the CPU has an x2APIC (CPUID 1, ECX bit 21).
 pub fn has_x2apic() -> bool {
     __cpuid(1).ecx & 1 << 21 != 0

@@ -98,6 +98,7 @@ impl LocalApic {
         for lvt in [LVT_TIMER, LVT_LINT0, LVT_LINT1, LVT_ERROR] {
             self.write(lvt, LVT_MASKED | 0xfd);
         }
+        self.write(TIMER_DIVIDE, DIVIDE_BY_1);
         self.write(TPR, 0);
         self.write(SPURIOUS, APIC_ENABLED | u32::from(SPURIOUS_VECTOR));
     }
