@@ -97,7 +97,7 @@ pub enum CallError {
     BadAddress = -6,
     /// The length is zero, too large, or too small for the record.
     BadLength = -7,
-    /// The source is being reset, handed over or is quarantined; try again or ask why by source info.
+    /// Another notifier of the machine is being replaced just now; try again.
     Busy = -8,
     /// The function exists, but not in this build or for this source.
     Unsupported = -9,
@@ -296,13 +296,13 @@ ledger! {
     accepted_wire,
     /// Assertions by function 6.
     accepted_loopback,
-    /// Assertions given again to a new notifier.
+    /// Assertions found by asking a function that was about to be opened and still asserted.
     accepted_replay,
     /// Deliveries to a notifier.
     delivered,
     /// Assertions merged into a delivery already waiting or in service.
     coalesced,
-    /// Assertions dropped on purpose: storm, quarantine, reset.
+    /// Assertions that met a closed gate, loopbacks nobody could hear, and those the level itself carried on.
     suppressed,
     /// 1 while an assertion waits for a notifier.
     pending,

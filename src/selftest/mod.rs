@@ -1,4 +1,5 @@
-//! Tests of the hypervisor's own ground, run instead of guests when the command line says `selftest=NAME`.
+//! Tests of the hypervisor's own ground, run instead of guests when the command line says `selftest=NAME`. Nothing
+//! else of the hypervisor may depend on this folder.
 //!
 //! | name | what happens | expected |
 //! | --- | --- | --- |
