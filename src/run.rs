@@ -21,8 +21,11 @@ use crate::machine::{MAX_SOURCES, Machine};
 use crate::partition::end::End;
 use crate::partition::{BOOT, Partition};
 
-/// How soon the CPU comes back when a non-maskable interrupt has to wait for the guest, in TSC ticks.
+/// How soon the CPU comes back at first when a non-maskable interrupt has to wait for the guest, in TSC ticks. Doubled
+/// each time it came too soon, so that the guest gets its instruction done however slow a world switch is.
 const NMI_RETRY_TICKS: u64 = 50_000;
+/// How often it is doubled at most.
+const NMI_RETRY_DOUBLINGS: u32 = 10;
 
 /// What an exit's handler leaves for the next entry.
 #[derive(Debug)]
@@ -46,6 +49,10 @@ struct Entry {
     forced: Option<svm::Event>,
     /// Whether the guest services a non-maskable interrupt.
     nmi: NmiMask,
+    /// An exit was asked for when the guest can take interrupts.
+    watching: bool,
+    /// How often the timer was armed for the non-maskable interrupt that waits.
+    retries: u32,
 }
 
 /// Runs a guest until it ends.
@@ -111,6 +118,7 @@ fn prepare(machine: &Machine, partition: &mut Partition, entry: &mut Entry) {
             vmcb.inject(svm::Event::Nmi);
             vmcb.intercept_iret(true);
             entry.nmi = NmiMask::InHandler;
+            entry.retries = 0;
         }
         None => {}
     }
@@ -119,10 +127,23 @@ fn prepare(machine: &Machine, partition: &mut Partition, entry: &mut Entry) {
         None if vmcb.virtual_interrupt_pending() => vmcb.clear_virtual_interrupt(),
         None => {}
     }
-    // The intercepted IRET tells by itself; for all else the timer brings the CPU back.
+    // The intercepted IRET tells by itself. For all else the first boundary with interrupts on does, which is where most
+    // handlers return to, and the timer where they do not. The window needs a pending virtual interrupt; it is
+    // intercepted before it is delivered, so its vector means nothing.
     let told = injection.nmi_window == Some(NmiWindow::Iret) && entry.nmi == NmiMask::InHandler;
-    if injection.nmi_window.is_some() && !told {
-        machine.apic.arm_timer(machine.rate, NMI_RETRY_TICKS);
+    let watch = injection.nmi_window.is_some() && !told;
+    if watch != entry.watching {
+        vmcb.intercept_interrupt_window(watch);
+        entry.watching = watch;
+    }
+    if watch {
+        if injection.offer.is_none()
+            && let Some(any) = Vector::new(u8::MAX)
+        {
+            vmcb.set_virtual_interrupt(any);
+        }
+        machine.apic.arm_timer(machine.rate, NMI_RETRY_TICKS << entry.retries.min(NMI_RETRY_DOUBLINGS));
+        entry.retries = entry.retries.saturating_add(1);
     }
 }
 
