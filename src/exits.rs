@@ -7,8 +7,8 @@ use levelhead::addr::GuestPhys;
 use levelhead::cpuid::{self, GuestView, Leaf};
 use levelhead::device::UART_PORTS;
 use levelhead::emulate::{
-    Access, AccessKind, Code, DecodeError, GuestMemory, Intercepted, Paging, Segment, WalkError, cr8_write,
-    fetch, intercepted_length, string_io,
+    Access, AccessKind, Code, DecodeError, GuestMemory, Intercepted, Paging, PagingRegisters, Segment,
+    Unsupported, WalkError, cr8_write, intercepted_length, string_io,
 };
 use levelhead::hypercall::{ABI_VERSION, feature};
 use levelhead::intx::MaskReasons;
@@ -37,6 +37,8 @@ const DEBUG_PORT_PRESENT: u64 = 0xe9;
 /// MTRRcap of a CPU without variable and fixed ranges.
 const MTRR_CAP_NONE: u64 = 0;
 
+const FIVE_LEVELS: &str = "five-level paging, which is not supported";
+
 /// An instruction cannot be carried out as it stands.
 enum Trouble {
     /// The guest gets an exception.
@@ -57,6 +59,27 @@ impl From<DecodeError> for Trouble {
             DecodeError::Invalid => Self::Fault(Fault::INVALID_OPCODE),
             DecodeError::Unsupported => Self::End("an instruction that is not emulated touched a device"),
         }
+    }
+}
+
+/// Why the bytes at RIP cannot be fetched.
+impl From<WalkError> for Trouble {
+    fn from(error: WalkError) -> Self {
+        match error {
+            WalkError::Table(_) => Self::End("the instruction is not in the guest's memory"),
+            WalkError::Unsupported => Self::End(FIVE_LEVELS),
+            // The CPU fetched it a moment ago: the guest changed its tables meanwhile.
+            WalkError::NonCanonical
+            | WalkError::NotPresent { .. }
+            | WalkError::Reserved { .. }
+            | WalkError::Protection => Self::Again,
+        }
+    }
+}
+
+impl From<Unsupported> for Trouble {
+    fn from(_: Unsupported) -> Self {
+        Self::End(FIVE_LEVELS)
     }
 }
 
@@ -160,30 +183,29 @@ impl Partition {
 
     // Instructions.
 
-    /// The guest's page tables as its CPU uses them now.
-    fn paging(&self) -> Result<Paging, Trouble> {
+    /// How the guest's CPU translates now.
+    #[inline]
+    fn paging(&self) -> PagingRegisters {
         let vmcb = &self.world.vmcb;
-        Paging::from_registers(vmcb.cr0(), vmcb.cr3(), vmcb.cr4(), vmcb.efer())
-            .map_err(|_| Trouble::End("five-level paging, which is not supported"))
+        PagingRegisters { cr0: vmcb.cr0(), cr3: vmcb.cr3(), cr4: vmcb.cr4(), efer: vmcb.efer() }
     }
 
     /// The bytes at RIP.
-    pub(crate) fn code(&self) -> Result<Code, WalkError> {
+    #[inline(always)]
+    pub(crate) fn code(&mut self) -> Result<Code, WalkError> {
         let vmcb = &self.world.vmcb;
         let bytes = vmcb.fetched_bytes();
         if !bytes.is_empty() {
             return Ok(Code::from_bytes(bytes));
         }
-        let Ok(paging) = self.paging() else { return Err(WalkError::NonCanonical) };
-        fetch(&self.ram, &paging, vmcb.linear_rip(), vmcb.code_size(), vmcb.cpl() == 3)
+        let (linear, size, user) = (vmcb.linear_rip(), vmcb.code_size(), vmcb.cpl() == 3);
+        let paging = self.paging();
+        self.pages.fetch(&self.ram, paging, linear, size, user)
     }
 
-    fn current_code(&self) -> Result<Code, Trouble> {
-        self.code().map_err(|error| match error {
-            WalkError::Table(_) => Trouble::End("the instruction is not in the guest's memory"),
-            // The CPU fetched it a moment ago: the guest changed its tables meanwhile.
-            _ => Trouble::Again,
-        })
+    #[inline(always)]
+    fn current_code(&mut self) -> Result<Code, Trouble> {
+        self.code().map_err(Trouble::from)
     }
 
     /// Moves RIP past an instruction that exits by itself.
@@ -193,6 +215,11 @@ impl Partition {
             self.world.vmcb.continue_at(next);
             return Ok(());
         }
+        self.skip_by_length(what)
+    }
+
+    #[inline(never)]
+    fn skip_by_length(&mut self, what: Intercepted) -> Result<(), Trouble> {
         let length = intercepted_length(&self.current_code()?, self.world.vmcb.code_size(), what)?;
         self.world.vmcb.retire(length);
         Ok(())
@@ -415,7 +442,7 @@ impl Partition {
     /// INS and OUTS, element by element, at most [`MAX_STRING_ELEMENTS`] in one exit.
     fn string_io(&mut self, machine: &Machine, io: IoAccess) -> Result<Option<End>, Trouble> {
         let shape = string_io(&self.current_code()?, self.world.vmcb.code_size())?;
-        let paging = self.paging()?;
+        let paging = self.paging().paging()?;
         let mask = shape.address.mask();
         let bytes = io.width.bytes();
         let register = if io.input { Gpr::Rdi } else { Gpr::Rsi };
@@ -478,6 +505,7 @@ impl Partition {
             Err(WalkError::Reserved { .. }) => Err(Trouble::PageFault { linear, code: code | 1 | 8 }),
             Err(WalkError::NonCanonical) => Err(Trouble::Fault(Fault::GENERAL_PROTECTION)),
             Err(WalkError::Table(_)) => Err(Trouble::End("page tables in no memory")),
+            Err(WalkError::Unsupported) => Err(Trouble::End(FIVE_LEVELS)),
         }
     }
 

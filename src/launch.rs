@@ -90,7 +90,7 @@ fn run_own(cpu: &mut ThisCpu, machine: &'static Machine) {
     let end = run::run(cpu, machine, &mut partition);
     run::quiesce(cpu, machine, &mut partition);
     partition.flush();
-    end.report(&partition);
+    end.report(&mut partition);
     if cpu.nmi_count() > 0 {
         warn!("CPU {}: {} NMI(s) since boot", cpu.id().0, cpu.nmi_count());
     }

@@ -43,7 +43,7 @@ impl DecodeCache {
         };
         if let Some(entry) = slot
             && entry.size == size
-            && usize::from(entry.op.length()) <= code.bytes().len()
+            && entry.op.length() <= code.length()
             && code.as_u128() & mask(entry.op.length()) == entry.bytes
         {
             return Ok(entry.op);

@@ -26,10 +26,23 @@ impl Code {
         code
     }
 
+    /// From sixteen bytes of memory, of which the last is ignored.
+    #[inline]
+    pub(super) const fn from_sixteen(bytes: [u8; 16]) -> Self {
+        let fifteen = u128::from_le_bytes(bytes) & (u128::MAX >> 8);
+        Self { bytes: fifteen.to_le_bytes(), length: Self::MAX_BYTES as u8 }
+    }
+
     /// The bytes that could be read, at most 15.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.length)).unwrap_or(&[])
+    }
+
+    /// How many bytes could be read.
+    #[inline]
+    pub(super) const fn length(&self) -> u8 {
+        self.length
     }
 
     /// All bytes as one number, the first in the lowest place; zero beyond the last.
@@ -52,14 +65,11 @@ pub fn fetch(
 ) -> Result<Code, WalkError> {
     let access = Access { kind: AccessKind::Execute, user, alignment_check: false };
     let start = paging.translate(memory, linear, access)?.address;
-    let mut bytes = [0; 16];
     // Nearly always the page holds them all: one read of a size the compiler knows.
     if start.page_offset() <= PAGE_BYTES - 16 {
-        memory.read(start, &mut bytes).map_err(|NotRam| WalkError::Table(start))?;
-        let [.., beyond] = &mut bytes;
-        *beyond = 0;
-        return Ok(Code { bytes, length: Code::MAX_BYTES as u8 });
+        return memory.read_16(start).map(Code::from_sixteen).map_err(|NotRam| WalkError::Table(start));
     }
+    let mut bytes = [0; 16];
     let in_page = (PAGE_BYTES - start.page_offset()).min(Code::MAX_BYTES as u64);
     let next = linear.wrapping_add(in_page);
     let next = if size == CodeSize::Bits64 { next } else { next & 0xffff_ffff };

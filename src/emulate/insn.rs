@@ -74,16 +74,18 @@ pub enum Intercepted {
 }
 
 impl Intercepted {
-    const fn encoding(self) -> &'static [u8] {
+    /// The form without prefixes: its bytes as a number, the first in the lowest place, and how many they are. The
+    /// last byte is never zero.
+    const fn encoding(self) -> (u32, u8) {
         match self {
-            Self::Cpuid => &[0x0f, 0xa2],
-            Self::Rdmsr => &[0x0f, 0x32],
-            Self::Wrmsr => &[0x0f, 0x30],
-            Self::Hlt => &[0xf4],
-            Self::Vmmcall => &[0x0f, 0x01, 0xd9],
-            Self::Invd => &[0x0f, 0x08],
-            Self::Wbinvd => &[0x0f, 0x09],
-            Self::Rdpmc => &[0x0f, 0x33],
+            Self::Cpuid => (0xa2_0f, 2),
+            Self::Rdmsr => (0x32_0f, 2),
+            Self::Wrmsr => (0x30_0f, 2),
+            Self::Hlt => (0xf4, 1),
+            Self::Vmmcall => (0xd9_01_0f, 3),
+            Self::Invd => (0x08_0f, 2),
+            Self::Wbinvd => (0x09_0f, 2),
+            Self::Rdpmc => (0x33_0f, 2),
         }
     }
 
@@ -108,10 +110,16 @@ impl Intercepted {
 /// is recognised by its bytes, and only another one costs a decode.
 #[inline]
 pub fn intercepted_length(code: &Code, size: CodeSize, what: Intercepted) -> Result<u8, DecodeError> {
-    let encoding = what.encoding();
-    if code.bytes().starts_with(encoding) {
-        return Ok(encoding.len() as u8);
+    let (number, length) = what.encoding();
+    // Bytes that could not be read are zero, which the last one of an encoding is not.
+    if (code.as_u128() as u32 ^ number) << (32 - 8 * u32::from(length)) == 0 {
+        return Ok(length);
     }
+    prefixed_length(code, size, what)
+}
+
+#[cold]
+fn prefixed_length(code: &Code, size: CodeSize, what: Intercepted) -> Result<u8, DecodeError> {
     let instruction = decode(code, size)?;
     if what.is(instruction.mnemonic()) { Ok(length(&instruction)) } else { Err(DecodeError::Changed) }
 }
@@ -235,7 +243,8 @@ mod tests {
         use Intercepted::{Cpuid, Hlt, Invd, Rdmsr, Rdpmc, Vmmcall, Wbinvd, Wrmsr};
         for what in [Cpuid, Rdmsr, Wrmsr, Hlt, Vmmcall, Invd, Wbinvd, Rdpmc] {
             for size in SIZES {
-                let code = Code::from_bytes(what.encoding());
+                let (number, bytes) = what.encoding();
+                let code = Code::from_bytes(number.to_le_bytes().get(..usize::from(bytes)).unwrap());
                 let instruction = decode(&code, size).unwrap();
                 assert!(what.is(instruction.mnemonic()), "{what:?}");
                 assert_eq!(intercepted_length(&code, size, what), Ok(length(&instruction)));

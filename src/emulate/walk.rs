@@ -23,6 +23,14 @@ pub trait GuestMemory {
         Ok(u64::from_le_bytes(bytes))
     }
 
+    /// Sixteen bytes from anywhere.
+    #[inline]
+    fn read_16(&self, at: GuestPhys) -> Result<[u8; 16], NotRam> {
+        let mut bytes = [0; 16];
+        self.read(at, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// One little-endian page table entry of four bytes. `at` is a multiple of 4.
     #[inline]
     fn read_u32(&self, at: GuestPhys) -> Result<u32, NotRam> {
@@ -58,7 +66,8 @@ pub struct Access {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsupported;
 
-/// Why an address does not translate. All but [`WalkError::Table`] would be a page fault or #GP for the guest.
+/// Why an address does not translate. All but [`WalkError::Table`] and [`WalkError::Unsupported`] would be a page fault
+/// or #GP for the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkError {
     /// Not a canonical address.
@@ -77,6 +86,14 @@ pub enum WalkError {
     Protection,
     /// A table, or the page itself, is not RAM.
     Table(GuestPhys),
+    /// A paging mode the walker does not know.
+    Unsupported,
+}
+
+impl From<Unsupported> for WalkError {
+    fn from(_: Unsupported) -> Self {
+        Self::Unsupported
+    }
 }
 
 /// Where a linear address leads.
@@ -100,6 +117,27 @@ enum Mode {
     TwoLevel { large_pages: bool },
     Pae,
     FourLevel,
+}
+
+/// The registers that say how a CPU translates, as they are while the guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the architecture's")]
+pub struct PagingRegisters {
+    pub cr0: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+}
+
+impl PagingRegisters {
+    /// What they mean.
+    ///
+    /// # Errors
+    /// Five-level paging.
+    #[inline]
+    pub const fn paging(self) -> Result<Paging, Unsupported> {
+        Paging::from_registers(self.cr0, self.cr3, self.cr4, self.efer)
+    }
 }
 
 /// How a guest's CPU translates at this moment: a snapshot of its control registers.

@@ -8,7 +8,7 @@ use core::ops::Range;
 use levelhead::addr::GuestPhys;
 use levelhead::config::{Bundle, Partition as Configured};
 use levelhead::device::{LineBuffer, Uart};
-use levelhead::emulate::DecodeCache;
+use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::frames::Frames;
 use levelhead::guest::{GuestMemory, Payload, plan};
 use levelhead::intx::SourceId;
@@ -116,6 +116,7 @@ pub(crate) fn build(
         chips,
         functions,
         ports: ConfigPorts::RESET,
+        pages: CodePages::new(),
         decoded: DecodeCache::new(),
         exits: Exits::default(),
         interrupts: 0,

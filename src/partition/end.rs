@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use levelhead::emulate::{Code, WalkError};
 use levelhead::vcpu::{Exit, Gpr, GuestRegs};
 use x86_64::registers::control::Cr3;
 
@@ -45,8 +46,9 @@ impl End {
 
     /// Prints the one record of the end: who, what, where, and the registers when they help. In one piece: other
     /// partitions print too.
-    pub(crate) fn report(self, partition: &Partition) {
-        console::print(format_args!("{}", Report { end: self, partition }));
+    pub(crate) fn report(self, partition: &mut Partition) {
+        let code = partition.code();
+        console::print(format_args!("{}", Report { end: self, partition, code }));
     }
 }
 
@@ -54,11 +56,12 @@ impl End {
 struct Report<'a> {
     end: End,
     partition: &'a Partition,
+    code: Result<Code, WalkError>,
 }
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { end, partition } = self;
+        let Self { end, partition, code } = self;
         let vmcb = &partition.world.vmcb;
         write!(f, "partition {} ended: ", partition.name)?;
         match end {
@@ -106,7 +109,7 @@ impl fmt::Display for Report<'_> {
         }
         vmcb.load_into(&mut regs);
         general_registers(f, &regs, &[])?;
-        match partition.code() {
+        match code {
             Ok(code) => {
                 write!(f, "  code at RIP:")?;
                 code.bytes().iter().try_for_each(|byte| write!(f, " {byte:02x}"))?;

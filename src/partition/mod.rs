@@ -17,7 +17,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use levelhead::device::{LineBuffer, Uart};
-use levelhead::emulate::DecodeCache;
+use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::intx::{Deliveries, Notifier, SourceId};
 use levelhead::irq::Pin;
 use levelhead::pci::virtual_bar::{Mapping, Mappings};
@@ -70,6 +70,7 @@ pub(crate) struct Partition {
     pub(crate) chips: Chips,
     pub(crate) functions: Vec<Function>,
     pub(crate) ports: ConfigPorts,
+    pub(crate) pages: CodePages,
     pub(crate) decoded: DecodeCache,
     pub(crate) exits: Exits,
     /// Lines' interrupts taken on this CPU for this partition.
@@ -103,8 +104,8 @@ impl Partition {
 
     /// Raises the pins of what was delivered.
     #[inline]
-    pub(crate) fn deliver(&mut self, deliveries: Deliveries<'_>) {
-        for delivery in deliveries {
+    pub(crate) fn deliver(&mut self, mut deliveries: Deliveries<'_>) {
+        for delivery in deliveries.by_ref() {
             // Poll counters are a later version's; a target elsewhere is refused when it is set.
             if let Notifier::Pin { partition, vpin } = delivery.target()
                 && partition == self.index

@@ -15,17 +15,30 @@ use crate::arch::svm::nested::TablePool;
 use crate::arch::x86::paging::{OutOfMemory, direct};
 
 /// A contiguous piece of guest RAM.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Piece {
     guest: GuestPhys,
     host: HostPhys,
     bytes: u64,
 }
 
+impl Piece {
+    /// `bytes` bytes at `at`, if all of them are in this piece.
+    #[inline]
+    fn view(&self, at: GuestPhys, bytes: u64) -> Option<*const u8> {
+        // Below the piece this wraps, to beyond its end.
+        let offset = at.raw().wrapping_sub(self.guest.raw());
+        let inside = offset <= self.bytes.checked_sub(bytes)?;
+        inside.then(|| direct(self.host).cast_const().wrapping_add(offset as usize))
+    }
+}
+
 /// All of a partition's RAM.
 #[derive(Debug, Default)]
 pub(crate) struct Ram {
     pieces: Vec<Piece>,
+    /// The first of them: where a guest keeps what is read on the way of its interrupts, nearly always.
+    first: Piece,
 }
 
 impl Ram {
@@ -44,6 +57,7 @@ impl Ram {
                 offset += piece.1;
             }
         }
+        ram.first = ram.pieces.first().copied().unwrap_or_default();
         ram.clear();
         Ok(ram)
     }
@@ -120,6 +134,20 @@ impl Ram {
         Ok(())
     }
 
+    /// `bytes` bytes of RAM in one piece.
+    #[inline]
+    fn whole(&self, at: GuestPhys, bytes: u64) -> Option<*const u8> {
+        match self.first.view(at, bytes) {
+            None => self.elsewhere(at, bytes),
+            found => found,
+        }
+    }
+
+    #[cold]
+    fn elsewhere(&self, at: GuestPhys, bytes: u64) -> Option<*const u8> {
+        self.pieces.iter().find_map(|piece| piece.view(at, bytes))
+    }
+
     /// Where a guest address is, and how many bytes follow in the same piece.
     #[inline]
     fn locate(&self, at: GuestPhys) -> Option<(HostPhys, u64)> {
@@ -152,10 +180,19 @@ impl GuestMemory for Ram {
 
     #[inline]
     fn read_u64(&self, at: GuestPhys) -> Result<u64, NotRam> {
-        match self.locate(at) {
-            // SAFETY: eight bytes inside a piece, in the direct map; alignment is not assumed.
-            Some((host, left)) if left >= 8 => Ok(unsafe { direct(host).cast::<u64>().read_unaligned() }),
-            _ => Err(NotRam),
+        let entry = self.whole(at, 8).ok_or(NotRam)?;
+        // SAFETY: eight bytes inside a piece, in the direct map; alignment is not assumed.
+        Ok(unsafe { entry.cast::<u64>().read_unaligned() })
+    }
+
+    #[inline]
+    fn read_16(&self, at: GuestPhys) -> Result<[u8; 16], NotRam> {
+        if let Some(bytes) = self.whole(at, 16) {
+            // SAFETY: sixteen bytes inside a piece, in the direct map; the bytes are copied, never referenced.
+            return Ok(unsafe { bytes.cast::<[u8; 16]>().read() });
         }
+        let mut bytes = [0; 16];
+        self.read(at, &mut bytes)?;
+        Ok(bytes)
     }
 }

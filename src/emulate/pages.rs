@@ -1,0 +1,277 @@
+//! Pages that a guest's code runs in, remembered with the table entries that led there.
+//!
+//! A guest's interrupt handlers exit at the same few places over and over, and without decode assists each exit needs
+//! the bytes there. The cache saves most of the page walk and none of its meaning: the guest changes its tables
+//! without an exit, so the entries are read and compared every time, and only if registers and entries are all
+//! what they were is the remembered page what a walk would find. The bytes themselves are always read anew.
+
+use core::cell::Cell;
+
+use crate::addr::{GuestPhys, PAGE_BYTES};
+use crate::emulate::fetch::{Code, fetch};
+use crate::emulate::walk::{Access, AccessKind, GuestMemory, NotRam, PagingRegisters, WalkError};
+use crate::vcpu::CodeSize;
+
+/// Entries that one walk reads at most.
+const MAX_ENTRIES: usize = 4;
+
+/// A translation and everything it depends on.
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    registers: PagingRegisters,
+    user: bool,
+    /// The linear address of the page.
+    linear: u64,
+    /// Where it leads.
+    address: GuestPhys,
+    entries: Entries,
+}
+
+/// Page-table entries: where each was read and what it said.
+#[derive(Clone, Copy, Debug)]
+struct Entries {
+    read: [(GuestPhys, u64); MAX_ENTRIES],
+    count: usize,
+}
+
+impl Entries {
+    const NONE: Self = Self { read: [(GuestPhys::new(0), 0); MAX_ENTRIES], count: 0 };
+
+    /// Whether every entry still says what it said.
+    #[inline]
+    fn stand(&self, memory: &impl GuestMemory) -> bool {
+        let entries = self.read.get(..self.count).unwrap_or(&[]);
+        entries.iter().all(|&(at, entry)| memory.read_u64(at) == Ok(entry))
+    }
+}
+
+/// A cache for one virtual processor; a fixed array, nothing is allocated.
+#[derive(Debug)]
+pub struct CodePages {
+    pages: [Option<Page>; Self::PAGES],
+}
+
+impl CodePages {
+    const PAGES: usize = 4;
+
+    /// An empty cache.
+    pub const fn new() -> Self {
+        Self { pages: [None; Self::PAGES] }
+    }
+
+    /// What [`fetch`] returns for the same arguments, errors included.
+    ///
+    /// # Errors
+    /// As [`fetch`].
+    #[inline(always)]
+    pub fn fetch(
+        &mut self,
+        memory: &impl GuestMemory,
+        registers: PagingRegisters,
+        linear: u64,
+        size: CodeSize,
+        user: bool,
+    ) -> Result<Code, WalkError> {
+        let offset = linear % PAGE_BYTES;
+        // An instruction that may continue on the next page is left to the walk.
+        if offset <= PAGE_BYTES - 16
+            && let Some(Some(page)) = self.pages.get(index(linear))
+            && page.linear == linear - offset
+            && page.registers == registers
+            && page.user == user
+            && page.entries.stand(memory)
+            && let Some(at) = page.address.checked_add(offset)
+        {
+            return memory.read_16(at).map(Code::from_sixteen).map_err(|NotRam| WalkError::Table(at));
+        }
+        self.walk(memory, registers, linear, size, user)
+    }
+
+    /// Fetches by the guest's tables and remembers the page.
+    #[cold]
+    fn walk(
+        &mut self,
+        memory: &impl GuestMemory,
+        registers: PagingRegisters,
+        linear: u64,
+        size: CodeSize,
+        user: bool,
+    ) -> Result<Code, WalkError> {
+        let paging = registers.paging()?;
+        let recorder = Recorder { memory, entries: Cell::new(Some(Entries::NONE)) };
+        let access = Access { kind: AccessKind::Execute, user, alignment_check: false };
+        let found = paging.translate(&recorder, linear, access)?;
+        if let Some(entries) = recorder.entries.get()
+            && let Some(place) = self.pages.get_mut(index(linear))
+        {
+            let linear = linear - linear % PAGE_BYTES;
+            *place = Some(Page { registers, user, linear, address: found.address.page(), entries });
+        }
+        fetch(memory, &paging, linear, size, user)
+    }
+}
+
+impl Default for CodePages {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The one place where a page is remembered.
+#[inline]
+const fn index(linear: u64) -> usize {
+    (linear / PAGE_BYTES) as usize % CodePages::PAGES
+}
+
+/// Memory that writes down which entries a walk reads; `None` once there is one that it cannot write down.
+struct Recorder<'m, M> {
+    memory: &'m M,
+    entries: Cell<Option<Entries>>,
+}
+
+impl<M: GuestMemory> GuestMemory for Recorder<'_, M> {
+    /// Not an entry of eight bytes: the two-level mode, whose guests walk every time.
+    fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
+        self.entries.set(None);
+        self.memory.read(at, into)
+    }
+
+    fn read_u64(&self, at: GuestPhys) -> Result<u64, NotRam> {
+        let entry = self.memory.read_u64(at)?;
+        self.entries.set(self.entries.get().and_then(|mut entries| {
+            *entries.read.get_mut(entries.count)? = (at, entry);
+            entries.count += 1;
+            Some(entries)
+        }));
+        Ok(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::x86::{cr0, cr4, efer};
+    use proptest::prelude::*;
+
+    /// Sixteen pages of RAM from 0 on, as words of eight bytes; counts the reads of entries.
+    struct Ram {
+        words: Vec<u64>,
+        reads: Cell<u32>,
+    }
+
+    impl Ram {
+        /// Four levels of tables in pages 1 to 4; linear pages 0 to 7 are pages 8 to 15, whose bytes are their number.
+        fn new() -> Self {
+            let mut ram = Self { words: vec![0; 16 * 512], reads: Cell::new(0) };
+            for (table, next) in [(1, 2), (2, 3), (3, 4)] {
+                ram.words[table * 512] = next << 12 | 7;
+            }
+            for page in 0..8 {
+                ram.words[4 * 512 + page] = (page as u64 + 8) << 12 | 7;
+                let at = (page + 8) * 512;
+                ram.words[at..at + 512].fill(0x0101_0101_0101_0101 * (page as u64 + 8));
+            }
+            ram
+        }
+    }
+
+    impl GuestMemory for Ram {
+        fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
+            for (n, byte) in into.iter_mut().enumerate() {
+                let at = at.raw() as usize + n;
+                *byte = (self.words.get(at / 8).ok_or(NotRam)? >> (at % 8 * 8)) as u8;
+            }
+            Ok(())
+        }
+
+        fn read_u64(&self, at: GuestPhys) -> Result<u64, NotRam> {
+            self.reads.set(self.reads.get() + 1);
+            self.words.get(at.raw() as usize / 8).copied().ok_or(NotRam)
+        }
+    }
+
+    const LONG: PagingRegisters = PagingRegisters {
+        cr0: cr0::PE | cr0::PG,
+        cr3: 0x1000,
+        cr4: cr4::PAE,
+        efer: efer::LME | efer::LMA | efer::NXE,
+    };
+
+    fn walked(ram: &Ram, registers: PagingRegisters, linear: u64, user: bool) -> Result<Code, WalkError> {
+        fetch(ram, &registers.paging()?, linear, CodeSize::Bits64, user)
+    }
+
+    #[test]
+    fn a_remembered_page_costs_its_entries_and_no_walk() {
+        let ram = Ram::new();
+        let mut pages = CodePages::new();
+        let first = pages.fetch(&ram, LONG, 0x2010, CodeSize::Bits64, false).unwrap();
+        ram.reads.set(0);
+        assert_eq!(pages.fetch(&ram, LONG, 0x2010, CodeSize::Bits64, false), Ok(first));
+        assert_eq!(first.bytes(), [10; 15]);
+        assert_eq!(ram.reads.get(), 4);
+    }
+
+    #[test]
+    fn a_change_of_any_table_is_seen() {
+        for table in 1..=4 {
+            let mut ram = Ram::new();
+            let mut pages = CodePages::new();
+            let at = table * 512;
+            pages.fetch(&ram, LONG, 0x10, CodeSize::Bits64, false).unwrap();
+            ram.words[at] = 0;
+            let level = 4 - table as u32;
+            let gone = Err(WalkError::NotPresent { level });
+            assert_eq!(pages.fetch(&ram, LONG, 0x10, CodeSize::Bits64, false), gone);
+        }
+    }
+
+    #[test]
+    fn a_mode_the_walker_does_not_know_is_an_error() {
+        let registers = PagingRegisters { cr4: cr4::PAE | cr4::LA57, ..LONG };
+        let fetched = CodePages::new().fetch(&Ram::new(), registers, 0x10, CodeSize::Bits64, false);
+        assert_eq!(fetched, Err(WalkError::Unsupported));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Deed {
+        Write(usize, u64),
+        Fetch(u64, bool, PagingRegisters),
+    }
+
+    fn deed() -> impl Strategy<Value = Deed> {
+        let entry = (0u64..17, prop::sample::select(vec![0u64, 1, 3, 5, 7, 0x87, 1 << 63 | 7]));
+        let write = ((1usize..5, 0usize..8), entry)
+            .prop_map(|((table, index), (page, flags))| Deed::Write(table * 512 + index, page << 12 | flags));
+        let registers = prop::sample::select(vec![
+            LONG,
+            PagingRegisters { efer: efer::LME | efer::LMA, ..LONG },
+            PagingRegisters { cr3: 0x2000, ..LONG },
+            PagingRegisters { cr4: cr4::PAE | cr4::SMEP, ..LONG },
+            PagingRegisters { efer: 0, ..LONG },
+            PagingRegisters { efer: 0, cr4: 0, ..LONG },
+            PagingRegisters { cr0: cr0::PE, ..LONG },
+        ]);
+        let offset = prop::sample::select(vec![0u64, 0x10, 0xff0, 0xff1, 0xfff]);
+        let fetch = (0u64..9, offset, any::<bool>(), registers)
+            .prop_map(|(page, offset, user, registers)| Deed::Fetch(page << 12 | offset, user, registers));
+        prop_oneof![1 => write, 3 => fetch]
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_what_a_walk_would_find(deeds in prop::collection::vec(deed(), 1..60)) {
+            let mut ram = Ram::new();
+            let mut pages = CodePages::new();
+            for deed in deeds {
+                match deed {
+                    Deed::Write(at, entry) => ram.words[at] = entry,
+                    Deed::Fetch(linear, user, registers) => prop_assert_eq!(
+                        pages.fetch(&ram, registers, linear, CodeSize::Bits64, user),
+                        walked(&ram, registers, linear, user)
+                    ),
+                }
+            }
+        }
+    }
+}
