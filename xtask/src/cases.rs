@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::build::Tree;
 use crate::qemu::{Machine, Status};
-use crate::{bundle, elf, run, setup};
+use crate::{bench, bundle, elf, run, setup};
 
 /// The table's place in the tree.
 pub const TABLE: &str = "tests/qemu/cases.toml";
@@ -41,6 +41,9 @@ pub struct Case {
     pub bundle: Option<Bundle>,
     /// A guest that is booted by QEMU itself, without the hypervisor.
     pub guest_direct: Option<String>,
+    /// Whether the case is the benchmark with few rounds, whose goals must be met.
+    #[serde(default)]
+    pub bench: bool,
     /// Words added to the hypervisor's command line; the whole command line of a guest booted bare.
     #[serde(default)]
     pub append: String,
@@ -155,13 +158,14 @@ impl Case {
         for promise in &self.promise {
             ensure!(is_promise(promise), "{promise:?} is no promise; I1 to I48, N1 to N21 and T1 to T15 are");
         }
-        match (&self.config, self.bundle, &self.guest_direct) {
-            (Some(_), None | Some(Bundle::Truncated), None)
-            | (None, Some(Bundle::None | Bundle::Garbage), None)
-            | (None, None, Some(_)) => {}
+        match (&self.config, self.bundle, &self.guest_direct, self.bench) {
+            (Some(_), None | Some(Bundle::Truncated), None, false)
+            | (None, Some(Bundle::None | Bundle::Garbage), None, false)
+            | (None, None, Some(_), false)
+            | (None, None, None, true) => {}
             _ => bail!(
                 "a case boots one of: `config`, `config` with bundle = \"truncated\", bundle = \"none\" or \
-                 \"garbage\", `guest_direct`"
+                 \"garbage\", `guest_direct`, `bench`"
             ),
         }
         ensure!(self.replace.is_empty() || self.config.is_some(), "`replace` needs `config`");
@@ -202,6 +206,9 @@ impl Case {
     /// # Errors
     /// What went wrong, with the tail of the console where there is one.
     pub fn run(&self, tree: &Tree, qemu: &Path) -> Result<(), Vec<String>> {
+        if self.bench {
+            return bench::test(tree, qemu);
+        }
         let complain = |error: anyhow::Error| vec![format!("{error:#}")];
         let folder = tree.scratch("qemu").map_err(complain)?.join(&self.name);
         fs::create_dir_all(&folder)
