@@ -37,6 +37,8 @@ pub struct GuestView {
     pub apic_id: u32,
     /// The guest's CR4 now: OSXSAVE and OSPKE mirror it.
     pub cr4: u64,
+    /// Whether there is an XCR0, and with it XSAVE and what needs it.
+    pub xsave: bool,
     /// Version of the hypercall interface.
     pub abi_version: u32,
     /// Feature bits of the hypercall interface.
@@ -61,6 +63,8 @@ const LAST_EXTENDED: u32 = 0x8000_0021;
 const L1_ECX_APIC_X2: u32 = 1 << 21;
 const L1_ECX_OSXSAVE: u32 = 1 << 27;
 const L1_ECX_HYPERVISOR: u32 = 1 << 31;
+/// FMA, XSAVE, AVX, F16C.
+const L1_ECX_NEEDS_XSAVE: u32 = bits(&[12, 26, 28, 29]);
 /// SSE3, PCLMULQDQ, SSSE3, FMA, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, AVX, F16C, RDRAND.
 const L1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 26, 28, 29, 30]);
 /// FPU, VME, DE, PSE, TSC, MSR, PAE, CMPXCHG8B, APIC, SYSENTER, MTRR (Linux ties the PAT to it), PGE, CMOV, PAT,
@@ -116,7 +120,7 @@ pub fn filter(leaf: u32, subleaf: u32, host: Leaf, view: &GuestView) -> Leaf {
         6 => Leaf { eax: L6_EAX_ARAT, ..Leaf::ZERO },
         7 => structured_features(subleaf, host, view),
         0xb => topology(subleaf, view),
-        0xd => extended_state(subleaf, host),
+        0xd if view.xsave => extended_state(subleaf, host),
         HYPERVISOR_BASE => signature(),
         HYPERVISOR_FEATURES => Leaf { eax: view.abi_version, ebx: view.abi_features, ecx: 0, edx: 0 },
         0x8000_0000 => Leaf { eax: host.eax.min(LAST_EXTENDED), ..host },
@@ -133,11 +137,12 @@ pub fn filter(leaf: u32, subleaf: u32, host: Leaf, view: &GuestView) -> Leaf {
 
 const fn features(host: Leaf, view: &GuestView) -> Leaf {
     let os_xsave = if view.cr4 & cr4::OSXSAVE != 0 { L1_ECX_OSXSAVE } else { 0 };
+    let passed = if view.xsave { L1_ECX } else { L1_ECX & !L1_ECX_NEEDS_XSAVE };
     Leaf {
         eax: host.eax,
         // Initial APIC identifier, one logical processor, CLFLUSH size, brand index.
         ebx: view.apic_id << 24 | 1 << 16 | host.ebx & 0xffff,
-        ecx: host.ecx & L1_ECX | L1_ECX_APIC_X2 | L1_ECX_HYPERVISOR | os_xsave,
+        ecx: host.ecx & passed | L1_ECX_APIC_X2 | L1_ECX_HYPERVISOR | os_xsave,
         edx: host.edx & L1_EDX,
     }
 }
@@ -198,7 +203,7 @@ mod tests {
     use proptest::prelude::*;
 
     const ALL: Leaf = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
-    const VIEW: GuestView = GuestView { apic_id: 5, cr4: 0, abi_version: 1, abi_features: 0x7 };
+    const VIEW: GuestView = GuestView { apic_id: 5, cr4: 0, xsave: true, abi_version: 1, abi_features: 0x7 };
 
     fn ask(leaf: u32, subleaf: u32) -> Leaf {
         filter(leaf, subleaf, ALL, &VIEW)
@@ -265,6 +270,16 @@ mod tests {
         let view = GuestView { cr4: cr4::OSXSAVE | cr4::PKE, ..VIEW };
         assert_ne!(filter(1, 0, Leaf::ZERO, &view).ecx & L1_ECX_OSXSAVE, 0);
         assert_ne!(filter(7, 0, Leaf::ZERO, &view).ecx & L7_ECX_OSPKE, 0);
+    }
+
+    #[test]
+    fn without_an_xcr0_nothing_that_needs_it_is_shown() {
+        let view = GuestView { xsave: false, ..VIEW };
+        let hidden = ask(1, 0).ecx & !filter(1, 0, ALL, &view).ecx;
+        assert_eq!(hidden, 1 << 12 | 1 << 26 | 1 << 28 | 1 << 29);
+        for subleaf in [0, 1, 2] {
+            assert_eq!(filter(0xd, subleaf, ALL, &view), Leaf::ZERO);
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use levelhead::vcpu::{Exit, Gpr, IoAccess, NestedFault, Width};
 use levelhead::virq::{LAPIC_MMIO_BYTES, Outcome};
 use levelhead::x86::{self, GeneralProtection, exception, msr};
 
-use crate::arch::x86::cpu::{cpuid as host_cpuid, tsc};
+use crate::arch::x86::cpu::{cpuid as host_cpuid, has_xcr0, tsc};
 use crate::machine::Machine;
 use crate::partition::build::BAR_WINDOW;
 use crate::partition::end::End;
@@ -236,6 +236,7 @@ impl Partition {
         let view = GuestView {
             apic_id: 0,
             cr4: vmcb.cr4(),
+            xsave: has_xcr0(),
             abi_version: ABI_VERSION as u32,
             abi_features: (feature::LOOPBACK | feature::LEDGER) as u32,
         };

@@ -12,7 +12,7 @@ use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
 
 use super::enable;
-use crate::arch::x86::cpu::{ThisCpu, cpuid};
+use crate::arch::x86::cpu::{ThisCpu, has_xcr0};
 use crate::arch::x86::paging::{OutOfMemory, direct};
 
 global_asm!(include_str!("vmrun.S"));
@@ -21,8 +21,6 @@ unsafe extern "C" {
     fn lh_vmrun(frame: *mut GuestFrame, guest: u64, host: u64, shadow: u32);
 }
 
-/// CPUID leaf 1, ECX: the CPU has XSAVE and XCR0.
-const CPUID_XSAVE: u32 = 1 << 26;
 /// The FXSAVE image a guest starts with: FCW 0x37f, MXCSR 0x1f80, all registers zero (APM2 14.1.3).
 const FXSAVE_RESET: [u8; 512] = {
     let mut image = [0; 512];
@@ -90,7 +88,7 @@ impl World {
         unsafe {
             core::arch::asm!("vmsave rax", in("rax") self.host_state.raw(), options(nostack, preserves_flags));
         }
-        if cpuid(1, 0).ecx & CPUID_XSAVE != 0 {
+        if has_xcr0() {
             // SVM does not switch XCR0, and the host never looks at it: the register is the guest's from here on, in its
             // reset state. Only CR4.OSXSAVE makes it writable, which the host leaves set for itself.
             // SAFETY: the CPU has XSAVE; the host uses no instruction that OSXSAVE changes.

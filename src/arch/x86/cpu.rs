@@ -238,6 +238,15 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> core::arch::x86_64::CpuidResult 
     core::arch::x86_64::__cpuid_count(leaf, subleaf)
 }
 
+/// Whether the CPU has an XCR0 that a guest may use.
+///
+/// Not where leaf 0xd has nothing beyond plain XSAVE: there QEMU takes CR4.OSXSAVE for a reserved bit, refuses VMRUN and
+/// loses the host's state with it. It costs the guests of the first CPUs with AVX that feature.
+pub(crate) fn has_xcr0() -> bool {
+    const XSAVE: u32 = 1 << 26;
+    cpuid(1, 0).ecx & XSAVE != 0 && cpuid(0xd, 1).eax != 0
+}
+
 /// Stops this CPU for good.
 pub(crate) fn halt_for_ever() -> ! {
     loop {
