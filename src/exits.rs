@@ -301,37 +301,35 @@ impl Partition {
         // Judged first: an instruction that faults does not retire.
         let outcome = match number {
             msr::APIC_BASE | msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
-                Some(self.chips.write_msr(BOOT, number, value, tsc())?)
+                self.chips.write_msr(BOOT, number, value, tsc())?
             }
             msr::EFER => {
                 let vmcb = &mut self.world.vmcb;
                 let real = x86::write_guest_efer(vmcb.efer(), value, vmcb.cr0())?;
                 vmcb.set_efer(real);
-                None
+                Outcome::default()
             }
             msr::PAT if x86::pat_is_legal(value) => {
                 self.world.vmcb.set_pat(value);
-                None
+                Outcome::default()
             }
             msr::TSC => {
                 self.world.vmcb.set_tsc_offset(value.wrapping_sub(tsc()));
-                None
+                Outcome::default()
             }
             msr::MTRR_DEF_TYPE if x86::mtrr_def_type_is_legal(value) => {
                 self.mtrr_def_type = value;
-                None
+                Outcome::default()
             }
             _ => return Err(GeneralProtection.into()),
         };
         self.skip(Intercepted::Wrmsr)?;
-        if let Some(outcome) = outcome {
-            self.follow(machine, outcome);
-        }
+        self.follow(machine, outcome);
         Ok(())
     }
 
     /// Carries out what a write to one of the interrupt chips asks for.
-    #[inline]
+    #[inline(always)]
     fn follow(&mut self, machine: &Machine, outcome: Outcome) {
         self.priority_changed();
         if let Some(changed) = outcome.rte {
@@ -591,8 +589,8 @@ impl Partition {
             if disabled {
                 machine.lines.mask(source, reason, &mut wires);
             } else {
-                let (_, deliveries) = machine.lines.unmask(source, reason, &mut wires);
-                self.deliver(deliveries);
+                let (_, mut deliveries) = machine.lines.unmask(source, reason, &mut wires);
+                self.deliver(&mut deliveries);
             }
         }
     }

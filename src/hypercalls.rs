@@ -63,15 +63,15 @@ impl Partition {
             Call::Unmask(index) => {
                 let source = self.source(index)?;
                 let mut wires = Self::wires(&mut self.chips, self.index, machine);
-                let (_, deliveries) = machine.lines.unmask(source, MaskReasons::OPERATOR, &mut wires);
-                self.deliver(deliveries);
+                let (_, mut deliveries) = machine.lines.unmask(source, MaskReasons::OPERATOR, &mut wires);
+                self.deliver(&mut deliveries);
                 Ok([0; 3])
             }
             Call::Trigger(index) => {
                 let source = self.source(index)?;
                 let mut wires = Self::wires(&mut self.chips, self.index, machine);
-                let deliveries = machine.lines.loopback(source, &mut wires);
-                self.deliver(deliveries);
+                let mut deliveries = machine.lines.loopback(source, &mut wires);
+                self.deliver(&mut deliveries);
                 Ok([0; 3])
             }
             Call::ReadLedger(index, buffer) => {

@@ -172,7 +172,7 @@ fn leave(machine: &Machine, partition: &mut Partition, entry: &mut Entry) -> Exi
 pub(crate) fn take(machine: &Machine, partition: &mut Partition, arrived: Arrived) {
     for vector in arrived {
         let mut wires = Partition::wires(&mut partition.chips, partition.index, machine);
-        if let Some(deliveries) = machine.lines.assert(vector, &mut wires) {
+        if let Some(deliveries) = &mut machine.lines.assert(vector, &mut wires) {
             machine.apic.eoi();
             partition.interrupts += 1;
             partition.deliver(deliveries);
@@ -239,9 +239,9 @@ fn retire<'m>(
     loop {
         let mut wires = Partition::wires(&mut partition.chips, partition.index, machine);
         match replacing.poll(&mut wires) {
-            Ok(done) => {
+            Ok(mut done) => {
                 machine.control.with(|control| *control = Some(done.control));
-                partition.deliver(done.deliveries);
+                partition.deliver(&mut done.deliveries);
                 return;
             }
             Err(unfinished) => {

@@ -160,8 +160,8 @@ fn first_notifier(
         .replace(control, source, target, Completion::Handover)
         .map_err(|(_, error)| bug(&error.to_string()))?;
     let mut wires = Partition::wires(&mut owner.chips, partition, machine);
-    let done = replacing.poll(&mut wires).map_err(|_| bug("a delivery was in flight"))?;
-    owner.deliver(done.deliveries);
+    let mut done = replacing.poll(&mut wires).map_err(|_| bug("a delivery was in flight"))?;
+    owner.deliver(&mut done.deliveries);
     Ok(done.control)
 }
 

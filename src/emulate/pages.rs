@@ -38,10 +38,14 @@ impl Entries {
     const NONE: Self = Self { read: [(GuestPhys::new(0), 0); MAX_ENTRIES], count: 0 };
 
     /// Whether every entry still says what it said.
-    #[inline]
+    #[inline(always)]
     fn stand(&self, memory: &impl GuestMemory) -> bool {
-        let entries = self.read.get(..self.count).unwrap_or(&[]);
-        entries.iter().all(|&(at, entry)| memory.read_u64(at) == Ok(entry))
+        for &(at, entry) in self.read.get(..self.count).unwrap_or(&[]) {
+            if memory.read_u64(at) != Ok(entry) {
+                return false;
+            }
+        }
+        true
     }
 }
 

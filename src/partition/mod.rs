@@ -104,8 +104,8 @@ impl Partition {
 
     /// Raises the pins of what was delivered.
     #[inline]
-    pub(crate) fn deliver(&mut self, mut deliveries: Deliveries<'_>) {
-        for delivery in deliveries.by_ref() {
+    pub(crate) fn deliver(&mut self, deliveries: &mut Deliveries<'_>) {
+        for delivery in deliveries {
             // Poll counters are a later version's; a target elsewhere is refused when it is set.
             if let Notifier::Pin { partition, vpin } = delivery.target()
                 && partition == self.index
@@ -126,8 +126,8 @@ impl Partition {
             let target = Notifier::Pin { partition: self.index, vpin };
             for source in machine.lines.listeners(self.index, vpin) {
                 let mut wires = Self::wires(&mut self.chips, self.index, machine);
-                let deliveries = machine.lines.complete(source, target, &mut wires);
-                self.deliver(deliveries);
+                let mut deliveries = machine.lines.complete(source, target, &mut wires);
+                self.deliver(&mut deliveries);
             }
             self.settle(vpin);
         }
@@ -156,8 +156,8 @@ impl Partition {
         let target = Notifier::Pin { partition: self.index, vpin };
         for source in machine.lines.listeners(self.index, vpin) {
             let mut wires = Self::wires(&mut self.chips, self.index, machine);
-            let deliveries = machine.lines.virtual_rte(source, target, masked, &mut wires);
-            self.deliver(deliveries);
+            let mut deliveries = machine.lines.virtual_rte(source, target, masked, &mut wires);
+            self.deliver(&mut deliveries);
         }
     }
 

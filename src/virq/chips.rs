@@ -129,7 +129,7 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
     // Pins.
 
     /// `contributor` asserts `pin`, and the message goes out if the pin may send one.
-    #[inline]
+    #[inline(always)]
     pub fn assert_pin(&mut self, pin: Pin, contributor: Contributor) -> Settled {
         self.ioapic.assert(pin, contributor);
         self.settle(pin)
@@ -143,7 +143,7 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
 
     /// Sends what `pin` has to send, if anything. Remote IRR goes up only when somebody took it; otherwise
     /// the pin keeps its message for the next call.
-    #[inline]
+    #[inline(always)]
     pub fn settle(&mut self, pin: Pin) -> Settled {
         let Some(message) = self.ioapic.pending(pin) else { return Settled::default() };
         let takers = self.route(message.destination, message.delivery, message.trigger);

@@ -91,6 +91,16 @@ impl Offer {
     /// state of the CPU.
     #[inline]
     pub fn decide(&mut self, pending: Option<Vector>, nmi_waits: bool, cpu: Interruptibility) -> Injection {
+        if self.undelivered.is_none() && !nmi_waits {
+            // Nearly every entry: nothing but a vector, if anything.
+            self.offered = pending;
+            return Injection { event: None, offer: pending, nmi_window: None };
+        }
+        self.decide_order(pending, nmi_waits, cpu)
+    }
+
+    #[cold]
+    fn decide_order(&mut self, pending: Option<Vector>, nmi_waits: bool, cpu: Interruptibility) -> Injection {
         let Interruptibility { nmi_blocked, shadow, event_taken } = cpu;
         // An interrupted delivery goes before everything: the guest's CPU had begun with it. If the caller
         // forces an event of its own, it has to wait here.

@@ -350,7 +350,11 @@ impl VirtualLapic {
         }
         self.irr.remove(vector);
         self.isr.insert(vector);
-        self.update_ppr();
+        // What `update_ppr` would find: a class above the present one is above all that makes it up, and any other
+        // changes nothing.
+        if vector.class() > self.ppr >> 4 {
+            self.ppr = vector.class() << 4;
+        }
         Some(self.trigger(vector))
     }
 
