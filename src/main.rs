@@ -94,6 +94,11 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
         frames.free_bytes() >> 20,
     );
     if loader.value("selftest").is_some() {
+        if cpus.len() < 2 {
+            let what =
+                "Machine: selftest=smp-vmrun needs several CPUs, this machine has one (for QEMU: -smp 4)";
+            return Err(BootError::Platform(what.into()));
+        }
         return Ok(selftest::smp_vmrun::run(&mut cpu, cpus, apic, &mut space, &mut frames)?);
     }
 

@@ -13,23 +13,39 @@ use crate::boot::pvh::{BootInfo, MemoryKind};
 use crate::report::BootError;
 use crate::rt::exit::set_port;
 
-/// Applies the command line's words: `log=LEVEL`, `exit=PORT`.
+/// Applies the command line's words `log=LEVEL` and `exit=PORT`, of which the last counts. Of a wrong one nothing is
+/// applied: a refusal still ends at the port of an earlier one.
 pub(crate) fn options(loader: &BootInfo) -> Result<(), BootError> {
-    if let Some(value) = loader.value("exit") {
-        let digits = value.strip_prefix("0x").unwrap_or(value);
-        let port = u16::from_str_radix(digits, 16).map_err(|_| BootError::Option {
-            key: "exit",
-            right: "a port in hexadecimal, such as exit=0xf4",
-        })?;
-        set_port(port);
+    let mut result = Ok(());
+    for word in loader.words() {
+        let done = match word.split_once('=') {
+            Some(("exit", value)) => exit_port(value),
+            Some(("log", value)) => log_level(value),
+            Some(("selftest", _)) => Ok(()),
+            _ => {
+                warn!("command line: {word:?} means nothing; the words are log=, exit= and selftest=");
+                Ok(())
+            }
+        };
+        result = result.and(done);
     }
-    if let Some(value) = loader.value("log") {
-        let level = value.parse::<LevelFilter>().map_err(|_| BootError::Option {
-            key: "log",
-            right: "one of off, error, warn, info, debug, trace",
-        })?;
-        log::set_max_level(level);
-    }
+    result
+}
+
+fn exit_port(value: &str) -> Result<(), BootError> {
+    let digits = value.strip_prefix("0x").unwrap_or(value);
+    let port = u16::from_str_radix(digits, 16)
+        .map_err(|_| BootError::Option { key: "exit", right: "a port in hexadecimal, such as exit=0xf4" })?;
+    set_port(port);
+    Ok(())
+}
+
+fn log_level(value: &str) -> Result<(), BootError> {
+    let level = value.parse::<LevelFilter>().map_err(|_| BootError::Option {
+        key: "log",
+        right: "one of off, error, warn, info, debug, trace",
+    })?;
+    log::set_max_level(level);
     Ok(())
 }
 

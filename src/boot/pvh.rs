@@ -154,9 +154,9 @@ impl BootInfo {
         core::str::from_utf8(bytes).unwrap_or("").split(' ').filter(|word| !word.is_empty())
     }
 
-    /// The value of the first word `key=value`.
+    /// The value of the last word `key=value`.
     pub(crate) fn value(&self, key: &str) -> Option<&str> {
-        self.words().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+        self.words().filter_map(|word| word.strip_prefix(key)?.strip_prefix('=')).last()
     }
 }
 
