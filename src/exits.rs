@@ -168,7 +168,7 @@ impl Partition {
     #[cold]
     fn give_up<'m>(&mut self, trouble: Trouble, exit: Exit) -> Next<'m> {
         match trouble {
-            Trouble::Again => Next::Enter,
+            Trouble::Again => self.again(exit),
             Trouble::Fault(fault) => Next::Inject(fault),
             Trouble::PageFault { linear, code } => {
                 self.world.vmcb.set_cr2(linear);
@@ -179,6 +179,22 @@ impl Partition {
             }
             Trouble::End(what) => Next::End(End::Fault { what, exit }),
         }
+    }
+
+    /// The guest's memory changed under the instruction, so it is tried again; but not for ever, should this reading
+    /// of the guest's tables be another than its CPU's.
+    fn again<'m>(&mut self, exit: Exit) -> Next<'m> {
+        const MOST: u32 = 10_000;
+        let rip = self.world.vmcb.rip();
+        let (last, times) = self.again;
+        self.again = (rip, if last == rip { times + 1 } else { 1 });
+        if self.again.1 > MOST {
+            return Next::End(End::Fault {
+                what: "the instruction cannot be read as the CPU reads it",
+                exit,
+            });
+        }
+        Next::Enter
     }
 
     // Instructions.

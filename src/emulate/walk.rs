@@ -159,8 +159,9 @@ const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bits of a legacy PAE entry that long mode leaves to software.
 const PAE_RESERVED: u64 = 0x7ff0_0000_0000_0000;
-/// Bits of a page-directory-pointer entry in PAE mode: R/W, U/S, accessed to PS (APM2 5.2.3).
-const PAE_TOP_RESERVED: u64 = 0xfff0_0000_0000_01e6;
+/// Bits of a page-directory-pointer entry in PAE mode: R/W, U/S, dirty to G (APM2 5.2.3). The manual has the accessed bit
+/// among them; QEMU sets it.
+const PAE_TOP_RESERVED: u64 = 0xfff0_0000_0000_01c6;
 
 impl Paging {
     /// From CR0, CR3, CR4 and EFER as they are while the guest runs.

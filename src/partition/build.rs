@@ -125,6 +125,7 @@ pub(crate) fn build(
         exit_port: configured.exit_port,
         mtrr_def_type: 0,
         uart: Uart::new(),
+        again: (0, 0),
         nested,
         pool,
         console: configured.console,

@@ -81,6 +81,8 @@ pub(crate) struct Partition {
     /// MTRRdefType as the guest wrote it; the memory types themselves are the nested tables' business.
     pub(crate) mtrr_def_type: u64,
     pub(crate) uart: Uart,
+    /// Where an instruction was last tried again, and how often.
+    pub(crate) again: (u64, u32),
     nested: NestedTables,
     pool: TablePool,
     console: bool,

@@ -206,7 +206,10 @@ fn pae() {
         ram.put(0x1020 + 3 * 8, 0x2000 | P | reserved);
         assert_eq!(pae.translate(&ram, linear, READ), Err(WalkError::Reserved { level: 2 }), "{reserved:#x}");
     }
-    ram.put(0x1020 + 3 * 8, 0x2000 | P | 1 << 3);
+    for legal in [1 << 3, 1 << 4, 1 << 5] {
+        ram.put(0x1020 + 3 * 8, 0x2000 | P | legal);
+        assert_eq!(pae.translate(&ram, linear, READ), Ok(large), "{legal:#x}");
+    }
     ram.put(0x2000 + 8, 0x3000 | ALL | 1 << 52);
     assert_eq!(pae.translate(&ram, linear, READ), Err(WalkError::Reserved { level: 1 }));
 }
