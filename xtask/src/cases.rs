@@ -1,8 +1,11 @@
 //! The table of QEMU cases (`tests/qemu/cases.toml`): its form, and how one case is run.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,6 +19,8 @@ use crate::{bench, bundle, elf, run, setup};
 pub const TABLE: &str = "tests/qemu/cases.toml";
 /// How much of a failed case's console is shown.
 const TAIL: usize = 40;
+/// What a case's foreign kernel is called.
+const FOREIGN: &str = "foreign.elf";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +49,9 @@ pub struct Case {
     /// Whether the case is the benchmark with few rounds, whose goals must be met.
     #[serde(default)]
     pub bench: bool,
+    /// A kernel in C that is compiled for the case, as a path from the root: an ELF32 beside the configuration, called
+    /// `foreign.elf` there. `guest_direct = "foreign.elf"` boots it bare.
+    pub foreign: Option<String>,
     /// Words added to the hypervisor's command line; the whole command line of a guest booted bare.
     #[serde(default)]
     pub append: String,
@@ -168,6 +176,10 @@ impl Case {
                  \"garbage\", `guest_direct`, `bench`"
             ),
         }
+        ensure!(
+            self.foreign.is_some() || self.guest_direct.as_deref() != Some(FOREIGN),
+            "guest_direct = \"{FOREIGN}\" needs `foreign`"
+        );
         ensure!(self.replace.is_empty() || self.config.is_some(), "`replace` needs `config`");
         ensure!(
             self.repeat > 0 && self.timeout_s > 0 && self.smp > 0,
@@ -235,6 +247,9 @@ impl Case {
 
     /// The machine, with the files it boots from made in `folder`.
     fn machine(&self, tree: &Tree, qemu: &Path, folder: &Path) -> Result<Machine> {
+        if let Some(source) = &self.foreign {
+            compile_foreign(&tree.root.join(source), &folder.join(FOREIGN))?;
+        }
         let mut machine = Machine::new(qemu.to_owned(), self.kernel(tree, folder)?);
         machine.machine.clone_from(&self.machine);
         machine.cpu.clone_from(&self.cpu);
@@ -274,7 +289,7 @@ impl Case {
     /// What `-kernel` names.
     fn kernel(&self, tree: &Tree, folder: &Path) -> Result<PathBuf> {
         if let Some(guest) = &self.guest_direct {
-            return Ok(tree.binary(guest));
+            return Ok(if guest == FOREIGN { folder.join(FOREIGN) } else { tree.binary(guest) });
         }
         let Some(base) = &self.patch_load_base else {
             return Ok(tree.hypervisor());
@@ -287,9 +302,9 @@ impl Case {
     }
 
     /// The configuration with its pieces exchanged, beside the other files of the case; the file itself when
-    /// nothing is to be exchanged.
+    /// nothing is to be exchanged and no file is beside it.
     fn edited(&self, config: &Path, folder: &Path) -> Result<PathBuf> {
-        if self.replace.is_empty() {
+        if self.replace.is_empty() && self.foreign.is_none() {
             return Ok(config.to_owned());
         }
         let text = fs::read_to_string(config).with_context(|| format!("cannot read {}", config.display()))?;
@@ -310,6 +325,27 @@ impl Expect {
         }
         Ok(())
     }
+}
+
+/// Compiles a freestanding kernel and links it by the script of the same name (`.ld`), 32-bit as other projects' test
+/// kernels are. The host's C compiler is enough: nothing is included or linked that belongs to a 32-bit system.
+fn compile_foreign(source: &Path, image: &Path) -> Result<()> {
+    const WORDS: &str = "-m32 -march=i686 -mgeneral-regs-only -std=gnu11 -O2 -Wall -Wextra -ffreestanding -fno-pic \
+                         -fno-stack-protector -fno-asynchronous-unwind-tables -no-pie -static -nostdlib \
+                         -Wl,--build-id=none -Wl,-z,noexecstack";
+    let mut script = OsString::from("-Wl,-T,");
+    script.push(source.with_extension("ld"));
+    let mut command = Command::new(env::var_os("CC").unwrap_or_else(|| "cc".into()));
+    command.args(WORDS.split_whitespace()).arg(script).arg("-o").arg(image).arg(source);
+    let output =
+        command.output().with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    ensure!(
+        output.status.success(),
+        "{} cannot be compiled:\n{}",
+        source.display(),
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok(())
 }
 
 /// Whether `text` is the number of a promise.

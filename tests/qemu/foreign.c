@@ -1,0 +1,419 @@
+/*
+ * A kernel that knows nothing of Levelhead: 32-bit, Multiboot 1 without address fields, no paging. It sets up the
+ * machine as such kernels do (its own GDT and IDT, the 8259s silenced, local APIC and IO-APIC by memory, PCI by
+ * CF8/CFC), counts the interrupts of every `edu` it finds, prints on COM1 and port 0xe9, and ends by port 0xf4.
+ *
+ * Words of its command line: `pin=N` names the IO-APIC pin where the q35 rule (20 + slot % 4) does not hold,
+ * `paging=pse` and `paging=pae` turn paging on, `exit=N` is what it ends with instead of 16.
+ */
+#include <stdint.h>
+
+#define LOCAL_APIC 0xfee00000u
+#define IO_APIC 0xfec00000u
+#define EDU 0x11e81234u
+#define DEVICE_VECTOR 0x31
+#define TIMER_VECTOR 0x40
+#define IPI_VECTOR 0x41
+#define ROUNDS 200u
+
+struct multiboot {
+    uint32_t flags, memory_low, memory_high, boot_device, command_line;
+};
+
+__asm__(".pushsection .multiboot, \"a\"\n"
+        ".balign 4\n"
+        ".long 0x1badb002, 0, -0x1badb002\n"
+        ".popsection\n"
+        ".globl _start\n"
+        "_start: cli\n"
+        "mov $stack_top, %esp\n"
+        "push %ebx\n"
+        "push %eax\n"
+        "call kernel\n"
+        "stop: cli\n"
+        "hlt\n"
+        "jmp stop\n"
+        ".macro entry name, function\n"
+        ".globl \\name\n"
+        "\\name: pusha\n"
+        "cld\n"
+        "call \\function\n"
+        "popa\n"
+        "iret\n"
+        ".endm\n"
+        "entry device_entry, device_interrupt\n"
+        "entry timer_entry, timer_interrupt\n"
+        "entry ipi_entry, ipi_interrupt\n"
+        "entry other_entry, other_interrupt\n"
+        ".lcomm stack, 16384\n"
+        ".set stack_top, stack + 16384\n");
+
+void device_entry(void), timer_entry(void), ipi_entry(void), other_entry(void);
+
+static volatile uint32_t interrupts, spurious, ticks, ipis;
+static uint32_t edu;
+
+static uint32_t load(uint32_t at) { return *(volatile uint32_t *)at; }
+static void store(uint32_t at, uint32_t value) { *(volatile uint32_t *)at = value; }
+
+static void out8(uint16_t port, uint8_t value) { __asm__ volatile("outb %0, %1" ::"a"(value), "Nd"(port)); }
+static void out16(uint16_t port, uint16_t value) { __asm__ volatile("outw %0, %1" ::"a"(value), "Nd"(port)); }
+static void out32(uint16_t port, uint32_t value) { __asm__ volatile("outl %0, %1" ::"a"(value), "Nd"(port)); }
+
+static uint8_t in8(uint16_t port)
+{
+    uint8_t value;
+    __asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
+    return value;
+}
+
+static uint16_t in16(uint16_t port)
+{
+    uint16_t value;
+    __asm__ volatile("inw %1, %0" : "=a"(value) : "Nd"(port));
+    return value;
+}
+
+static uint32_t in32(uint16_t port)
+{
+    uint32_t value;
+    __asm__ volatile("inl %1, %0" : "=a"(value) : "Nd"(port));
+    return value;
+}
+
+static void put(char c)
+{
+    while (!(in8(0x3fd) & 0x20))
+        ;
+    out8(0x3f8, (uint8_t)c);
+}
+
+static void print(const char *text)
+{
+    for (; *text; text++)
+        put(*text);
+}
+
+static void print_number(const char *name, uint32_t value)
+{
+    print(name);
+    print(" 0x");
+    for (int shift = 28; shift >= 0; shift -= 4)
+        put("0123456789abcdef"[value >> shift & 15]);
+    put('\n');
+}
+
+static void print_string_io(uint16_t port, const char *text)
+{
+    uint32_t length = 0;
+    while (text[length])
+        length++;
+    __asm__ volatile("rep outsb" : "+S"(text), "+c"(length) : "d"(port) : "memory");
+}
+
+static void demand(int holds, const char *what)
+{
+    if (holds)
+        return;
+    print("foreign: FAIL ");
+    print(what);
+    put('\n');
+    for (;;)
+        out8(0xf4, 1);
+}
+
+static void end_of_interrupt(void) { store(LOCAL_APIC + 0xb0, 0); }
+
+void device_interrupt(void)
+{
+    uint32_t status = load(edu + 0x24);
+    if (status) {
+        store(edu + 0x64, status);
+        interrupts++;
+    } else {
+        spurious++;
+    }
+    end_of_interrupt();
+}
+
+void timer_interrupt(void)
+{
+    ticks++;
+    end_of_interrupt();
+}
+
+void ipi_interrupt(void)
+{
+    ipis++;
+    end_of_interrupt();
+}
+
+void other_interrupt(void) { demand(0, "an exception or an unknown vector"); }
+
+/* The number behind `key` on the command line, or `otherwise`. */
+static uint32_t option(const char *line, const char *key, uint32_t otherwise)
+{
+    for (; *line; line++) {
+        const char *at = line, *wanted = key;
+        while (*wanted && *at == *wanted)
+            at++, wanted++;
+        if (*wanted)
+            continue;
+        uint32_t number = 0;
+        for (; *at >= '0' && *at <= '9'; at++)
+            number = number * 10 + (uint32_t)(*at - '0');
+        return number;
+    }
+    return otherwise;
+}
+
+struct __attribute__((packed)) table_pointer {
+    uint16_t limit;
+    uint32_t base;
+};
+
+static void set_up_tables(void)
+{
+    static const uint64_t segments[] = {0, 0x00cf9b000000ffff, 0x00cf93000000ffff};
+    static uint64_t gates[256];
+    for (int vector = 0; vector < 256; vector++) {
+        void (*target)(void) = vector == DEVICE_VECTOR  ? device_entry
+                               : vector == TIMER_VECTOR ? timer_entry
+                               : vector == IPI_VECTOR   ? ipi_entry
+                                                        : other_entry;
+        uint32_t at = (uint32_t)target;
+        gates[vector] = (uint64_t)(at >> 16) << 48 | 0x8e00ull << 32 | 8 << 16 | (at & 0xffff);
+    }
+    struct table_pointer gdt = {sizeof segments - 1, (uint32_t)segments};
+    struct table_pointer idt = {sizeof gates - 1, (uint32_t)gates};
+    __asm__ volatile("lgdt %0\n"
+                     "ljmp $8, $1f\n"
+                     "1: mov %2, %%ds\n mov %2, %%es\n mov %2, %%fs\n mov %2, %%gs\n mov %2, %%ss\n"
+                     "lidt %1"
+                     :
+                     : "m"(gdt), "m"(idt), "r"(16)
+                     : "memory");
+}
+
+/* Identity maps of 4 GiB by large pages: 4 MiB in two levels, 2 MiB in three. */
+static void turn_paging_on(int pae)
+{
+    static uint64_t directories[4 * 512] __attribute__((aligned(4096)));
+    static uint64_t top[4] __attribute__((aligned(32)));
+    uint32_t root, features;
+    if (pae) {
+        for (uint32_t n = 0; n < 4 * 512; n++)
+            directories[n] = (uint64_t)n << 21 | 0x83;
+        for (uint32_t n = 0; n < 4; n++)
+            top[n] = (uint32_t)&directories[n * 512] | 1;
+        root = (uint32_t)top, features = 0x20;
+    } else {
+        for (uint32_t n = 0; n < 1024; n++)
+            ((uint32_t *)directories)[n] = n << 22 | 0x83;
+        root = (uint32_t)directories, features = 0x10;
+    }
+    uint32_t cr4, cr0;
+    __asm__ volatile("mov %%cr4, %0" : "=r"(cr4));
+    __asm__ volatile("mov %0, %%cr4\n mov %1, %%cr3" ::"r"(cr4 | features), "r"(root) : "memory");
+    __asm__ volatile("mov %%cr0, %0" : "=r"(cr0));
+    __asm__ volatile("mov %0, %%cr0" ::"r"(cr0 | 0x80010000) : "memory");
+}
+
+static void silence_8259s(void)
+{
+    static const uint8_t words[][2] = {{0x20, 0x11}, {0xa0, 0x11}, {0x21, 0x20}, {0xa1, 0x28}, {0x21, 4},
+                                       {0xa1, 2},    {0x21, 1},    {0xa1, 1},    {0x21, 0xff}, {0xa1, 0xff}};
+    for (unsigned n = 0; n < sizeof words / sizeof words[0]; n++)
+        out8(words[n][0], words[n][1]);
+}
+
+static void set_up_local_apic(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(0x1b));
+    demand((low & 0xfffff000) == LOCAL_APIC, "the local APIC is elsewhere");
+    __asm__ volatile("wrmsr" ::"a"(low | 0x800), "d"(high), "c"(0x1b));
+    store(LOCAL_APIC + 0xe0, 0xffffffff);
+    store(LOCAL_APIC + 0xd0, 1u << 24);
+    for (uint32_t entry = 0x320; entry <= 0x370; entry += 16)
+        store(LOCAL_APIC + entry, 1u << 16);
+    store(LOCAL_APIC + 0x80, 0);
+    store(LOCAL_APIC + 0xf0, 0x1ff);
+}
+
+static uint32_t io_apic(uint32_t index)
+{
+    store(IO_APIC, index);
+    return load(IO_APIC + 0x10);
+}
+
+static void set_io_apic(uint32_t index, uint32_t value)
+{
+    store(IO_APIC, index);
+    store(IO_APIC + 0x10, value);
+}
+
+static void mask_all_pins(void)
+{
+    uint32_t pins = (io_apic(1) >> 16 & 0xff) + 1;
+    print_number("foreign: IO-APIC pins", pins);
+    for (uint32_t pin = 0; pin < pins; pin++) {
+        set_io_apic(0x10 + 2 * pin, 1u << 16);
+        set_io_apic(0x11 + 2 * pin, 0);
+    }
+}
+
+/* Level-triggered, active low. Kernels write the halves in either order. */
+static void open_pin(uint32_t pin, int high_half_first)
+{
+    uint32_t low = 0xa000 | DEVICE_VECTOR, high = load(LOCAL_APIC + 0x20) & 0xff000000;
+    if (high_half_first)
+        set_io_apic(0x11 + 2 * pin, high);
+    set_io_apic(0x10 + 2 * pin, low);
+    if (!high_half_first)
+        set_io_apic(0x11 + 2 * pin, high);
+    demand((io_apic(0x10 + 2 * pin) & ~0x5000u) == low, "a redirection entry reads otherwise");
+}
+
+static void select(uint32_t slot, uint32_t function, uint32_t at)
+{
+    out32(0xcf8, 1u << 31 | slot << 11 | function << 8 | at);
+}
+
+static uint32_t config(uint32_t slot, uint32_t function, uint32_t at)
+{
+    select(slot, function, at);
+    return in32(0xcfc);
+}
+
+static void size_bars(uint32_t slot, uint32_t function)
+{
+    for (uint32_t at = 0x10; at < 0x28; at += 4) {
+        uint32_t before = config(slot, function, at);
+        out32(0xcfc, 0xffffffff);
+        uint32_t size = in32(0xcfc);
+        out32(0xcfc, before);
+        demand(in32(0xcfc) == before, "a BAR does not take its address back");
+        if (before)
+            print_number("foreign:   BAR of size", ~(size & (before & 1 ? ~3u : ~15u)) + 1);
+    }
+}
+
+static void raise(uint32_t how)
+{
+    uint32_t before = interrupts;
+    store(edu + 0x60, how);
+    while (interrupts == before)
+        __asm__ volatile("pause");
+}
+
+static void raise_and_halt(uint32_t how)
+{
+    uint32_t before = interrupts;
+    __asm__ volatile("cli");
+    store(edu + 0x60, how);
+    while (interrupts == before)
+        __asm__ volatile("sti\n hlt\n cli");
+    __asm__ volatile("sti");
+}
+
+static void use_edu(uint32_t slot, uint32_t pin)
+{
+    edu = config(slot, 0, 0x10) & ~15u;
+    select(slot, 0, 4);
+    out16(0xcfc, (in16(0xcfc) | 6) & 0xfbff);
+    print_number("foreign: edu in slot", slot);
+    demand((load(edu) & 0xff) == 0xed, "edu does not know itself");
+    store(edu + 4, 0x12345678);
+    demand(load(edu + 4) == ~0x12345678u, "edu is not alive");
+
+    interrupts = spurious = 0;
+    open_pin(pin, 1);
+    for (uint32_t round = 1; round <= ROUNDS; round++)
+        raise(round);
+    for (uint32_t round = 1; round <= ROUNDS; round++)
+        raise_and_halt(round);
+    set_io_apic(0x10 + 2 * pin, 1u << 16 | 0xa000);
+    store(edu + 0x60, 1);
+    open_pin(pin, 0);
+    while (interrupts == 2 * ROUNDS)
+        __asm__ volatile("pause");
+    store(edu + 0x20, 0x80);
+    store(edu + 8, 5);
+    while (interrupts == 2 * ROUNDS + 1)
+        __asm__ volatile("pause");
+    demand(load(edu + 8) == 120, "5! is not 120");
+    demand(interrupts == 2 * ROUNDS + 2 && spurious == 0, "not as many interrupts as were raised");
+    print_number("foreign: interrupts", interrupts);
+}
+
+/* Read-modify-write and string instructions on a register, as compilers make them. */
+static void touch_registers_oddly(void)
+{
+    volatile uint32_t *priority = (volatile uint32_t *)(LOCAL_APIC + 0x80);
+    uint32_t other = 0x40;
+    *priority = 0x20;
+    __asm__ volatile("lock orl $0x10, %0" : "+m"(*priority));
+    demand(*priority == 0x30, "OR to a register");
+    __asm__ volatile("xchg %1, %0" : "+m"(*priority), "+r"(other));
+    demand(*priority == 0x40 && other == 0x30, "XCHG with a register");
+    __asm__ volatile("andl $0, %0" : "+m"(*priority));
+    const void *from = (const void *)(LOCAL_APIC + 0x30);
+    uint32_t version;
+    __asm__ volatile("lodsl" : "=a"(version), "+S"(from) : : "memory");
+    demand(version == load(LOCAL_APIC + 0x30), "LODS from a register");
+}
+
+void kernel(uint32_t magic, const struct multiboot *info)
+{
+    out8(0x3f9, 0), out8(0x3fb, 0x80), out8(0x3f8, 1), out8(0x3f9, 0), out8(0x3fb, 3), out8(0x3fa, 7);
+    demand(magic == 0x2badb002, "the loader's magic number");
+    demand((info->flags & 5) == 5, "no memory size or no command line");
+    const char *line = (const char *)info->command_line;
+    print("foreign: started as ");
+    print(line);
+    put('\n');
+    print_number("foreign: KiB above 1 MiB", info->memory_high);
+
+    set_up_tables();
+    silence_8259s();
+    for (const char *at = line; *at; at++)
+        if (at[0] == 'p' && at[1] == 'a' && at[2] == 'g' && at[3] == 'i')
+            turn_paging_on(at[8] == 'a');
+    set_up_local_apic();
+    mask_all_pins();
+    __asm__ volatile("sti");
+
+    uint32_t devices = 0;
+    for (uint32_t slot = 0; slot < 32; slot++) {
+        uint32_t id = config(slot, 0, 0);
+        if ((id & 0xffff) == 0xffff)
+            continue;
+        select(slot, 0, 0xc);
+        print_number("foreign: PCI function", id);
+        demand((in8(0xcfe) & 0x7f) <= 1, "an unknown header type");
+        if (id != EDU)
+            continue;
+        size_bars(slot, 0);
+        use_edu(slot, option(line, "pin=", 20 + slot % 4));
+        devices++;
+    }
+    demand(devices > 0, "no edu");
+
+    touch_registers_oddly();
+    store(LOCAL_APIC + 0x3e0, 11);
+    store(LOCAL_APIC + 0x320, 1u << 17 | TIMER_VECTOR);
+    store(LOCAL_APIC + 0x380, 1000000);
+    while (ticks < 10)
+        __asm__ volatile("hlt");
+    store(LOCAL_APIC + 0x320, 1u << 16);
+    store(LOCAL_APIC + 0x310, 0);
+    store(LOCAL_APIC + 0x300, 1u << 18 | 1u << 14 | IPI_VECTOR);
+    while (!ipis)
+        __asm__ volatile("pause");
+
+    print_string_io(0xe9, "foreign: port 0xe9 speaks\n");
+    print_string_io(0x3f8, "foreign: PASS\n");
+    out8(0xf4, (uint8_t)option(line, "exit=", 16));
+    demand(0, "lived on behind the exit port");
+}
