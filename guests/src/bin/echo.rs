@@ -113,6 +113,7 @@ fn main() {
 
     testdev::exercise();
     check_ledger(edu);
+    replace_under_fire(edu, rounds);
 }
 
 /// Runs all rounds of a mode and demands the exact counts.
@@ -386,4 +387,33 @@ fn check_ledger(edu: Edu) {
     let counted = (accepted, ledger.delivered, ledger.completed_eoi);
     check!(counted == (served, served, served), "{served} interrupts served, but {ledger:?}");
     say!("ledger {served}/{served} ok");
+}
+
+/// Replaces the notifier again and again while a thread of the emulator raises the line: no interrupt may be lost or come
+/// twice, and the physical handler stays the one that was installed at assignment. `cve-2024-26812` takes the notifier
+/// away as well.
+fn replace_under_fire(edu: Edu, rounds: u32) {
+    let Some(interface) = Interface::find("replaced") else { return };
+    let source = Source::of(&interface, edu.function);
+    handle(DEVICE, acknowledge);
+    ENTRIES.store(0, Relaxed);
+    enable_interrupts();
+    let mut raises = 0;
+    for _ in 0..rounds {
+        if ENTRIES.load(Relaxed) == raises {
+            edu.start_factorial(FACTORIAL_OF);
+            raises += 1;
+        }
+        source.notify_pin(edu.function.gsi());
+    }
+    let served = wait::until(|| ENTRIES.load(Relaxed) >= raises);
+    wait::a_while();
+    disable_interrupts();
+    let entries = ENTRIES.load(Relaxed);
+    check!(served && entries == raises, "replaced: {entries} interrupts of {raises} raises");
+    let ledger = source.ledger();
+    ledger.demand_balance_at_rest();
+    let registrations = ledger.handler_registrations;
+    check!(registrations == 1, "replaced: {registrations} registrations of the physical handler");
+    say!("replaced {rounds}/{rounds} ok under {raises} interrupts, 1 handler registration");
 }
