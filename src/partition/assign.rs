@@ -191,6 +191,7 @@ impl<'a> Assigner<'a> {
             .map_err(|bar| refuse("Machine", format!("no room is left in the guest's window for {bar}")))?;
         let config = VirtualConfig::new(self.config, &function, &placement, guest.window, virtual_pin)
             .map_err(|error| refuse("Machine", error.to_string()))?;
+        info!("{}: bus mastering held off, since no IOMMU bounds its DMA yet", device.bdf);
         let (Some(pin), Some((route, vpin))) = (function.interrupt_pin, route.zip(virtual_pin)) else {
             info!("{}: assigned to {}, no INTx", device.bdf, partition.name);
             return Ok(Assigned { config, line: None });
