@@ -1,6 +1,6 @@
 //! `selftest=smp-vmrun`: the ground under several CPUs.
 //!
-//! Every CPU runs a small guest that never exits by itself, all in VMRUN at once, and tokens go round the ring of CPUs by
+//! Every CPU runs a small guest that is busy in VMRUN and then halts, all at once, and tokens go round the ring of CPUs by
 //! IPI, half of them clockwise and half the other way. Each token has a vector of its own, so no two kicks can merge: a
 //! CPU must be interrupted exactly once for every token that is sent to it. A timer looks for tokens that lie unnoticed:
 //! late ones are counted, and one that never arrives ends the test with a number instead of a hang.
@@ -42,7 +42,7 @@ const HOST_HALF: u64 = 0xffff_8000_0000_0000;
 /// Guest-physical address of the code; the counter is at the next page.
 const CODE: u64 = 0x1000;
 /// `1: mov ecx, 1000; 2: inc dword ptr [0x2000]; dec ecx; jnz 2b; hlt; jmp 1b` in 32-bit code: busy for a while after each
-/// entry, then halted inside VMRUN, so that kicks meet both.
+/// entry, then its CPU sleeps, so that kicks meet both.
 const GUEST: [u8; 17] =
     [0xb9, 0xe8, 0x03, 0x00, 0x00, 0xff, 0x05, 0x00, 0x20, 0x00, 0x00, 0x49, 0x75, 0xf7, 0xf4, 0xeb, 0xef];
 
@@ -135,7 +135,6 @@ fn seat(ring: &'static Ring, frames: &mut Frames) -> Result<Seat, OutOfMemory> {
     write(memory, &GUEST);
     let (io_permissions, msr_permissions) = world.permission_maps();
     world.vmcb.configure(&Setup { asid: 1, io_permissions, msr_permissions, nested_root: tables.root() });
-    world.vmcb.intercept_halt(false);
     world.vmcb.start_protected32(GuestPhys::new(CODE));
     let counter = memory.checked_add(PAGE_BYTES).ok_or(OutOfMemory)?;
     Ok(Seat { world, counter, ring })
@@ -183,7 +182,10 @@ fn play(cpu: &mut ThisCpu) {
         seat.world.enter(cpu);
         own.entries.fetch_add(1, Ordering::Relaxed);
         let exit = ExitCode::new(seat.world.vmcb.exit_code());
-        if exit != ExitCode::INTR {
+        if exit == ExitCode::HLT {
+            // Halted by the host, as every guest's HLT is.
+            seat.world.vmcb.retire(1);
+        } else if exit != ExitCode::INTR {
             let vmcb = &mut seat.world.vmcb;
             if vmcb.rip() < HOST_HALF {
                 error!(
@@ -199,7 +201,8 @@ fn play(cpu: &mut ThisCpu) {
             own.torn.fetch_add(1, Ordering::Relaxed);
             vmcb.start_protected32(GuestPhys::new(CODE));
         }
-        for vector in cpu.window() {
+        let arrived = if exit == ExitCode::HLT { cpu.idle() } else { cpu.window() };
+        for vector in arrived {
             ring.apic.eoi();
             if let Some(token) =
                 vector.get().checked_sub(FIRST_TOKEN).map(usize::from).filter(|n| *n < 2 * count)

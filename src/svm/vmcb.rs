@@ -428,14 +428,6 @@ impl Vmcb {
         self.save.rflags & rflags::IF != 0 && !self.interrupt_shadow()
     }
 
-    /// Adds or removes the intercept of HLT. Without it the guest halts the CPU itself, until a physical interrupt ends
-    /// VMRUN.
-    pub const fn intercept_halt(&mut self, on: bool) {
-        let bit = Misc1::HLT.bits();
-        self.control.misc1 = if on { self.control.misc1 | bit } else { self.control.misc1 & !bit };
-        self.touch(CleanBits::INTERCEPTS);
-    }
-
     /// Adds or removes the intercept of IRET, by which the handler of a non-maskable interrupt ends.
     pub const fn intercept_iret(&mut self, on: bool) {
         let bit = Misc1::IRET.bits();

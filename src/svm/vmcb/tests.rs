@@ -112,7 +112,6 @@ fn setters_clear_exactly_the_bit_that_covers_them() {
     check(|b| b.set_idtr(Segment::default()), CleanBits::DESCRIPTOR_TABLES);
     check(|b| b.set_tsc_offset(1), CleanBits::INTERCEPTS);
     check(|b| b.intercept_interrupt_window(true), CleanBits::INTERCEPTS);
-    check(|b| b.intercept_halt(false), CleanBits::INTERCEPTS);
     check(|b| b.intercept_iret(true), CleanBits::INTERCEPTS);
     check(|b| b.set_virtual_interrupt(Vector::new(0x51).unwrap()), CleanBits::VIRTUAL_INTERRUPT);
     check(|b| b.clear_virtual_interrupt(), CleanBits::VIRTUAL_INTERRUPT);
