@@ -8,7 +8,7 @@
 //! instructions from raise to ISR, 5,076 for the EOI and 15,685 for the round trip with 2.00 exits (x2APIC guest);
 //! 16,274 for the round trip of an xAPIC guest; 19,204 from halt.
 //!
-//! `bench intx` reports; [`test`] runs the same with fewer rounds and fails when a goal is missed.
+//! `bench intx` reports; [`test()`] runs the same with fewer rounds and fails when a goal is missed.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -331,8 +331,13 @@ fn timer_periodic(rounds: u32) {
     say!("timer-periodic {rounds}/{rounds} ok");
 }
 
-/// The interrupt must come when the count ends, by the CPU's own clock.
+/// The interrupt must come when the count ends, by the CPU's own clock. Not asked of a guest that shares one emulating
+/// thread with others (`clock=shared`): there the clock goes on while another guest runs.
 fn timer_on_time() {
+    if cmdline::value("clock") == Some("shared") {
+        say!("timer-on-time skipped: the clock is shared");
+        return;
+    }
     const COUNT: u32 = 200_000;
     const ROUNDS: u32 = 10;
     handle(TIMER, count);
