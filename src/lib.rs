@@ -17,7 +17,7 @@
 //!
 //! | level | modules |
 //! | --- | --- |
-//! | 0 words | [`addr`], [`irq`], [`sync`], [`x86`] |
+//! | 0 words | [`addr`], [`irq`], [`policy`], [`sync`], [`x86`] |
 //! | 1 resources | [`frames`], [`vcpu`] |
 //! | 2 formats | [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
 //! | 3 machines | [`intx`], [`virq`], [`device`], [`config`] |
@@ -40,6 +40,7 @@ pub mod intx;
 pub mod ioapic;
 pub mod irq;
 pub mod pci;
+pub mod policy;
 pub mod svm;
 pub mod sync;
 pub mod vcpu;
