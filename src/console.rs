@@ -36,7 +36,7 @@ impl Uart {
             }
             core::hint::spin_loop();
         }
-        // SAFETY: as above; the byte goes out on the wire.
+        // SAFETY: COM1's transmit register takes a byte for the wire and reaches no memory.
         unsafe { Port::<u8>::new(COM1).write(byte) };
     }
 }

@@ -55,9 +55,9 @@ fn moves_as_if_by_way_of_a_copy() {
                 let base = bytes.as_mut_ptr();
                 // SAFETY: both runs lie inside the one vector.
                 let to = unsafe { base.add(target) };
-                // SAFETY: as above.
+                // SAFETY: the source run lies inside the same vector.
                 let from = unsafe { base.add(source) };
-                // SAFETY: as above; the runs may overlap.
+                // SAFETY: both runs lie inside the one vector; that they overlap is allowed.
                 let returned = unsafe { lh_memmove(to, from, length) };
                 assert_eq!(returned, to);
                 assert!(bytes == expected, "length {length}, distance {distance}, forwards {forwards}");
@@ -97,7 +97,7 @@ fn compares_by_the_first_difference() {
                 assert_eq!(found.signum(), a[at].cmp(&b[at]) as i32, "length {length}, at {at}");
             }
         }
-        // SAFETY: as above.
+        // SAFETY: both vectors are longer than any `length` here.
         assert_eq!(unsafe { lh_memcmp(a.as_ptr(), a.clone().as_ptr(), length) }, 0);
     }
 }

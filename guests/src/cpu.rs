@@ -98,7 +98,7 @@ impl Mmio {
 /// The access must not make a device write to memory of Rust's; the same for the other five.
 pub unsafe fn in8(port: u16) -> u8 {
     let value;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that no device writes to Rust's memory for it.
     unsafe { asm!("in al, dx", out("al") value, in("dx") port, options(nomem, nostack, preserves_flags)) };
     value
 }
@@ -109,7 +109,7 @@ pub unsafe fn in8(port: u16) -> u8 {
 /// As [`in8`].
 pub unsafe fn in16(port: u16) -> u16 {
     let value;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that no device writes to Rust's memory for it.
     unsafe { asm!("in ax, dx", out("ax") value, in("dx") port, options(nomem, nostack, preserves_flags)) };
     value
 }
@@ -120,7 +120,7 @@ pub unsafe fn in16(port: u16) -> u16 {
 /// As [`in8`].
 pub unsafe fn in32(port: u16) -> u32 {
     let value;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that no device writes to Rust's memory for it.
     unsafe { asm!("in eax, dx", out("eax") value, in("dx") port, options(nomem, nostack, preserves_flags)) };
     value
 }
@@ -130,7 +130,7 @@ pub unsafe fn in32(port: u16) -> u32 {
 /// # Safety
 /// As [`in8`].
 pub unsafe fn out8(port: u16, value: u8) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that no device writes to Rust's memory for it.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
 }
 
@@ -139,7 +139,7 @@ pub unsafe fn out8(port: u16, value: u8) {
 /// # Safety
 /// As [`in8`].
 pub unsafe fn out16(port: u16, value: u16) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that no device writes to Rust's memory for it.
     unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) };
 }
 
@@ -148,7 +148,7 @@ pub unsafe fn out16(port: u16, value: u16) {
 /// # Safety
 /// As [`in8`].
 pub unsafe fn out32(port: u16, value: u32) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that no device writes to Rust's memory for it.
     unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) };
 }
 
@@ -158,7 +158,7 @@ pub unsafe fn out32(port: u16, value: u32) {
 /// The register must exist (else #GP), and reading it must have no effect on memory.
 pub unsafe fn rdmsr(register: u32) -> u64 {
     let (low, high): (u32, u32);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the register exists and that reading it reaches no memory.
     unsafe { asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nomem, nostack)) };
     u64::from(high) << 32 | u64::from(low)
 }
@@ -169,7 +169,7 @@ pub unsafe fn rdmsr(register: u32) -> u64 {
 /// The register must exist and take the value (else #GP), and the value must not change how memory is reached.
 pub unsafe fn wrmsr(register: u32, value: u64) {
     let (low, high) = (value as u32, (value >> 32) as u32);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the register takes the value and leaves memory where it is.
     unsafe { asm!("wrmsr", in("ecx") register, in("eax") low, in("edx") high, options(nostack)) };
 }
 
@@ -188,7 +188,7 @@ pub fn disable_interrupts() {
 /// Allows interrupts and halts until one has been handled, without a gap between the two: the instruction
 /// after STI still runs in its shadow (APM3 STI). Returns with interrupts held back.
 pub fn halt_until_interrupt() {
-    // SAFETY: as `enable_interrupts`.
+    // SAFETY: as in `enable_interrupts`; CLI closes what STI opened.
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 

@@ -127,7 +127,7 @@ fn exception(frame: &mut Frame) {
     ];
     let name = usize::try_from(frame.vector).ok().and_then(|vector| NAMES.get(vector)).unwrap_or(&"?");
     let cr2: u64;
-    // SAFETY: reads a register.
+    // SAFETY: CR2 is read at CPL 0, which changes nothing.
     unsafe { asm!("mov {}, cr2", out(reg) cr2, options(nomem, nostack, preserves_flags)) };
     fail!(
         "exception {} ({name}), error code {:#x}, at {:#x}, stack {:#x}, CR2 {cr2:#x}",

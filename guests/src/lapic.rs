@@ -64,7 +64,7 @@ pub fn init() -> Mode {
         (Some("x2apic"), false) => fail!("this CPU has no x2APIC"),
         (Some(other), _) => fail!("command line: apic={other} is neither xapic nor x2apic"),
     };
-    // SAFETY: every 64-bit CPU has the register.
+    // SAFETY: the APIC base register is there wherever CPUID shows a local APIC.
     let base = unsafe { rdmsr(APIC_BASE) };
     match mode {
         // SAFETY: the step from xAPIC to x2APIC is legal, and the memory window is not used any more.

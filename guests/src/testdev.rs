@@ -70,7 +70,7 @@ fn name_ends_with(bar: Bar, suffix: &[u8]) -> bool {
 fn read8(bar: Bar, offset: u16) -> u8 {
     match bar {
         Bar::Memory(registers) => registers.read8(usize::from(offset)),
-        // SAFETY: the device only counts.
+        // SAFETY: pci-testdev counts accesses and reaches no memory.
         Bar::Ports(base) => unsafe { in8(base + offset) },
     }
 }
@@ -78,7 +78,7 @@ fn read8(bar: Bar, offset: u16) -> u8 {
 fn read32(bar: Bar, offset: u16) -> u32 {
     match bar {
         Bar::Memory(registers) => registers.read32(usize::from(offset)),
-        // SAFETY: the device only counts.
+        // SAFETY: pci-testdev counts accesses and reaches no memory.
         Bar::Ports(base) => unsafe { in32(base + offset) },
     }
 }
@@ -88,11 +88,11 @@ fn write(bar: Bar, offset: u16, width: u8, value: u32) {
         (Bar::Memory(registers), 1) => registers.write8(usize::from(offset), value as u8),
         (Bar::Memory(registers), 2) => registers.write16(usize::from(offset), value as u16),
         (Bar::Memory(registers), 4) => registers.write32(usize::from(offset), value),
-        // SAFETY: the device only counts.
+        // SAFETY: pci-testdev counts accesses and reaches no memory.
         (Bar::Ports(base), 1) => unsafe { out8(base + offset, value as u8) },
-        // SAFETY: the device only counts.
+        // SAFETY: pci-testdev counts accesses and reaches no memory.
         (Bar::Ports(base), 2) => unsafe { out16(base + offset, value as u16) },
-        // SAFETY: the device only counts.
+        // SAFETY: pci-testdev counts accesses and reaches no memory.
         (Bar::Ports(base), 4) => unsafe { out32(base + offset, value) },
         _ => fail!("pci-testdev asks for an access {width} bytes wide"),
     }

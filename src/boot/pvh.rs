@@ -83,7 +83,7 @@ impl BootInfo {
         // SAFETY: read() refuses addresses outside the identity map, reads plain bytes, and the loader's memory is not yet
         // reused.
         let read32 = |at: u64| unsafe { read(at) }.map(|bytes: [u8; 4]| u32::from_le_bytes(bytes));
-        // SAFETY: as above.
+        // SAFETY: as for the 32-bit `read`: checked addresses, plain bytes.
         let read64 = |at: u64| unsafe { read(at) }.map(|bytes: [u8; 8]| u64::from_le_bytes(bytes));
         let base = u64::from(start_info);
         let magic = read32(base)?;
@@ -110,7 +110,7 @@ impl BootInfo {
         let command_line = read64(base + 24)?;
         if command_line != 0 {
             for (slot, at) in info.command_line.iter_mut().zip(command_line..) {
-                // SAFETY: as above.
+                // SAFETY: read() refuses addresses outside the identity map; a byte of any value is a byte.
                 let [byte] = unsafe { read::<1>(at) }?;
                 if byte == 0 {
                     break;

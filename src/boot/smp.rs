@@ -151,7 +151,7 @@ fn write_trampoline(page: HostPhys, cr3: u64, stack: u64, start: *mut Start<'_>)
     unsafe { direct(page).copy_from_nonoverlapping(begin, bytes) };
     // SAFETY: the words lie inside the copied code.
     let at = unsafe { direct(page).add(words_at) }.cast::<Words>();
-    // SAFETY: as above; the place need not be aligned.
+    // SAFETY: the words lie inside the copied code, and the place need not be aligned.
     unsafe { at.write_unaligned(words) };
 }
 

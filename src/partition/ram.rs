@@ -172,7 +172,7 @@ impl GuestMemory for Ram {
         let mut rest = into;
         self.walk(at, done, |host, run| {
             let (now, later) = core::mem::take(&mut rest).split_at_mut(run);
-            // SAFETY: as above.
+            // SAFETY: `walk` gives runs of the guest's own RAM, which the direct map covers; no reference to it exists.
             unsafe { now.as_mut_ptr().copy_from_nonoverlapping(direct(host), now.len()) };
             rest = later;
         })

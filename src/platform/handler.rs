@@ -124,23 +124,23 @@ impl Handler for Firmware<'_> {
         unsafe { Port::new(port).read() }
     }
     fn read_io_u16(&self, port: u16) -> u16 {
-        // SAFETY: as above.
+        // SAFETY: as for `read_io_u8`: AML's own port access.
         unsafe { Port::new(port).read() }
     }
     fn read_io_u32(&self, port: u16) -> u32 {
-        // SAFETY: as above.
+        // SAFETY: as for `read_io_u8`: AML's own port access.
         unsafe { Port::new(port).read() }
     }
     fn write_io_u8(&self, port: u16, value: u8) {
-        // SAFETY: as above.
+        // SAFETY: as for `read_io_u8`: AML's own port access.
         unsafe { Port::new(port).write(value) }
     }
     fn write_io_u16(&self, port: u16, value: u16) {
-        // SAFETY: as above.
+        // SAFETY: as for `read_io_u8`: AML's own port access.
         unsafe { Port::new(port).write(value) }
     }
     fn write_io_u32(&self, port: u16, value: u32) {
-        // SAFETY: as above.
+        // SAFETY: as for `read_io_u8`: AML's own port access.
         unsafe { Port::new(port).write(value) }
     }
 
@@ -161,11 +161,11 @@ impl Handler for Firmware<'_> {
         unsafe { Port::new(Self::select(address, offset)).write(value) }
     }
     fn write_pci_u16(&self, address: PciAddress, offset: u16, value: u16) {
-        // SAFETY: as above.
+        // SAFETY: as for `write_pci_u8`: AML's own configuration write.
         unsafe { Port::new(Self::select(address, offset)).write(value) }
     }
     fn write_pci_u32(&self, address: PciAddress, offset: u16, value: u32) {
-        // SAFETY: as above.
+        // SAFETY: as for `write_pci_u8`: AML's own configuration write.
         unsafe { Port::new(Self::select(address, offset)).write(value) }
     }
 

@@ -75,7 +75,7 @@ pub(crate) fn initialise() {
 pub(crate) unsafe fn with_arena<R: Copy>(start: *mut u8, bytes: usize, body: impl FnOnce() -> R) -> R {
     HEAP.0.with(|state| {
         let mut arena = Heap::empty();
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises that the range is mapped, writable and unused.
         unsafe { arena.init(start, bytes) };
         state.arena = Some(arena);
     });

@@ -109,7 +109,7 @@ fn name(vector: u64) -> &'static str {
 
 fn frame_pointer() -> u64 {
     let rbp: u64;
-    // SAFETY: copies a register.
+    // SAFETY: copies RBP and touches neither memory nor stack.
     unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
     rbp
 }

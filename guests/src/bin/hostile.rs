@@ -153,7 +153,7 @@ fn bad_msr() {
         // SAFETY: at worst a register that holds no address of Rust's.
         let result = unsafe { attempt!("rdmsr", in("ecx") register, out("eax") _, out("edx") _) };
         check!(result == Err(GENERAL_PROTECTION), "rdmsr {register:#x}: {result:?}");
-        // SAFETY: as above.
+        // SAFETY: a register that holds no address of Rust's, and the value is refused.
         let result = unsafe { attempt!("wrmsr", in("ecx") register, in("eax") 0x1000, in("edx") 0) };
         check!(result == Err(GENERAL_PROTECTION), "wrmsr {register:#x}: {result:?}");
     }
@@ -162,7 +162,7 @@ fn bad_msr() {
     let (low, high) = ((efer | SVME) as u32, (efer >> 32) as u32);
     // SAFETY: the bit has no meaning for a guest.
     let result = unsafe { attempt!("wrmsr", in("ecx") EFER, in("eax") low, in("edx") high) };
-    // SAFETY: as above.
+    // SAFETY: EFER is read back; every 64-bit CPU has it.
     let seen = unsafe { cpu::rdmsr(EFER) };
     check!(seen == efer, "EFER took SVME ({result:?}): {seen:#x}");
 }
@@ -183,26 +183,26 @@ fn bad_port() {
             || port == 0xe9
     };
     for port in (0..=0xffff).filter(|&port| !mine(port)) {
-        // SAFETY: nothing is there.
+        // SAFETY: no device of the guest's is at this port, so nothing can write to memory.
         let value = unsafe { in8(port as u16) };
         check!(value == u8::MAX, "port {port:#x} reads as {value:#x}");
     }
     // The PIC, the keyboard controller, the CMOS clock, the 4D0 register, QEMU's fw_cfg, a port of nobody's.
     for port in [0x20, 0x60, 0x70, 0x4d0, 0x510, 0x1234] {
-        // SAFETY: nothing is there.
+        // SAFETY: the guest was given no device at this port.
         let value = unsafe { in16(port) };
         check!(value == u16::MAX, "port {port:#x} reads as {value:#x}");
-        // SAFETY: nothing is there.
+        // SAFETY: the guest was given no device at this port.
         let value = unsafe { in32(port) };
         check!(value == u32::MAX, "port {port:#x} reads as {value:#x}");
     }
     // Resets by the keyboard controller, port 92h and CF9h; CF9h lies among the ports of configuration space.
     for (port, value) in [(0x64, 0xfe), (0x92, 0x01), (0xcf9, 0x06), (0xb2, 0xff), (0x80, 0x55)] {
-        // SAFETY: nothing is there.
+        // SAFETY: what would answer on a bare machine is not the guest's, and reaches no memory.
         unsafe { out8(port, value) };
     }
     // ACPI sleep on q35.
-    // SAFETY: nothing is there.
+    // SAFETY: the port would end a bare machine; here it is nobody's.
     unsafe { out32(0x604, 0x3c00) };
 }
 
@@ -236,7 +236,7 @@ fn apic_garbage() {
             for register in 0x800..0x840 {
                 // SAFETY: the controller reaches no memory.
                 let _ = unsafe { attempt!("wrmsr", in("ecx") register, in("eax") -1, in("edx") -1) };
-                // SAFETY: as above.
+                // SAFETY: a read of the controller changes no memory.
                 let _ = unsafe { attempt!("rdmsr", in("ecx") register, out("eax") _, out("edx") _) };
             }
         }
@@ -336,14 +336,14 @@ fn nmi_in_nmi() {
 const NOWHERE: usize = 0xd000_0000;
 
 fn bad_mmio() {
-    // SAFETY: nothing is there.
+    // SAFETY: no memory of Rust's is in the hole.
     let value = unsafe { Mmio::new(NOWHERE) }.read32(0);
     say!("a read of nothing returned {value:#x}");
 }
 
 fn bad_mmio_write() {
     // The record of the end must show this register, which a control block holds apart from the others.
-    // SAFETY: nothing is there.
+    // SAFETY: no memory of Rust's is in the hole, and the access ends the guest.
     unsafe { asm!("mov [{}], rax", in(reg) NOWHERE, in("rax") 0x1234_5678_9abc_def0_u64) };
 }
 
@@ -361,7 +361,7 @@ struct TablePointer {
 
 /// Raises an exception that is looked up in this table.
 fn except_by(table: TablePointer) {
-    // SAFETY: nothing after it runs.
+    // SAFETY: the exception ends the guest: no handler and no Rust code runs after it.
     unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const table) };
 }
 

@@ -142,7 +142,7 @@ fn console() {
         refuse(function::CONSOLE_WRITE, [address, bytes, 0], error::BAD_LENGTH);
     }
     let text = [TEXT.as_ptr().expose_provenance() as u64, TEXT.len() as u64, 0];
-    // SAFETY: the call only reads.
+    // SAFETY: the call only reads TEXT, which lives for ever.
     let written = unsafe { call(function::CONSOLE_WRITE, text) };
     check!(written.is_ok(), "console write: {written:?}");
     say!("console ok");

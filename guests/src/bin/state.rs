@@ -137,7 +137,7 @@ fn avx(rounds: u32) {
         say!("avx skipped: this CPU has none");
         return;
     }
-    // SAFETY: the CPU has XSAVE.
+    // SAFETY: the CPU has XSAVE, so the bit is legal, and it only lets XSETBV run.
     unsafe {
         asm!("mov {cr4}, cr4", "or {cr4}, {bit}", "mov cr4, {cr4}", cr4 = out(reg) _, bit = in(reg) CR4_OSXSAVE);
     }
@@ -229,7 +229,7 @@ fn bases(rounds: u32) {
         unsafe { asm!("mov dr1, {value}", value = in(reg) value + 9) };
         let _ = __cpuid_count(0, 0);
         let debug: u64;
-        // SAFETY: reads a register.
+        // SAFETY: reads DR1; no breakpoint is armed by it.
         unsafe { asm!("mov {debug}, dr1", debug = out(reg) debug) };
         check!(debug == value + 9, "bases: round {round}: DR1 is {debug:#x}");
         for (offset, register) in (0..).zip([FS_BASE, GS_BASE, KERNEL_GS_BASE]) {

@@ -38,7 +38,7 @@ impl TableStore for TablePool {
     }
 
     fn write(&mut self, table: HostPhys, index: usize, entry: u64) {
-        // SAFETY: as for read; an aligned 8-byte store is one store.
+        // SAFETY: as for `read`; an aligned 8-byte store is one store.
         unsafe { direct(table).cast::<u64>().wrapping_add(index).write(entry) };
     }
 

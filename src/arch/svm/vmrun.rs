@@ -128,7 +128,7 @@ fn page_run(pages: u64, frames: &mut Frames) -> Result<HostPhys, OutOfMemory> {
 /// The memory must be fresh, aligned and large enough, and mapped by the direct map.
 unsafe fn place<T>(at: HostPhys, value: T) -> &'static mut T {
     let pointer = direct(at).cast::<T>();
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises fresh, aligned and mapped memory that is large enough.
     unsafe { pointer.write(value) };
     // SAFETY: just initialised, and nobody else has the address.
     unsafe { &mut *pointer }

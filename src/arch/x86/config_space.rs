@@ -66,7 +66,7 @@ impl HostConfig {
         self.ports.with(|()| {
             // SAFETY: selects a register; no effect beyond the port pair, which the lock makes ours.
             unsafe { Port::<u32>::new(CONFIG_ADDRESS).write(address) };
-            // SAFETY: a configuration read.
+            // SAFETY: the register just selected is read, which has no effect on memory (PCI 3.0 6.1).
             unsafe { Port::<T>::new(CONFIG_DATA + (offset.get() & 3)).read() }
         })
     }
@@ -79,9 +79,9 @@ impl HostConfig {
         }
         let Some(address) = cf8_encode(bdf, offset) else { return };
         self.ports.with(|()| {
-            // SAFETY: as in read.
+            // SAFETY: as in `read`: it selects a register, and the lock makes the port pair ours.
             unsafe { Port::<u32>::new(CONFIG_ADDRESS).write(address) };
-            // SAFETY: as for the window: nobody switches bus mastering on.
+            // SAFETY: the register just selected takes a value that switches no bus mastering on.
             unsafe { Port::<T>::new(CONFIG_DATA + (offset.get() & 3)).write(value) };
         });
     }

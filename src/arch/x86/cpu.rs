@@ -107,9 +107,9 @@ impl ThisCpu {
         unsafe { CS::set_reg(code) };
         // SAFETY: the selector is that of a writable data segment in the same table.
         unsafe { SS::set_reg(data) };
-        // SAFETY: as for SS.
+        // SAFETY: the selector is that of the writable data segment SS has.
         unsafe { DS::set_reg(data) };
-        // SAFETY: as for SS.
+        // SAFETY: the selector is that of the writable data segment SS has.
         unsafe { ES::set_reg(data) };
         // SAFETY: the descriptor names a TSS that is never freed, and is loaded once.
         unsafe { load_tss(tss_selector) };
@@ -145,7 +145,7 @@ impl ThisCpu {
 
     /// Sleeps until an interrupt or an NMI arrives, and takes what arrived.
     pub(crate) fn idle(&mut self) -> Arrived {
-        // SAFETY: as for window().
+        // SAFETY: as for `window`: tables are set up, and no other window is open.
         unsafe { lh_window_idle() };
         self.take()
     }

@@ -194,7 +194,7 @@ impl LocalApic {
     fn write(&self, register: u32, value: u32) {
         match self {
             Self::Xapic(registers) => registers.write(register as usize, value),
-            // SAFETY: as for read; none of the registers written here touches memory.
+            // SAFETY: as for `read`; none of the registers written here touches memory.
             Self::X2apic => unsafe { Msr::new(X2APIC_FIRST_MSR + (register >> 4)).write(u64::from(value)) },
         }
     }
