@@ -2,6 +2,7 @@
 //!
 //! * `run`: boot a configuration in QEMU;
 //! * `test`: everything that must hold;
+//! * `gate`: what must not be there, proved;
 //! * `bench`: what an interrupt costs;
 //! * `build`, `pack`: the pieces.
 //!
@@ -14,6 +15,7 @@ mod bundle;
 mod cases;
 mod config;
 mod elf;
+mod gates;
 mod process;
 mod qemu;
 mod run;
@@ -50,6 +52,9 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --list                 only list the names
       --setup                install QEMU, rustfmt and clippy first if they are missing
 
+  gate [NAME ...]            run proof gates, all without a NAME: levels, unsafe, safety, no-std, doc
+      --json                 as a JSON array
+
   bench intx                 count instructions and VM exits per interrupt, bare and under Levelhead
       --json                 as a JSON array
       --setup --qemu PATH --verbose     as above
@@ -77,6 +82,7 @@ impl std::error::Error for Reported {}
 enum Verb {
     Run(run::Options),
     Test(test::Options),
+    Gate(gates::Options),
     Bench(bench::Options),
     Build,
     Pack { config: PathBuf, out: PathBuf },
@@ -105,6 +111,7 @@ fn perform(verb: &Verb) -> Result<()> {
     match verb {
         Verb::Run(options) => run::run(&tree, options),
         Verb::Test(options) => test::test(&tree, options),
+        Verb::Gate(options) => gates::run(&tree, options),
         Verb::Bench(options) => bench::intx(&tree, options),
         Verb::Build => tree.build(),
         Verb::Pack { config, out } => {
@@ -126,6 +133,7 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
     match verb.as_str() {
         "run" => parse_run(&mut words),
         "test" => parse_test(&mut words),
+        "gate" => parse_gate(&mut words),
         "bench" => parse_bench(&mut words),
         "build" => match words.next()? {
             None => Ok(Verb::Build),
@@ -134,7 +142,9 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         },
         "pack" => parse_pack(&mut words),
         "help" => Ok(Verb::Help),
-        other => bail!("there is no verb {other:?}; the verbs are run, test, bench, build, pack and help"),
+        other => {
+            bail!("there is no verb {other:?}; the verbs are run, test, gate, bench, build, pack and help")
+        }
     }
 }
 
@@ -190,6 +200,19 @@ fn parse_test(words: &mut lexopt::Parser) -> Result<Verb> {
         }
     }
     Ok(Verb::Test(options))
+}
+
+fn parse_gate(words: &mut lexopt::Parser) -> Result<Verb> {
+    let mut options = gates::Options::default();
+    while let Some(word) = words.next()? {
+        match word {
+            Long("json") => options.json = true,
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            Value(name) => options.names.push(name.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Verb::Gate(options))
 }
 
 fn parse_bench(words: &mut lexopt::Parser) -> Result<Verb> {
@@ -277,7 +300,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (words, hint) in [
-            (&["fly"][..], "run, test, bench"),
+            (&["fly"][..], "run, test, gate, bench"),
             (&["run", "--fly"], "--fly"),
             (&["run", "a", "b"], "\"b\""),
             (&["run", "--smp", "many"], "many"),
@@ -297,6 +320,7 @@ mod tests {
         assert!(matches!(parse(["help"]).unwrap(), Verb::Help));
         assert!(matches!(parse(["build"]).unwrap(), Verb::Build));
         assert!(matches!(parse(["bench", "intx", "--json"]).unwrap(), Verb::Bench(_)));
+        assert!(matches!(parse(["gate", "no-std", "--json"]).unwrap(), Verb::Gate(_)));
         assert!(matches!(parse(["pack", "a", "-o", "b"]).unwrap(), Verb::Pack { .. }));
     }
 }

@@ -4,7 +4,6 @@
 //! a count, a verdict, a name and a time. The last line is the sum.
 
 mod host;
-mod levels;
 mod suite;
 
 use std::collections::VecDeque;
@@ -18,8 +17,10 @@ use anyhow::{Result, bail, ensure};
 
 use crate::build::Tree;
 use crate::cases::{self, Case};
+use crate::gates::GATES;
 use crate::setup;
 
+pub use host::{Step, output, succeeds};
 use suite::Suite;
 
 /// What `test` was asked for.
@@ -102,7 +103,8 @@ pub struct Report {
 }
 
 impl Report {
-    fn new(planned: usize, out: impl Write + 'static) -> Self {
+    /// A report on that many tests.
+    pub fn new(planned: usize, out: impl Write + 'static) -> Self {
         Self { out: Box::new(out), planned, passed: 0, skipped: 0, failed: Vec::new() }
     }
 
@@ -149,6 +151,13 @@ impl Report {
         (format!("[{done:width$}/{}] {word} {name}{took}{note}", self.planned), details)
     }
 
+    /// Prints the closing lines.
+    pub fn close(&mut self) {
+        for line in self.summary() {
+            self.print(&line);
+        }
+    }
+
     /// The closing lines: what failed, if anything, and the sum on a line of its own.
     fn summary(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.failed.iter().map(|name| format!("failed: {name}")).collect();
@@ -163,7 +172,7 @@ impl Report {
 /// When a test fails, when no plan can be made, or when nothing is wanted.
 pub fn test(tree: &Tree, options: &Options) -> Result<()> {
     let steps: Vec<host::Step> = match options.wants_class(Class::Host) {
-        true => host::STEPS.into_iter().filter(|step| options.wants(step.name)).collect(),
+        true => host::STEPS.into_iter().chain(GATES).filter(|step| options.wants(step.name)).collect(),
         false => Vec::new(),
     };
     let mut suites = Vec::new();
@@ -219,9 +228,7 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
     }
     run_cases(tree, options, &cases, &mut report);
 
-    for line in report.summary() {
-        report.print(&line);
-    }
+    report.close();
     if !report.failed.is_empty() {
         bail!(crate::Reported);
     }

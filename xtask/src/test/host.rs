@@ -1,4 +1,4 @@
-//! The steps on the host that are no tests by themselves: form, lints, documents, builds, borders.
+//! The steps on the host that are neither tests nor gates: form, lints, builds.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::{Verdict, levels};
+use super::Verdict;
 use crate::build::{Tree, cargo};
 use crate::process::{self, End};
 use crate::setup;
@@ -27,12 +27,10 @@ pub struct Step {
 }
 
 /// The steps in the order they are run.
-pub const STEPS: [Step; 6] = [
+pub const STEPS: [Step; 4] = [
     Step { name: "host/fmt", run: fmt },
     Step { name: "host/clippy", run: clippy },
-    Step { name: "host/doc", run: doc },
     Step { name: "host/build", run: build },
-    Step { name: "host/levels", run: import_levels },
     Step { name: "host/outside", run: outside },
 ];
 
@@ -57,26 +55,9 @@ fn clippy(tree: &Tree, setup: bool) -> Verdict {
     ]))
 }
 
-fn doc(tree: &Tree, _: bool) -> Verdict {
-    let mut command = cargo();
-    command
-        .current_dir(&tree.root)
-        .args(["doc", "--workspace", "--no-deps"])
-        .env("RUSTDOCFLAGS", "-D warnings");
-    succeeds(&mut command)
-}
-
 /// Builds the release hypervisor and guests.
 pub fn build(tree: &Tree, _: bool) -> Verdict {
     succeeds(&mut tree.build_command())
-}
-
-fn import_levels(tree: &Tree, _: bool) -> Verdict {
-    match levels::check(&tree.root) {
-        Ok(breaches) if breaches.is_empty() => Verdict::Passed,
-        Ok(breaches) => Verdict::Failed(breaches),
-        Err(error) => Verdict::Failed(vec![format!("{error:#}")]),
-    }
 }
 
 /// Builds a package outside the tree that uses the library alone: no hypervisor feature, no configuration

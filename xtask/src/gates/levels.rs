@@ -4,10 +4,11 @@
 //! read cannot part.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
+
+use super::source::{below, read};
 
 /// Folders and files of `src/` that may hold assembly.
 const ASSEMBLY: [&str; 4] = ["arch", "boot", "rt", "selftest"];
@@ -29,7 +30,7 @@ pub fn check(root: &Path) -> Result<Vec<String>> {
         .filter(|module| !levels.contains_key(*module))
         .map(|module| format!("src/lib.rs: module `{module}` has no level in the table"))
         .collect();
-    for path in sources(&source)? {
+    for path in below(&source)? {
         let inside = path.strip_prefix(&source)?;
         let text = read(&path)?;
         breaches.extend(judge(inside, &text, &levels));
@@ -111,7 +112,7 @@ fn parse_table(library: &str) -> Result<Levels> {
 }
 
 /// The modules a crate root declares.
-fn declared(root: &str) -> impl Iterator<Item = &str> {
+pub fn declared(root: &str) -> impl Iterator<Item = &str> {
     root.lines().filter_map(|line| {
         let line = line.trim().trim_start_matches("pub ").trim_start_matches("pub(crate) ");
         line.strip_prefix("mod ")?.strip_suffix(';')
@@ -169,28 +170,6 @@ fn is_name(c: char) -> bool {
 /// A line up to its comment. A `//` in a text literal ends it too, which loses no import.
 fn without_comment(line: &str) -> &str {
     line.split_once("//").map_or(line, |(code, _)| code)
-}
-
-/// All `.rs` and `.S` files below `folder`, sorted.
-fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
-            let path = entry?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "S") {
-                found.push(path);
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn read(path: &Path) -> Result<String> {
-    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 #[cfg(test)]

@@ -1,0 +1,133 @@
+//! `gate`: what must not be in the tree or in the image, each claim with the check that proves it.
+//!
+//! A gate looks at sources or at what the compiler made of them, never at a run. Each is a step of `test` as well, under
+//! the same name with `host/` in front. A gate that looks for something which could be missed has a control: a sample
+//! that must be caught, or the gate fails.
+
+mod levels;
+mod no_std;
+mod safety;
+mod source;
+mod unsafe_code;
+
+use std::io;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use serde_json::json;
+
+use crate::Reported;
+use crate::build::{Tree, cargo};
+use crate::test::{Report, Step, Verdict, succeeds};
+
+/// Every gate, the quick ones first.
+pub const GATES: [Step; 5] = [
+    Step { name: "host/levels", run: |tree, _| judge(levels::check(&tree.root)) },
+    Step { name: "host/unsafe", run: |tree, _| judge(unsafe_code::check(&tree.root)) },
+    Step { name: "host/safety", run: |tree, _| judge(safety::check(&tree.root)) },
+    Step { name: "host/no-std", run: |tree, _| judge(no_std::check(tree)) },
+    Step { name: "host/doc", run: doc },
+];
+
+/// What `gate` was asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Names of gates; none means all.
+    pub names: Vec<String>,
+    /// Whether to print one JSON array instead of lines.
+    pub json: bool,
+}
+
+/// Runs the gates that were named.
+///
+/// # Errors
+/// When a gate fails, or when a name is that of no gate.
+pub fn run(tree: &Tree, options: &Options) -> Result<()> {
+    let gates = named(&options.names)?;
+    let mut report = Report::new(gates.len(), io::stdout());
+    let mut objects = Vec::new();
+    let mut failed = false;
+    for gate in gates {
+        let start = Instant::now();
+        let verdict = (gate.run)(tree, false);
+        let took = start.elapsed();
+        failed |= matches!(verdict, Verdict::Failed(_));
+        if options.json {
+            let lines = match &verdict {
+                Verdict::Failed(lines) => lines.as_slice(),
+                Verdict::Passed | Verdict::Skipped(_) => &[],
+            };
+            objects.push(json!({
+                "gate": short(&gate),
+                "passed": verdict == Verdict::Passed,
+                "breaches": lines,
+                "seconds": took.as_secs_f64(),
+            }));
+        } else {
+            report.record(gate.name, verdict, Some(took));
+        }
+    }
+    if options.json {
+        println!("{:#}", serde_json::Value::Array(objects));
+    } else {
+        report.close();
+    }
+    if failed {
+        bail!(Reported);
+    }
+    Ok(())
+}
+
+/// The gates of these names, in their own order.
+fn named(names: &[String]) -> Result<Vec<Step>> {
+    let is = |gate: &Step, name: &str| name == gate.name || name == short(gate);
+    if let Some(unknown) = names.iter().find(|name| !GATES.iter().any(|gate| is(gate, name))) {
+        let all: Vec<&str> = GATES.iter().map(short).collect();
+        bail!("there is no gate {unknown:?}; the gates are {}", all.join(", "));
+    }
+    let wanted = |gate: &Step| names.is_empty() || names.iter().any(|name| is(gate, name));
+    Ok(GATES.into_iter().filter(wanted).collect())
+}
+
+/// A gate's name without its class.
+fn short(gate: &Step) -> &'static str {
+    gate.name.rsplit('/').next().unwrap_or(gate.name)
+}
+
+/// A gate is passed when there is no breach, and when it could look at all.
+fn judge(breaches: Result<Vec<String>>) -> Verdict {
+    match breaches {
+        Ok(breaches) if breaches.is_empty() => Verdict::Passed,
+        Ok(breaches) => Verdict::Failed(breaches),
+        Err(error) => Verdict::Failed(vec![format!("{error:#}")]),
+    }
+}
+
+/// The documentation of the workspace without a warning.
+fn doc(tree: &Tree, _: bool) -> Verdict {
+    let mut command = cargo();
+    command
+        .current_dir(&tree.root)
+        .args(["doc", "--workspace", "--no-deps"])
+        .env("RUSTDOCFLAGS", "-D warnings");
+    succeeds(&mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(words: &[&str]) -> Result<Vec<&'static str>> {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        Ok(named(&words)?.iter().map(short).collect())
+    }
+
+    #[test]
+    fn gates_are_found_by_their_names() {
+        assert_eq!(names(&[]).unwrap().len(), GATES.len());
+        assert_eq!(names(&["no-std", "host/levels"]).unwrap(), ["levels", "no-std"]);
+        let error = names(&["no-stu"]).unwrap_err().to_string();
+        assert!(error.contains("\"no-stu\"") && error.contains("no-std, "), "{error}");
+        names(&["no"]).unwrap_err();
+    }
+}
