@@ -6,7 +6,7 @@ use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use levelhead::addr::HostPhys;
+use levelhead::addr::PAGE_BYTES;
 use levelhead::config;
 use levelhead::frames::{Frames, Range};
 use levelhead::intx::{Completion, Control, Gate, LineTable, Notifier, SourceId, Targets};
@@ -100,7 +100,7 @@ impl System<'_> {
         })?;
 
         let target = |cpu: CpuId| self.cpus.iter().find(|(id, _)| *id == cpu).map(|(_, apic)| *apic);
-        let reserved = reserved(self.loader, &self.facts);
+        let reserved = reserved(self.loader, &self.facts, window);
         let io_apics = Lock::new(self.io_apics);
         let partitions = u8::try_from(config.partitions.len()).unwrap_or(u8::MAX);
         let (lines, mut control) = LineTable::new(Targets { partitions, pins: PINS, poll_counters: 0 });
@@ -228,13 +228,13 @@ fn routing(
     }
 }
 
-/// Memory and interrupt chips: what no device's BAR may overlap.
-fn reserved(loader: &BootInfo, facts: &Facts) -> Vec<Range> {
-    const LOCAL_APIC: u64 = 0xfee0_0000;
-    let page = |at: HostPhys| Range::around(at.raw(), 1);
+/// What this machine says no device's BAR may overlap: the whole memory map, whatever its pieces are for, the IO-APICs, and
+/// memory-mapped configuration space.
+fn reserved(loader: &BootInfo, facts: &Facts, window: Option<EcamWindow>) -> Vec<Range> {
     loader
-        .ranges(MemoryKind::Usable)
-        .chain(facts.io_apics.iter().map(|chip| page(chip.address)))
-        .chain([page(HostPhys::new(LOCAL_APIC))])
+        .memory()
+        .map(|entry| Range::around(entry.start, entry.bytes))
+        .chain(facts.io_apics.iter().map(|chip| Range::around(chip.address.raw(), PAGE_BYTES)))
+        .chain(window.map(|window| Range::around(window.start().raw(), window.bytes())))
         .collect()
 }

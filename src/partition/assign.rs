@@ -13,7 +13,7 @@ use levelhead::frames::Range;
 use levelhead::intx::{Gate, LineIo, LineTable, SourceId, SourceInfo};
 use levelhead::ioapic::Rte;
 use levelhead::irq::{ApicId, Pin, TriggerMode, Vector};
-use levelhead::pci::bar::conflict;
+use levelhead::pci::bar::{conflict, trespass};
 use levelhead::pci::route::{PrtEntry, resolve};
 use levelhead::pci::virtual_bar::{BarPlacer, BarWindow};
 use levelhead::pci::{Bdf, DisIntx, Function as Described, PinRoute, Topology, VirtualConfig};
@@ -123,7 +123,7 @@ pub(crate) struct Assigner<'a> {
     pub(crate) lines: LineTable,
     pub(crate) dis_intx: [Option<DisIntx>; MAX_SOURCES as usize],
     pub(crate) routed: &'a [Routed],
-    /// Where RAM and interrupt chips are, which no BAR may overlap.
+    /// Memory and chips that this machine names, which no BAR may overlap.
     pub(crate) reserved: &'a [Range],
     pub(crate) next_vector: u8,
 }
@@ -270,17 +270,8 @@ impl<'a> Assigner<'a> {
         if let Some(conflict) = conflict(function, &self.bus.functions, |bdf| !own(bdf)) {
             return Err(format!("{conflict}, which is not this partition's"));
         }
-        for bar in function.bars.iter() {
-            let Some((first, last)) = bar.pages() else { continue };
-            let overlaps = |range: &&Range| first < range.end() && range.start() <= last;
-            if let Some(range) = self.reserved.iter().find(overlaps) {
-                return Err(format!(
-                    "{} at {:#x} overlaps memory or an interrupt chip at {}",
-                    bar.index(),
-                    bar.address(),
-                    range.start()
-                ));
-            }
+        if let Some(trespass) = trespass(function, self.reserved) {
+            return Err(trespass.to_string());
         }
         Ok(())
     }

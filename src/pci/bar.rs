@@ -6,6 +6,7 @@ use core::ops::RangeInclusive;
 
 use super::{Bdf, Command, ConfigSpace, Function, Offset, config};
 use crate::addr::{HostPhys, PAGE_BYTES};
+use crate::frames::Range;
 
 /// Which of a function's six base address registers, 0 to 5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -322,8 +323,7 @@ impl fmt::Display for Conflict {
 /// function of the machine for which `is_outside` says that it will belong to somebody else.
 ///
 /// Nested paging protects pages, so a BAR smaller than a page or not aligned to one is harmless exactly when this
-/// finds nothing. Addresses that are not BARs (memory, local APIC, IO-APIC) are the caller's to compare, with
-/// [`Bar::pages`].
+/// finds nothing. Addresses that are not BARs (memory, interrupt chips) are [`trespass`]'s to compare.
 pub fn conflict(
     assigned: &Function,
     machine: &[Function],
@@ -347,6 +347,55 @@ pub fn conflict(
         }
     }
     None
+}
+
+/// Memory that no device's BAR may claim on a PC: IO-APICs, HPET, the local APIC's page, message addresses and the
+/// firmware's flash, up to 4 GiB.
+const CHIPSET_MEMORY: Range = Range::around(0xfec0_0000, 0x0140_0000);
+/// Ports that no device's BAR may claim on a PC: those of the mainboard and of ISA, 0xcf8 to 0xcff among them, by which
+/// a guest would reach every function's configuration space.
+const CHIPSET_PORTS: RangeInclusive<u64> = 0..=0x0fff;
+
+/// A BAR that lies where no device's may, whatever the device or firmware say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trespass {
+    /// The BAR.
+    pub bar: BarIndex,
+    /// Its first address or port.
+    pub address: u64,
+    /// The first address or port of the place it reaches into.
+    pub at: u64,
+    /// Memory or I/O.
+    pub memory: bool,
+}
+
+impl fmt::Display for Trespass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bar, address, at, memory } = self;
+        if *memory {
+            write!(f, "{bar} at {address:#x} overlaps memory or the chipset's registers at {at:#x}")
+        } else {
+            write!(f, "{bar} at port {address:#x} overlaps the chipset's ports, which end at 0xfff")
+        }
+    }
+}
+
+/// The first BAR of `function` that reaches into `reserved` memory, or into what belongs to the chipset of every PC.
+///
+/// The address in a BAR is what the device answers. Passed through unchecked it would open whatever lies there: memory,
+/// or the configuration space of every other function.
+pub fn trespass(function: &Function, reserved: &[Range]) -> Option<Trespass> {
+    function.bars.iter().find_map(|bar| {
+        let (memory, range) = bar.exposed()?;
+        let at = if memory {
+            let overlaps =
+                |place: &&Range| *range.start() < place.end().raw() && place.start().raw() <= *range.end();
+            reserved.iter().chain([&CHIPSET_MEMORY]).find(overlaps)?.start().raw()
+        } else {
+            (range.start() <= CHIPSET_PORTS.end()).then_some(*CHIPSET_PORTS.start())?
+        };
+        Some(Trespass { bar: bar.index, address: bar.address, at, memory })
+    })
 }
 
 #[cfg(test)]

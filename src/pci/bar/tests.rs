@@ -201,3 +201,30 @@ fn a_bridges_own_bar_counts() {
     ]);
     assert!(conflict(&machine[0], &machine, |_| true).is_some());
 }
+
+#[test]
+fn a_bar_over_memory_or_the_chipset_is_told_whatever_the_device_answers() {
+    let function = |bar: FakeFunction| machine_of([("00:03.0", bar)]).remove(0);
+    let ram = Range::around(0x10_0000, 0x7f0_0000);
+    let ecam = Range::around(0xb000_0000, 0x1000_0000);
+    let found = |bar| trespass(&function(bar), &[ram, ecam]).map(|trespass| (trespass.memory, trespass.at));
+    let memory = |bytes, address| endpoint().memory_bar(0, bytes, address);
+    assert_eq!(found(memory(4096, 0xfebf_f000)), None);
+    assert_eq!(found(memory(4096, 0x10_0000)), Some((true, 0x10_0000)), "the first page of memory");
+    assert_eq!(found(memory(4096, 0x07ff_f000)), Some((true, 0x10_0000)), "the last page of memory");
+    assert_eq!(found(memory(4096, 0x0800_0000)), None);
+    assert_eq!(found(memory(256, 0x07ff_ff00)), Some((true, 0x10_0000)), "a page is what is opened");
+    assert_eq!(found(memory(1 << 30, 0x8000_0000)), Some((true, 0xb000_0000)), "around configuration space");
+    for chip in [0xfec0_0000, 0xfed0_0000, 0xfee0_0000, 0xfeef_f000, 0xffff_f000] {
+        assert_eq!(found(memory(4096, chip)), Some((true, 0xfec0_0000)), "{chip:#x}");
+    }
+    assert_eq!(found(endpoint().memory_bar_64(0, 4096, 0x1_0000_0000)), None, "above 4 GiB");
+    let ports = |first| endpoint().io_bar(0, 8, first);
+    for first in [0x20, 0x60, 0x3f8, 0xcf8, 0xff8] {
+        assert_eq!(found(ports(first)), Some((false, 0)), "{first:#x}");
+    }
+    assert_eq!(found(ports(0x1000)), None);
+    let second = endpoint().memory_bar(0, 4096, 0xfebf_f000).io_bar(1, 8, 0xcf8);
+    let told = trespass(&function(second), &[]).unwrap().to_string();
+    assert_eq!(told, "BAR1 at port 0xcf8 overlaps the chipset's ports, which end at 0xfff");
+}
