@@ -22,7 +22,7 @@ use levelhead::intx::{Deliveries, Notifier, SourceId};
 use levelhead::irq::Pin;
 use levelhead::pci::virtual_bar::{Mapping, Mappings};
 use levelhead::pci::{ConfigPorts, VirtualConfig};
-use levelhead::svm::{Memory, NestedTables, StaleTranslations, TlbControl};
+use levelhead::svm::{NestedTables, Reach};
 use levelhead::virq::{Contributor, PinSet, Vcpu};
 
 use crate::arch::svm::nested::TablePool;
@@ -163,37 +163,41 @@ impl Partition {
         }
     }
 
-    /// Maps and unmaps until the guest reaches exactly what its BARs say now.
+    /// Opens and closes until the guest reaches exactly what its BARs say now.
     pub(crate) fn remap(&mut self) {
+        let World { vmcb, io, .. } = &mut self.world;
+        let mut reach = Reach::new(&self.nested, &mut self.pool, io, vmcb);
         for function in &mut self.functions {
             for slot in &mut function.mapped {
-                match slot.take() {
-                    // Nothing else was mapped there, so only the flush matters.
-                    Some(Mapping::Memory { guest, bytes, .. }) => {
-                        if let Ok(StaleTranslations { .. }) = self.nested.unmap(&mut self.pool, guest, bytes)
-                        {
-                            self.world.vmcb.flush_tlb(TlbControl::FlushAll);
-                        }
+                let closed = match *slot {
+                    Some(Mapping::Memory { guest, bytes, .. }) => reach.close_memory(guest, bytes).is_ok(),
+                    Some(Mapping::Ports { first, last }) => {
+                        reach.close_ports(first..=last);
+                        true
                     }
-                    Some(Mapping::Ports { first, last }) => self.world.io.deny(first..=last),
-                    None => {}
+                    None => true,
+                };
+                if closed {
+                    *slot = None;
                 }
             }
         }
         for function in &mut self.functions {
             for (slot, wanted) in function.mapped.iter_mut().zip(function.config.mappings()) {
-                let done = match wanted {
+                let opened = match wanted {
+                    // What could not be closed stays where it is.
+                    _ if slot.is_some() => continue,
                     Some(Mapping::Memory { guest, host, bytes }) => {
-                        self.nested.map(&mut self.pool, guest, host, bytes, Memory::Device).is_ok()
+                        reach.open_memory(guest, host, bytes).is_ok()
                     }
                     Some(Mapping::Ports { first, last }) => {
-                        self.world.io.allow(first..=last);
+                        reach.open_ports(first..=last);
                         true
                     }
                     None => false,
                 };
                 // A guest that lays its BARs over one another gets the first of them.
-                *slot = if done { wanted } else { None };
+                *slot = if opened { wanted } else { None };
             }
         }
     }

@@ -31,8 +31,8 @@ impl IoPermissions {
     /// Lets the guest reach `ports` directly.
     ///
     /// An access wider than a byte passes only if all its ports are allowed, so allowing a BAR never opens the
-    /// port beyond it.
-    pub fn allow(&mut self, ports: RangeInclusive<u16>) {
+    /// port beyond it. A CPU may have cached the map: changes at run time are [`Reach`](super::Reach)'s.
+    pub(super) fn allow(&mut self, ports: RangeInclusive<u16>) {
         for port in ports {
             if let Some(byte) = self.bits.get_mut(usize::from(port) / 8) {
                 *byte &= !(1 << (port % 8));
@@ -41,7 +41,7 @@ impl IoPermissions {
     }
 
     /// Takes the ports away from the guest again.
-    pub fn deny(&mut self, ports: RangeInclusive<u16>) {
+    pub(super) fn deny(&mut self, ports: RangeInclusive<u16>) {
         for port in ports {
             if let Some(byte) = self.bits.get_mut(usize::from(port) / 8) {
                 *byte |= 1 << (port % 8);

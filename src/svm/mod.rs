@@ -8,11 +8,13 @@ mod event;
 mod exit;
 mod nmi;
 mod npt;
+mod reach;
 mod vmcb;
 
 pub use bitmap::{IoPermissions, MSR_PASS_THROUGH, MsrAccess, MsrPermissions, NotCovered};
 pub use event::{Event, Fault, interrupted_delivery};
 pub use exit::ExitCode;
 pub use nmi::NmiMask;
-pub use npt::{MapError, Mapping, Memory, NestedTables, StaleTranslations, TableStore, UnmapError};
-pub use vmcb::{CleanBits, Inconsistency, Misc1, Misc2, Segment, Setup, TlbControl, Vmcb};
+pub use npt::{MapError, Mapping, Memory, NestedTables, TableStore, UnmapError};
+pub use reach::Reach;
+pub use vmcb::{CleanBits, Inconsistency, Misc1, Misc2, Segment, Setup, Vmcb};

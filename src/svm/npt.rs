@@ -3,7 +3,7 @@
 //! The format is the CPU's ordinary four-level one (APM2 15.25 and 5.3), read with a guest-physical address as
 //! input. Tables live in a [`TableStore`], so that the algorithm runs on real frames in the hypervisor and on a
 //! map in the tests. Nothing is ever mapped over an existing mapping, and a call that fails leaves every
-//! translation as it was.
+//! translation as it was. Taking a translation away is [`Reach`](super::Reach)'s, which never forgets the flush.
 
 use crate::addr::{GuestPhys, HostPhys, LARGE_PAGE_BYTES, PAGE_BYTES};
 
@@ -109,15 +109,6 @@ pub enum UnmapError {
     OutOfTables,
 }
 
-/// Proof that translations were removed: CPUs may still use them until every processor of the guest has entered
-/// with a TLB flush.
-#[must_use = "the guest must be flushed on all its CPUs before the memory is used for anything else"]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StaleTranslations {
-    /// How many bytes of the range were mapped.
-    pub bytes: u64,
-}
-
 /// Where a guest-physical address leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
@@ -218,15 +209,16 @@ impl NestedTables {
         Ok(())
     }
 
-    /// Removes every mapping in the range; pages that were not mapped stay so.
+    /// Removes every mapping in the range and returns how many bytes were mapped; pages that were not mapped stay so.
     ///
-    /// A 2 MiB page that is only partly in the range is split first.
-    pub fn unmap(
+    /// A 2 MiB page that is only partly in the range is split first. The CPU may use the old translations until it
+    /// enters with a flush, which is why only [`Reach`](super::Reach) may call this.
+    pub(super) fn unmap(
         &self,
         store: &mut impl TableStore,
         guest: GuestPhys,
         bytes: u64,
-    ) -> Result<StaleTranslations, UnmapError> {
+    ) -> Result<u64, UnmapError> {
         if bytes == 0 || (guest.raw() | bytes) & (PAGE_BYTES - 1) != 0 {
             return Err(UnmapError::Misaligned);
         }
@@ -238,7 +230,7 @@ impl NestedTables {
                 self.split(store, edge).ok_or(UnmapError::OutOfTables)?;
             }
         }
-        Ok(StaleTranslations { bytes: self.clear(store, guest.raw(), end) })
+        Ok(self.clear(store, guest.raw(), end))
     }
 
     /// Walks to the lowest table that covers `address`, or to the large page that maps it.
@@ -348,4 +340,4 @@ impl NestedTables {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

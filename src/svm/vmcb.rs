@@ -49,17 +49,10 @@ bitflags! {
     }
 }
 
-/// What VMRUN does to the TLB first (APM2 15.16.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum TlbControl {
-    /// Nothing.
-    Keep = 0,
-    /// Flushes everything, the host's entries too. Works on every CPU.
-    FlushAll = 1,
-    /// Flushes this guest's entries; only where CPUID 8000_000A EDX bit 6 (FlushByAsid) is set.
-    FlushGuest = 3,
-}
+/// What VMRUN does to the TLB first (APM2 15.16.2): nothing.
+const TLB_KEEP: u32 = 0;
+/// Flushes everything, the host's entries too. Works on every CPU, and is rare enough not to need anything finer.
+const TLB_FLUSH_ALL: u32 = 1;
 
 /// What a control block needs to know of its surroundings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +150,7 @@ impl Vmcb {
         control.iopm_base = setup.io_permissions.raw();
         control.msrpm_base = setup.msr_permissions.raw();
         control.asid = setup.asid;
-        control.tlb_control = TlbControl::FlushAll as u32;
+        control.tlb_control = TLB_FLUSH_ALL;
         control.int_ctl = V_INTR_MASKING;
         control.int_state = 0;
         control.event_inject = 0;
@@ -221,7 +214,7 @@ impl Vmcb {
         self.control.int_state = 0;
         self.control.event_inject = 0;
         self.control.int_ctl = V_INTR_MASKING;
-        self.control.tlb_control = TlbControl::FlushAll as u32;
+        self.control.tlb_control = TLB_FLUSH_ALL;
         self.control.clean = 0;
     }
 
@@ -275,19 +268,29 @@ impl Vmcb {
     #[inline]
     pub const fn exited(&mut self) {
         self.control.clean = CleanBits::all().bits();
-        self.control.tlb_control = TlbControl::Keep as u32;
+        self.control.tlb_control = TLB_KEEP;
         self.control.event_inject = 0;
     }
 
     /// Declares everything changed: required before the first entry on another CPU.
     pub const fn moved(&mut self) {
         self.control.clean = 0;
-        self.control.tlb_control = TlbControl::FlushAll as u32;
+        self.control.tlb_control = TLB_FLUSH_ALL;
     }
 
-    /// Requests a TLB flush at the next entry; required after translations of the guest were removed or changed.
-    pub const fn flush_tlb(&mut self, how: TlbControl) {
-        self.control.tlb_control = how as u32;
+    /// Requests a TLB flush at the next entry: translations of the guest were removed or changed.
+    pub(super) const fn flush_tlb(&mut self) {
+        self.control.tlb_control = TLB_FLUSH_ALL;
+    }
+
+    /// Whether the next entry flushes the TLB.
+    pub const fn flushes_tlb(&self) -> bool {
+        self.control.tlb_control == TLB_FLUSH_ALL
+    }
+
+    /// Declares the permission maps changed, whose contents a CPU may keep as it may keep their addresses.
+    pub(super) const fn permissions_changed(&mut self) {
+        self.touch(CleanBits::PERMISSION_MAPS);
     }
 
     /// The parts declared unchanged for the next entry.

@@ -117,6 +117,7 @@ fn setters_clear_exactly_the_bit_that_covers_them() {
     check(|b| b.clear_virtual_interrupt(), CleanBits::VIRTUAL_INTERRUPT);
     check(|b| b.set_task_priority(5), CleanBits::VIRTUAL_INTERRUPT);
     check(|b| b.set_task_priority(0), CleanBits::empty());
+    check(|b| b.permissions_changed(), CleanBits::PERMISSION_MAPS);
     check(|b| b.moved(), CleanBits::all());
     check(|b| b.start_real(0), CleanBits::all());
     check(|b| b.configure(&SETUP), CleanBits::all());
@@ -131,8 +132,10 @@ fn one_shot_requests_end_with_the_exit() {
     block.exited();
     assert!(!block.injection_pending());
     assert_eq!(block.control.tlb_control, 0);
-    block.flush_tlb(TlbControl::FlushGuest);
-    assert_eq!(block.control.tlb_control, 3);
+    assert!(!block.flushes_tlb());
+    block.flush_tlb();
+    assert_eq!(block.control.tlb_control, 1);
+    assert!(block.flushes_tlb());
 }
 
 #[test]
