@@ -556,4 +556,6 @@ impl Default for Vmcb {
 }
 
 #[cfg(test)]
+mod clean_bits;
+#[cfg(test)]
 mod tests;
