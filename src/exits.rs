@@ -12,6 +12,7 @@ use levelhead::emulate::{
 };
 use levelhead::hypercall::{ABI_VERSION, feature};
 use levelhead::intx::MaskReasons;
+use levelhead::message::Message;
 use levelhead::pci::{ConfigPorts, Width as ConfigWidth, config_ports};
 use levelhead::svm::Fault;
 use levelhead::vcpu::{Exit, Gpr, IoAccess, NestedFault, Width};
@@ -37,8 +38,6 @@ const DEBUG_PORT_PRESENT: u64 = 0xe9;
 /// MTRRcap of a CPU without variable and fixed ranges.
 const MTRR_CAP_NONE: u64 = 0;
 
-const FIVE_LEVELS: &str = "five-level paging, which is not supported";
-
 /// An instruction cannot be carried out as it stands.
 enum Trouble {
     /// The guest gets an exception.
@@ -48,16 +47,16 @@ enum Trouble {
     /// The bytes are not those of the exit any more: try again.
     Again,
     /// No machine would survive it.
-    End(&'static str),
+    End(Message),
 }
 
 impl From<DecodeError> for Trouble {
     fn from(error: DecodeError) -> Self {
         match error {
             DecodeError::Changed => Self::Again,
-            DecodeError::Truncated => Self::End("the instruction cannot be read to its end"),
+            DecodeError::Truncated => Self::End(Message::InstructionCutOff),
             DecodeError::Invalid => Self::Fault(Fault::INVALID_OPCODE),
-            DecodeError::Unsupported => Self::End("an instruction that is not emulated touched a device"),
+            DecodeError::Unsupported => Self::End(Message::InstructionNotEmulated),
         }
     }
 }
@@ -66,8 +65,8 @@ impl From<DecodeError> for Trouble {
 impl From<WalkError> for Trouble {
     fn from(error: WalkError) -> Self {
         match error {
-            WalkError::Table(_) => Self::End("the instruction is not in the guest's memory"),
-            WalkError::Unsupported => Self::End(FIVE_LEVELS),
+            WalkError::Table(_) => Self::End(Message::InstructionNotInMemory),
+            WalkError::Unsupported => Self::End(Message::FiveLevels),
             // The CPU fetched it a moment ago: the guest changed its tables meanwhile.
             WalkError::NonCanonical
             | WalkError::NotPresent { .. }
@@ -79,7 +78,7 @@ impl From<WalkError> for Trouble {
 
 impl From<Unsupported> for Trouble {
     fn from(_: Unsupported) -> Self {
-        Self::End(FIVE_LEVELS)
+        Self::End(Message::FiveLevels)
     }
 }
 
@@ -133,7 +132,7 @@ impl Partition {
                 self.exits.other += 1;
                 match Fault::new(vector, error_code) {
                     Some(fault) => return Next::Inject(fault),
-                    None => Err(Trouble::End("an exception that cannot be given back")),
+                    None => Err(Trouble::End(Message::ForeignException)),
                 }
             }
             Exit::Undefined(_) => {
@@ -144,12 +143,12 @@ impl Partition {
                 self.exits.other += 1;
                 Err(Trouble::Fault(Fault::GENERAL_PROTECTION))
             }
-            Exit::Shutdown => Err(Trouble::End("triple fault")),
-            Exit::MachineCheck => Err(Trouble::End("machine check while the guest ran")),
-            Exit::TaskSwitch => Err(Trouble::End("a hardware task switch, which is not supported")),
+            Exit::Shutdown => Err(Trouble::End(Message::TripleFault)),
+            Exit::MachineCheck => Err(Trouble::End(Message::MachineCheck)),
+            Exit::TaskSwitch => Err(Trouble::End(Message::TaskSwitch)),
             Exit::Invalid => {
                 // A CPU checks the guest's own writes to CR0 and CR4; QEMU lets some through that VMRUN refuses.
-                Err(Trouble::End("the CPU refused to go on with the guest's control registers"))
+                Err(Trouble::End(Message::ControlRegisters))
             }
             Exit::Interrupt
             | Exit::Nmi
@@ -157,7 +156,7 @@ impl Partition {
             | Exit::Init
             | Exit::InterruptWindow
             | Exit::Iret
-            | Exit::Unknown(_) => Err(Trouble::End("an exit that was not asked for")),
+            | Exit::Unknown(_) => Err(Trouble::End(Message::UnexpectedExit)),
         };
         match done {
             Ok(()) => Next::Enter,
@@ -177,7 +176,7 @@ impl Partition {
                     None => Next::Enter,
                 }
             }
-            Trouble::End(what) => Next::End(End::Fault { what, exit }),
+            Trouble::End(message) => Next::End(End::Fault { message, exit }),
         }
     }
 
@@ -189,10 +188,7 @@ impl Partition {
         let (last, times) = self.again;
         self.again = (rip, if last == rip { times + 1 } else { 1 });
         if self.again.1 > MOST {
-            return Next::End(End::Fault {
-                what: "the instruction cannot be read as the CPU reads it",
-                exit,
-            });
+            return Next::End(End::Fault { message: Message::InstructionUnreadable, exit });
         }
         Next::Enter
     }
@@ -368,13 +364,13 @@ impl Partition {
     fn device_access(&mut self, machine: &Machine, fault: NestedFault) -> Result<(), Trouble> {
         self.exits.mmio += 1;
         if fault.fetch {
-            return Err(Trouble::End("instruction fetch from no memory"));
+            return Err(Trouble::End(Message::FetchFromNoMemory));
         }
         if fault.table_walk {
-            return Err(Trouble::End("page tables in no memory"));
+            return Err(Trouble::End(Message::TablesInNoMemory));
         }
         if self.world.vmcb.interrupted_a_delivery() {
-            return Err(Trouble::End("an event's descriptor or stack in no memory"));
+            return Err(Trouble::End(Message::EventInNoMemory));
         }
         let at = fault.address.raw();
         let lapic = self.chips.lapic(BOOT).map_or(u64::MAX, |lapic| lapic.mmio_base().raw());
@@ -386,7 +382,7 @@ impl Partition {
             // Nothing is decoded there now: all-ones, as on a bus.
             Place::Nothing
         } else {
-            return Err(Trouble::End("access to no memory and no device"));
+            return Err(Trouble::End(Message::NoSuchMemory));
         };
         let vmcb = &mut self.world.vmcb;
         let size = vmcb.code_size();
@@ -475,16 +471,14 @@ impl Partition {
             };
             let crosses = at.page_offset() + bytes > levelhead::addr::PAGE_BYTES;
             if crosses {
-                return Err(Trouble::End(
-                    "a string port access across a page boundary, which is not supported",
-                ));
+                return Err(Trouble::End(Message::StringAcrossPages));
             }
             if io.input {
                 let value = self.port_in(machine, io.port, io.width).to_le_bytes();
                 element.iter_mut().zip(value).for_each(|(to, from)| *to = from);
-                self.ram.write(at, element).map_err(|_| Trouble::End("string port input to no memory"))?;
+                self.ram.write(at, element).map_err(|_| Trouble::End(Message::StringNoMemory))?;
             } else {
-                self.ram.read(at, element).map_err(|_| Trouble::End("string port output from no memory"))?;
+                self.ram.read(at, element).map_err(|_| Trouble::End(Message::StringNoMemory))?;
                 let value = element.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
                 if let Some(end) = self.port_out(machine, io.port, io.width, value) {
                     return Ok(Some(end));
@@ -519,8 +513,8 @@ impl Partition {
             Err(WalkError::Protection) => Err(Trouble::PageFault { linear, code: code | 1 }),
             Err(WalkError::Reserved { .. }) => Err(Trouble::PageFault { linear, code: code | 1 | 8 }),
             Err(WalkError::NonCanonical) => Err(Trouble::Fault(Fault::GENERAL_PROTECTION)),
-            Err(WalkError::Table(_)) => Err(Trouble::End("page tables in no memory")),
-            Err(WalkError::Unsupported) => Err(Trouble::End(FIVE_LEVELS)),
+            Err(WalkError::Table(_)) => Err(Trouble::End(Message::TablesInNoMemory)),
+            Err(WalkError::Unsupported) => Err(Trouble::End(Message::FiveLevels)),
         }
     }
 

@@ -17,7 +17,7 @@
 //!
 //! | level | modules |
 //! | --- | --- |
-//! | 0 words | [`addr`], [`irq`], [`policy`], [`sync`], [`x86`] |
+//! | 0 words | [`addr`], [`irq`], [`message`], [`policy`], [`sync`], [`x86`] |
 //! | 1 resources | [`frames`], [`vcpu`] |
 //! | 2 formats | [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
 //! | 3 machines | [`intx`], [`virq`], [`device`], [`config`] |
@@ -39,6 +39,7 @@ pub mod hypercall;
 pub mod intx;
 pub mod ioapic;
 pub mod irq;
+pub mod message;
 pub mod pci;
 pub mod policy;
 pub mod svm;

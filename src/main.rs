@@ -24,6 +24,7 @@ mod setup;
 mod system;
 
 use levelhead::irq::CpuId;
+use levelhead::message::{Message, Refusal};
 use log::info;
 
 use arch::svm::enable;
@@ -95,9 +96,8 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
     );
     if loader.value("selftest").is_some() {
         if cpus.len() < 2 {
-            let what =
-                "Machine: selftest=smp-vmrun needs several CPUs, this machine has one (for QEMU: -smp 4)";
-            return Err(BootError::Platform(what.into()));
+            let message = Message::SelftestCpus;
+            return Err(Refusal::new(message, "command line: selftest=smp-vmrun", message.meaning()).into());
         }
         return Ok(selftest::smp_vmrun::run(&mut cpu, cpus, apic, &mut space, &mut frames)?);
     }

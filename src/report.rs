@@ -1,104 +1,111 @@
 //! What the hypervisor tells about itself: refusals at boot, the table of lines, the closing ledger.
 //!
-//! One record says who is at fault (Config, Firmware, Machine, Device, Guest, Bug), what is wrong and what would be right.
+//! What is wrong is a record of the catalogue (`levelhead::message`).
 
 use alloc::boxed::Box;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use alloc::{format, vec};
 
+use levelhead::config::Rejection;
 use levelhead::intx::Service;
+use levelhead::message::{Message, Party, Record, Refusal};
 use levelhead::pci::IntxView;
-use log::error;
 
 use crate::arch::svm::enable::Unfit;
 use crate::arch::x86::paging::OutOfMemory;
 use crate::boot::pvh::HandOverError;
 use crate::boot::smp::StartError;
 use crate::console::print;
-use crate::hypercalls::record;
+use crate::hypercalls::record as ledger_record;
 use crate::machine::Machine;
 use crate::partition::Partition;
-use crate::partition::assign::Refused;
 use crate::partition::end::End;
 use crate::platform::tables::FirmwareError;
 use crate::rt::exit::Verdict;
 use crate::system::Placed;
 
-/// Why the machine ends before a guest ran.
+/// Why the machine ends before a guest ran: everything that was found wrong, at least one thing.
 #[derive(Debug)]
-pub(crate) enum BootError {
-    /// The loader's structures cannot be used.
-    HandOver(HandOverError),
-    /// The hypervisor itself does not fit.
-    OutOfMemory,
-    /// The ACPI tables cannot be used.
-    Firmware(FirmwareError),
-    /// The CPU cannot run guests.
-    Unfit(Unfit),
-    /// Another CPU did not start.
-    Start(StartError),
-    /// A word of the command line.
-    Option {
-        /// The key.
-        key: &'static str,
-        /// What would be right.
-        right: &'static str,
-    },
-    /// The bundle or what it asks for; the text begins with the party at fault.
-    Refused(String),
-    /// What firmware should have told about this machine, likewise.
-    Platform(String),
-}
+pub(crate) struct BootError(Vec<Refusal>);
 
 impl BootError {
-    /// Prints the one record, and says how the machine ends.
+    /// Prints a record for each, and says how the machine ends.
     pub(crate) fn report(self) -> Verdict {
-        let (party, what, verdict) = match self {
-            Self::HandOver(error) => ("Firmware", error.to_string(), Verdict::Unfit),
-            Self::Firmware(error) => ("Firmware", error.to_string(), Verdict::Unfit),
-            Self::Unfit(error) => ("Machine", error.to_string(), Verdict::Unfit),
-            Self::Start(error) => ("Machine", error.to_string(), Verdict::Unfit),
-            Self::OutOfMemory => {
-                ("Machine", "not enough memory for the hypervisor".to_string(), Verdict::Unfit)
-            }
-            Self::Option { key, right } => {
-                ("Config", alloc::format!("command line: {key} must be {right}"), Verdict::Refused)
-            }
-            Self::Refused(what) => ("", what, Verdict::Refused),
-            Self::Platform(what) => ("", what, Verdict::Unfit),
-        };
-        match party {
-            "" => error!("{what}"),
-            party => error!("{party}: {what}"),
+        let mut verdict = Verdict::Refused;
+        for refusal in &self.0 {
+            print(format_args!("{refusal}\n"));
+            verdict = match refusal.message.party() {
+                Party::Bug => Verdict::Bug,
+                Party::Firmware if verdict == Verdict::Refused => Verdict::Unfit,
+                _ => verdict,
+            };
         }
         print(format_args!(
             "levelhead: verdict {}\n",
-            if verdict == Verdict::Refused { "REFUSED" } else { "UNFIT" }
+            match verdict {
+                Verdict::Bug => "BUG",
+                Verdict::Unfit => "UNFIT",
+                Verdict::Pass | Verdict::GuestFailed | Verdict::Refused => "REFUSED",
+            }
         ));
         verdict
     }
 }
 
-macro_rules! boot_error_from {
-    ($($source:ty => $variant:ident),*) => {$(
-        impl From<$source> for BootError {
-            fn from(error: $source) -> Self {
-                Self::$variant(error)
-            }
-        }
-    )*};
+impl From<Refusal> for BootError {
+    fn from(refusal: Refusal) -> Self {
+        Self(vec![refusal])
+    }
 }
-boot_error_from!(HandOverError => HandOver, FirmwareError => Firmware, Unfit => Unfit, StartError => Start);
+
+impl From<Rejection> for BootError {
+    fn from(rejection: Rejection) -> Self {
+        Self(rejection.refusals())
+    }
+}
 
 impl From<OutOfMemory> for BootError {
     fn from(_: OutOfMemory) -> Self {
-        Self::OutOfMemory
+        Refusal::new(Message::HypervisorMemory, "machine", Message::HypervisorMemory.meaning()).into()
     }
 }
 
-impl From<Refused> for BootError {
-    fn from(Refused(what): Refused) -> Self {
-        if what.starts_with("Firmware") { Self::Platform(what) } else { Self::Refused(what) }
+impl From<HandOverError> for BootError {
+    fn from(error: HandOverError) -> Self {
+        Refusal::new(Message::HandOver, "loader", error.to_string()).into()
     }
+}
+
+impl From<FirmwareError> for BootError {
+    fn from(error: FirmwareError) -> Self {
+        let message = error.message();
+        Refusal::new(message, "ACPI tables", message.meaning()).into()
+    }
+}
+
+impl From<Unfit> for BootError {
+    fn from(unfit: Unfit) -> Self {
+        let message = unfit.message();
+        Refusal::new(message, "machine", message.meaning()).into()
+    }
+}
+
+impl From<StartError> for BootError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::OutOfMemory => OutOfMemory.into(),
+            StartError::Silent(apic) => {
+                let place = format!("CPU with APIC ID {}", apic.0);
+                Refusal::new(Message::CpuSilent, place, Message::CpuSilent.meaning()).into()
+            }
+        }
+    }
+}
+
+/// Prints a record.
+pub(crate) fn record(record: Record<'_>) {
+    print(format_args!("{record}\n"));
 }
 
 /// Prints which function's INTx goes where.
@@ -141,7 +148,7 @@ pub(crate) fn close(machine: &Machine, partition: &Partition) -> bool {
         };
         let line = machine.lines.line_reports().find(|line| line.gsi == report.gsi);
         let registrations = line.map_or(0, |line| line.registrations.installed);
-        let book = record(&report, function.replacements, registrations);
+        let book = ledger_record(&report, function.replacements, registrations);
         let even = report.account.balance().is_ok() && book.is_balanced();
         let verdict = if even { "balanced" } else { "NOT BALANCED" };
         balanced &= even;
@@ -164,11 +171,12 @@ pub(crate) fn close(machine: &Machine, partition: &Partition) -> bool {
             book.in_service,
         ));
         if book.accepted_wire == 0 && IntxView::read(&machine.config, bdf).is_pending() {
-            print(format_args!(
-                "  {bdf} asserts its INTx, but nothing ever arrived at {}: the routing is wrong; give the device its line in \
-                 the configuration (gsi = N)\n",
+            let place = format_args!("partition {}, device {bdf}", partition.name);
+            let what = format_args!(
+                "it asserts its INTx, but nothing ever arrived at {}: the routing is wrong",
                 report.gsi
-            ));
+            );
+            record(Record { message: Message::RouteWrong, place: &place, what: Some(&what), remedy: None });
         }
         if report.state.service != Service::Idle {
             print(format_args!(

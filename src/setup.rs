@@ -1,21 +1,26 @@
 //! The first steps of boot that `main.rs` names: the command line, free memory, the old interrupt chips, the CPUs.
 
+use alloc::format;
 use alloc::vec::Vec;
 
 use levelhead::frames::{Frames, Range};
 use levelhead::irq::{ApicId, CpuId};
-use log::{LevelFilter, warn};
+use levelhead::message::{Message, Record, Refusal};
+use log::LevelFilter;
 use x86_64::instructions::port::Port;
 
 use crate::arch::x86::lapic::LocalApic;
 use crate::arch::x86::paging::image_range;
 use crate::boot::pvh::{BootInfo, MemoryKind};
-use crate::report::BootError;
+use crate::report::record;
 use crate::rt::exit::set_port;
+
+/// Where a word of the command line stands.
+const COMMAND_LINE: &str = "command line";
 
 /// Applies the command line's words `log=LEVEL` and `exit=PORT`, of which the last counts. Of a wrong one nothing is
 /// applied: a refusal still ends at the port of an earlier one.
-pub(crate) fn options(loader: &BootInfo) -> Result<(), BootError> {
+pub(crate) fn options(loader: &BootInfo) -> Result<(), Refusal> {
     let mut result = Ok(());
     for word in loader.words() {
         let done = match word.split_once('=') {
@@ -23,7 +28,13 @@ pub(crate) fn options(loader: &BootInfo) -> Result<(), BootError> {
             Some(("log", value)) => log_level(value),
             Some(("selftest", _)) => Ok(()),
             _ => {
-                warn!("command line: {word:?} means nothing; the words are log=, exit= and selftest=");
+                let what = format_args!("{word:?} means nothing");
+                record(Record {
+                    message: Message::OptionUnknown,
+                    place: &COMMAND_LINE,
+                    what: Some(&what),
+                    remedy: None,
+                });
                 Ok(())
             }
         };
@@ -32,21 +43,26 @@ pub(crate) fn options(loader: &BootInfo) -> Result<(), BootError> {
     result
 }
 
-fn exit_port(value: &str) -> Result<(), BootError> {
+fn exit_port(value: &str) -> Result<(), Refusal> {
     let digits = value.strip_prefix("0x").unwrap_or(value);
     let port = u16::from_str_radix(digits, 16)
-        .map_err(|_| BootError::Option { key: "exit", right: "a port in hexadecimal, such as exit=0xf4" })?;
+        .map_err(|_| option_value("exit", value, "write a port in hexadecimal, such as exit=0xf4"))?;
     set_port(port);
     Ok(())
 }
 
-fn log_level(value: &str) -> Result<(), BootError> {
-    let level = value.parse::<LevelFilter>().map_err(|_| BootError::Option {
-        key: "log",
-        right: "one of off, error, warn, info, debug, trace",
-    })?;
+fn log_level(value: &str) -> Result<(), Refusal> {
+    let level = value
+        .parse::<LevelFilter>()
+        .map_err(|_| option_value("log", value, "write one of off, error, warn, info, debug, trace"))?;
     log::set_max_level(level);
     Ok(())
+}
+
+/// The refusal of a word of the command line: `right` says what would be right.
+pub(crate) fn option_value(key: &str, value: &str, right: &str) -> Refusal {
+    let what = format!("{key}={value} means nothing");
+    Refusal::new(Message::OptionValue, COMMAND_LINE, what).remedy(right)
 }
 
 /// Usable memory less the image, the module, and the first page, whose address means "none" to too many.
@@ -58,7 +74,8 @@ pub(crate) fn free_memory(loader: &BootInfo, delta: u64) -> Frames {
         lost += usize::from(frames.reserve(taken).is_err());
     }
     if lost > 0 {
-        warn!("the memory map has too many pieces: {lost} left out");
+        let what = format_args!("the memory map has too many pieces: {lost} left out");
+        record(Record { message: Message::MemoryPieces, place: &"loader", what: Some(&what), remedy: None });
     }
     frames
 }

@@ -7,10 +7,11 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use levelhead::addr::PAGE_BYTES;
-use levelhead::config;
+use levelhead::config::{self, Rejection};
 use levelhead::frames::{Frames, Range};
 use levelhead::intx::{Completion, Control, Gate, LineTable, Notifier, SourceId, Targets};
 use levelhead::irq::{ApicId, CpuId, Gsi, Pin};
+use levelhead::message::{Message, Refusal};
 use levelhead::pci::ecam::EcamWindow;
 use levelhead::pci::route::PrtEntry;
 use levelhead::pci::{Bdf, enumerate};
@@ -21,10 +22,10 @@ use log::info;
 use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::ioapic::IoApics;
 use crate::arch::x86::lapic::LocalApic;
-use crate::arch::x86::paging::{AddressSpace, direct};
+use crate::arch::x86::paging::{AddressSpace, OutOfMemory, direct};
 use crate::boot::pvh::{BootInfo, MemoryKind};
 use crate::machine::Machine;
-use crate::partition::assign::{Assigner, Bus, Refused, route, unrouted};
+use crate::partition::assign::{Assigner, Bus, route, unrouted};
 use crate::partition::{Partition, build};
 use crate::platform::handler::Memory;
 use crate::platform::prt;
@@ -70,8 +71,7 @@ impl System<'_> {
     /// Judges the bundle, assigns its devices, loads its images.
     pub(crate) fn build(self) -> Result<(&'static Machine, Vec<Placed>), BootError> {
         let module = bundle(self.loader)?;
-        let (mut config, bundle) = config::unpack(module)
-            .map_err(|error| BootError::Refused(format!("Config: the bundle is refused: {error}")))?;
+        let (mut config, bundle) = config::unpack(module)?;
         info!("bundle of {} KiB, {} partition(s)", module.len() >> 10, config.partitions.len());
 
         let window =
@@ -94,10 +94,8 @@ impl System<'_> {
         };
         let routed = route(&mut config, &bus, &entries, &self.facts.overrides)?;
         let images = bundle.images().len();
-        config::validate(&config, images).map_err(|violations| {
-            let text: Vec<_> = violations.iter().map(ToString::to_string).collect();
-            BootError::Refused(format!("Config: with this machine's lines: {}", text.join("; ")))
-        })?;
+        // Again, now that every line is known.
+        config::validate(&config, images).map_err(Rejection::Rules)?;
 
         let target = |cpu: CpuId| self.cpus.iter().find(|(id, _)| *id == cpu).map(|(_, apic)| *apic);
         let reserved = reserved(self.loader, &self.facts, window);
@@ -110,12 +108,8 @@ impl System<'_> {
         for (index, configured) in (0..).zip(&config.partitions) {
             let cpu = configured.cpus.first().copied().unwrap_or(CpuId(0));
             let apic = target(cpu).ok_or_else(|| {
-                Refused(format!(
-                    "Config: partition {}: CPU {} does not exist; this machine has {}",
-                    configured.name,
-                    cpu.0,
-                    self.cpus.len()
-                ))
+                let what = format!("CPU {} does not exist; this machine has {}", cpu.0, self.cpus.len());
+                Refusal::new(Message::CpuMissing, format!("partition {}", configured.name), what)
             })?;
             let (partition, first) =
                 build::build(index, configured, &bundle, apic, &mut assigner, self.frames)?;
@@ -152,7 +146,7 @@ fn first_notifier(
     source: SourceId,
     vpin: Pin,
 ) -> Result<Control, BootError> {
-    let bug = |what: &str| BootError::Platform(format!("Bug: first notifier of {source}: {what}"));
+    let bug = |what: &str| Refusal::new(Message::InternalError, format!("first notifier of {source}"), what);
     let target = Notifier::Pin { partition, vpin };
     let (_, owner) = placed.get_mut(usize::from(partition)).ok_or_else(|| bug("no such partition"))?;
     let replacing = machine
@@ -167,19 +161,14 @@ fn first_notifier(
 
 /// The module the loader brought, which must lie in RAM.
 fn bundle(loader: &BootInfo) -> Result<&'static [u8], BootError> {
-    let (at, bytes) = loader.module.ok_or_else(|| {
-        BootError::Refused(
-            "Config: no bundle; give one as the boot module (cargo xtask pack FILE.toml -o BUNDLE)"
-                .to_string(),
-        )
-    })?;
+    let message = Message::BundleMissing;
+    let (at, bytes) = loader.module.ok_or_else(|| Refusal::new(message, "loader", message.meaning()))?;
     let end = at.raw().checked_add(bytes);
     let in_ram = |range: Range| range.start() <= at && end.is_some_and(|end| end <= range.end().raw());
     let length = usize::try_from(bytes).ok();
     let (true, Some(length)) = (loader.ranges(MemoryKind::Usable).any(in_ram), length) else {
-        return Err(BootError::Refused(format!(
-            "Config: the bundle at {at} ({bytes} bytes) does not lie in usable memory"
-        )));
+        let what = format!("the bundle at {at} ({bytes} bytes) does not lie in usable memory");
+        return Err(Refusal::new(Message::BundlePlace, "loader", what).into());
     };
     // SAFETY: usable RAM in the direct map, reserved by free_memory before anything was allocated, so nobody writes it.
     #[expect(unsafe_code, reason = "the boot module as bytes")]
@@ -197,14 +186,11 @@ fn routing(
 ) -> Result<Vec<PrtEntry>, BootError> {
     let names = asked.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if places.len() > prt::MAX_PLACES {
-        return Err(BootError::Refused(format!(
-            "Config: {} places to look up for {names}, {} at most; give some devices `gsi = N`",
-            places.len(),
-            prt::MAX_PLACES
-        )));
+        let what = format!("{} places to look up, {} at most", places.len(), prt::MAX_PLACES);
+        return Err(Refusal::new(Message::PrtPlaces, format!("devices {names}"), what).into());
     }
     info!("asking firmware's _PRT for the GSI of {names}");
-    let arena = frames.allocate(AML_ARENA_BYTES, 4096, u64::MAX).ok_or(BootError::OutOfMemory)?;
+    let arena = frames.allocate(AML_ARENA_BYTES, 4096, u64::MAX).ok_or(OutOfMemory)?;
     panic::set_aml_subject(Some(&names));
     // SAFETY: the arena is fresh memory in the direct map; look_up returns plain values, and what it borrows lives
     // longer than its own allocations.
@@ -221,10 +207,10 @@ fn routing(
     }
     match entries {
         Some(entries) => Ok(entries.into_iter().flatten().collect()),
-        None => Err(BootError::Platform(format!(
-            "Firmware: its AML gave no routing (_PRT) for {names}\n  remedy: {}",
-            panic::AML_REMEDY
-        ))),
+        None => {
+            let what = "the firmware's AML gave no routing (_PRT)";
+            Err(Refusal::new(Message::AmlGaveUp, format!("devices {names}"), what).into())
+        }
     }
 }
 

@@ -73,15 +73,6 @@ impl From<OutOfMemory> for StartError {
     }
 }
 
-impl core::fmt::Display for StartError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::OutOfMemory => write!(f, "no memory left to start another CPU"),
-            Self::Silent(apic) => write!(f, "the CPU with APIC ID {} did not start", apic.0),
-        }
-    }
-}
-
 /// Starts the CPUs in `targets` one after the other; each runs `entry`.
 pub(crate) fn start(
     targets: impl Iterator<Item = (CpuId, ApicId)>,

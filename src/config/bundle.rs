@@ -30,6 +30,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::addr::page_align_up;
+use crate::message::Message;
 
 use super::model::ImageIndex;
 
@@ -126,7 +127,7 @@ impl fmt::Display for BundleError {
         match self {
             Self::Magic => f.write_str("not a bundle: it does not start with LVLHDBDL"),
             Self::Revision(found) => {
-                write!(f, "format revision {found}, but this hypervisor reads {REVISION}: pack it again")
+                write!(f, "format revision {found}, but this hypervisor reads {REVISION}")
             }
             Self::Header { actual } => write!(f, "cut off within the header, after {actual} bytes"),
             Self::Length { stated, actual } => {
@@ -155,6 +156,25 @@ impl fmt::Display for BundleError {
 }
 
 impl core::error::Error for BundleError {}
+
+impl BundleError {
+    /// The error's entry in the catalogue.
+    pub const fn message(&self) -> Message {
+        match self {
+            Self::Magic => Message::BundleForeign,
+            Self::Revision(_) => Message::BundleRevision,
+            Self::Header { .. }
+            | Self::Length { .. }
+            | Self::SectionCount(_)
+            | Self::HeaderChecksum
+            | Self::Kind { .. }
+            | Self::Name { .. }
+            | Self::Place { .. }
+            | Self::Checksum { .. }
+            | Self::Padding { .. } => Message::BundleDamaged,
+        }
+    }
+}
 
 /// A view of a bundle that was found whole and unharmed.
 #[derive(Clone, Debug)]

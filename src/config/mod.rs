@@ -17,8 +17,11 @@ mod bundle;
 mod model;
 mod validate;
 
+use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::fmt;
+
+use crate::message::{Message, Refusal};
 
 pub use blob::{BlobError, BlobProblem};
 pub use bundle::{Bundle, BundleError, Image, MAX_IMAGE_NAME_BYTES, MAX_IMAGES, REVISION};
@@ -31,7 +34,7 @@ pub use validate::{
 
 /// Why a bundle was refused. Whoever packed it must fix it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum Rejection {
     /// The file is not a whole, unharmed bundle of this revision.
     Bundle(BundleError),
     /// The bundle is sound, the configuration in it is not one.
@@ -40,37 +43,40 @@ pub enum Refusal {
     Rules(Vec<Violation>),
 }
 
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Rejection {
+    /// Each thing that is wrong as a record: at least one.
+    pub fn refusals(&self) -> Vec<Refusal> {
         match self {
-            Self::Bundle(error) => write!(f, "bundle: {error}"),
-            Self::Blob(error) => write!(f, "bundle: configuration: {error}"),
-            Self::Rules(violations) => {
-                write!(f, "configuration: {} broken", Plural(violations.len(), "rule"))?;
-                violations.iter().try_for_each(|violation| write!(f, "\n  {violation}"))
+            Self::Bundle(error) => alloc::vec![Refusal::new(error.message(), "bundle", error.to_string())],
+            Self::Blob(error) => {
+                alloc::vec![Refusal::new(Message::BundleConfig, "bundle: configuration", error.to_string())]
             }
+            Self::Rules(violations) => violations.iter().map(Violation::refusal).collect(),
         }
     }
 }
 
-impl core::error::Error for Refusal {}
-
-/// A number and its noun, for messages.
-struct Plural(usize, &'static str);
-
-impl fmt::Display for Plural {
+impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}{}", self.0, self.1, if self.0 == 1 { "" } else { "s" })
+        for (position, refusal) in self.refusals().iter().enumerate() {
+            if position > 0 {
+                f.write_str("\n")?;
+            }
+            refusal.fmt(f)?;
+        }
+        Ok(())
     }
 }
+
+impl core::error::Error for Rejection {}
 
 /// Judges `config` and packs it with the images its [`ImageIndex`]es count.
 ///
 /// # Errors
 /// Everything [`unpack`] would refuse: broken rules, and image names or counts a bundle cannot hold.
-pub fn pack(config: &Config, images: &[Image<'_>]) -> Result<Vec<u8>, Refusal> {
-    validate(config, images.len()).map_err(Refusal::Rules)?;
-    bundle::write(&blob::encode(config), images).map_err(Refusal::Bundle)
+pub fn pack(config: &Config, images: &[Image<'_>]) -> Result<Vec<u8>, Rejection> {
+    validate(config, images.len()).map_err(Rejection::Rules)?;
+    bundle::write(&blob::encode(config), images).map_err(Rejection::Bundle)
 }
 
 /// Checks a bundle as a boot loader handed it over, and returns its configuration and a view of its images.
@@ -80,10 +86,10 @@ pub fn pack(config: &Config, images: &[Image<'_>]) -> Result<Vec<u8>, Refusal> {
 ///
 /// # Errors
 /// The first layer that does not hold; for broken rules, all of them.
-pub fn unpack(bytes: &[u8]) -> Result<(Config, Bundle<'_>), Refusal> {
-    let bundle = Bundle::parse(bytes).map_err(Refusal::Bundle)?;
-    let config = blob::decode(bundle.config()).map_err(Refusal::Blob)?;
-    validate(&config, bundle.images().len()).map_err(Refusal::Rules)?;
+pub fn unpack(bytes: &[u8]) -> Result<(Config, Bundle<'_>), Rejection> {
+    let bundle = Bundle::parse(bytes).map_err(Rejection::Bundle)?;
+    let config = blob::decode(bundle.config()).map_err(Rejection::Blob)?;
+    validate(&config, bundle.images().len()).map_err(Rejection::Rules)?;
     Ok((config, bundle))
 }
 

@@ -62,89 +62,98 @@ fn the_demonstration_breaks_no_rule() {
 fn each_rule_names_its_key_and_its_remedy() {
     type Change = fn(&mut Config);
     let cases: &[(Change, &str)] = &[
-        (|c| c.partitions.clear(), "partition: there is no partition; write 1 to 32 [[partition]] tables"),
-        (|c| c.partitions[0].name.clear(), "partition[0].name: the name is empty; use 1 to 31 bytes"),
+        (
+            |c| c.partitions.clear(),
+            "ERROR Config/partition-count: partition: there is no partition; to do: write 1 to 32 [[partition]] tables",
+        ),
+        (
+            |c| c.partitions[0].name.clear(),
+            "ERROR Config/name-length: partition[0].name: the name is empty; to do: use 1 to 31 bytes",
+        ),
         (
             |c| c.partitions[0].name = "n".repeat(32),
-            "partition[0].name: a name of 32 bytes is too long; use 1 to 31 bytes",
+            "ERROR Config/name-length: partition[0].name: a name of 32 bytes is too long; to do: use 1 to 31 bytes",
         ),
         (
             |c| c.partitions[0].name = "a b".into(),
-            "partition[0].name: ' ' may not stand in a name; use ASCII letters, digits, `-`, `_` and `.`",
+            "ERROR Config/name-character: partition[0].name: ' ' may not stand in a name; to do: use ASCII letters, digits, `-`, `_` and `.`",
         ),
         (
             |c| c.partitions.push(partition("demo", 1)),
-            "partition[1].name: the name is taken by partition[0].name; give each partition a name of its own",
+            "ERROR Config/name-taken: partition[1].name: the name is taken by partition[0].name; to do: give each partition a name of its own",
         ),
         (
             |c| c.partitions[0].cpus.clear(),
-            "partition[0].cpus: there is no CPU; name exactly one, as in `cpus = [0]`",
+            "ERROR Config/no-cpu: partition[0].cpus: there is no CPU; to do: name exactly one, as in `cpus = [0]`",
         ),
         (
             |c| c.partitions[0].cpus.push(CpuId(1)),
-            "partition[0].cpus: 2 CPUs: several in one partition are not supported yet; \
+            "ERROR Config/several-cpus: partition[0].cpus: 2 CPUs: several in one partition are not supported yet; to do: \
              name exactly one, as in `cpus = [0]`",
         ),
         (
             |c| c.partitions.push(partition("other", 0)),
-            "partition[1].cpus[0]: CPU 0 is taken by partition[0].cpus[0]; give each CPU to one partition",
+            "ERROR Config/cpu-taken: partition[1].cpus[0]: CPU 0 is taken by partition[0].cpus[0]; to do: give each CPU to one partition",
         ),
-        (|c| c.partitions[0].memory_bytes = 0, "partition[0].memory: 0 bytes are too few; use 1M to 256G"),
+        (
+            |c| c.partitions[0].memory_bytes = 0,
+            "ERROR Config/memory-size: partition[0].memory: 0 bytes are too few; to do: use 1M to 256G",
+        ),
         (
             |c| c.partitions[0].memory_bytes = u64::MAX,
-            "partition[0].memory: 18446744073709551615 bytes are too many; use 1M to 256G",
+            "ERROR Config/memory-size: partition[0].memory: 18446744073709551615 bytes are too many; to do: use 1M to 256G",
         ),
         (
             |c| c.partitions[0].memory_bytes = (1 << 20) + 1,
-            "partition[0].memory: 1048577 bytes are not whole pages of 4096; 1052672 would be",
+            "ERROR Config/memory-pages: partition[0].memory: 1048577 bytes are not whole pages of 4096; to do: 1052672 would be",
         ),
         (
             |c| c.partitions[0].kernel = ImageIndex(2),
-            "partition[0].kernel: image 2 of only 2; pack the image too",
+            "ERROR Config/no-such-image: partition[0].kernel: image 2 of only 2; to do: pack the image too",
         ),
         (
             |c| c.partitions[0].modules[0].image = ImageIndex(u16::MAX),
-            "partition[0].modules[0].file: image 65535 of only 2; pack the image too",
+            "ERROR Config/no-such-image: partition[0].modules[0].file: image 65535 of only 2; to do: pack the image too",
         ),
         (
             |c| c.partitions[0].modules = vec![c.partitions[0].modules[0].clone(); 17],
-            "partition[0].modules: 17 modules are too many; use at most 16",
+            "ERROR Config/module-count: partition[0].modules: 17 modules are too many; to do: use at most 16",
         ),
         (
             |c| c.partitions[0].cmdline = "x".repeat(4096),
-            "partition[0].cmdline: a command line of 4096 bytes is too long; use at most 4095",
+            "ERROR Config/cmdline-length: partition[0].cmdline: a command line of 4096 bytes is too long; to do: use at most 4095",
         ),
         (
             |c| c.partitions[0].modules[0].cmdline = "a\0b".into(),
-            "partition[0].modules[0].cmdline: a control character at byte 1; use spaces between words",
+            "ERROR Config/cmdline-control: partition[0].modules[0].cmdline: a control character at byte 1; to do: use spaces between words",
         ),
         (
             |c| c.partitions[0].debug_port = Some(0x3ff),
-            "partition[0].debug-port: port 0x3ff would collide with COM1 at ports 0x3f8 to 0x3ff; \
+            "ERROR Config/port-taken: partition[0].debug-port: port 0x3ff would collide with COM1 at ports 0x3f8 to 0x3ff; to do: \
              choose ports of its own",
         ),
         (
             |c| c.partitions[0].exit_port = Some(0x3f5),
-            "partition[0].exit-port: ports 0x3f5 to 0x3f8 would collide with COM1 at ports 0x3f8 to 0x3ff; \
+            "ERROR Config/port-taken: partition[0].exit-port: ports 0x3f5 to 0x3f8 would collide with COM1 at ports 0x3f8 to 0x3ff; to do: \
              choose ports of its own",
         ),
         (
             |c| c.partitions[0].exit_port = Some(0xcf8),
-            "partition[0].exit-port: ports 0xcf8 to 0xcfb would collide with the PCI configuration ports at \
-             ports 0xcf8 to 0xcff; choose ports of its own",
+            "ERROR Config/port-taken: partition[0].exit-port: ports 0xcf8 to 0xcfb would collide with the PCI configuration ports at \
+             ports 0xcf8 to 0xcff; to do: choose ports of its own",
         ),
         (
             |c| c.partitions[0].exit_port = Some(0xe6),
-            "partition[0].exit-port: ports 0xe6 to 0xe9 would collide with the debug port at port 0xe9; \
+            "ERROR Config/port-taken: partition[0].exit-port: ports 0xe6 to 0xe9 would collide with the debug port at port 0xe9; to do: \
              choose ports of its own",
         ),
         (
             |c| c.partitions[0].exit_port = Some(0xfffd),
-            "partition[0].exit-port: 4 ports from 0xfffd pass the last port; use at most 0xfffc",
+            "ERROR Config/exit-port-end: partition[0].exit-port: 4 ports from 0xfffd pass the last port; to do: use at most 0xfffc",
         ),
         (
             |c| c.partitions[0].devices[1].bdf = c.partitions[0].devices[0].bdf,
-            "partition[0].device[1].bdf: function 00:03.0 is taken by partition[0].device[0].bdf; \
+            "ERROR Config/function-taken: partition[0].device[1].bdf: function 00:03.0 is taken by partition[0].device[0].bdf; to do: \
              name each function once, in one partition",
         ),
         (
@@ -152,30 +161,30 @@ fn each_rule_names_its_key_and_its_remedy() {
                 c.partitions.push(partition("other", 1));
                 c.partitions[1].devices = vec![device(4, None, None)];
             },
-            "partition[1].device[0].bdf: function 00:04.0 is taken by partition[0].device[1].bdf; \
+            "ERROR Config/function-taken: partition[1].device[0].bdf: function 00:04.0 is taken by partition[0].device[1].bdf; to do: \
              name each function once, in one partition",
         ),
         (
             |c| c.partitions[0].devices[0].gsi = Some(Gsi(256)),
-            "partition[0].device[0].gsi: GSI 256 is out of range; use 0 to 255",
+            "ERROR Config/gsi-range: partition[0].device[0].gsi: GSI 256 is out of range; to do: use 0 to 255",
         ),
         (
             |c| c.partitions[0].devices[1] = device(4, Some(23), Some(1)),
-            "partition[0].device[1].gsi: GSI 23 is the line of partition[0].device[0].gsi too: shared lines are \
-             not supported yet; move one of the devices to a slot with another line",
+            "ERROR Config/line-shared: partition[0].device[1].gsi: GSI 23 is the line of partition[0].device[0].gsi too: shared lines are \
+             not supported yet; to do: move one of the devices to a slot with another line",
         ),
         (
             |c| c.partitions[0].devices[0].vpin = Some(Pin(24)),
-            "partition[0].device[0].vpin: the guest's IO-APIC has no pin 24; use 0 to 23",
+            "ERROR Config/vpin-range: partition[0].device[0].vpin: the guest's IO-APIC has no pin 24; to do: use 0 to 23",
         ),
         (
             |c| c.partitions[0].devices[0].gsi = Some(Gsi(24)),
-            "partition[0].device[0].gsi: GSI 24 has no pin of that number in the guest's IO-APIC; \
+            "ERROR Config/vpin-missing: partition[0].device[0].gsi: GSI 24 has no pin of that number in the guest's IO-APIC; to do: \
              add `vpin = N` with N from 0 to 23",
         ),
         (
             |c| c.partitions[0].devices[1] = device(4, Some(40), Some(23)),
-            "partition[0].device[1].vpin: virtual pin 23 is taken by partition[0].device[0].gsi; \
+            "ERROR Config/vpin-taken: partition[0].device[1].vpin: virtual pin 23 is taken by partition[0].device[0].gsi; to do: \
              add a `vpin = N` of its own to one of the devices",
         ),
     ];
@@ -183,9 +192,19 @@ fn each_rule_names_its_key_and_its_remedy() {
         assert_eq!(broken_by(change), [*expected]);
     }
     let many = broken_by(|c| c.partitions[0].devices = (0..33).map(|n| device(n % 32, None, None)).collect());
-    assert!(many[0].starts_with("partition[0].device: 33 devices are too many; use at most 32"), "{many:?}");
+    assert!(
+        many[0].starts_with(
+            "ERROR Config/device-count: partition[0].device: 33 devices are too many; to do: use at most 32"
+        ),
+        "{many:?}"
+    );
     let many = broken_by(|c| c.partitions = (0..33).map(|n| partition(&format!("p{n}"), n)).collect());
-    assert_eq!(many, ["partition: 33 partitions are too many; write 1 to 32 [[partition]] tables"]);
+    assert_eq!(
+        many,
+        [
+            "ERROR Config/partition-count: partition: 33 partitions are too many; to do: write 1 to 32 [[partition]] tables"
+        ]
+    );
 }
 
 #[test]
@@ -240,17 +259,17 @@ fn what_was_packed_is_unpacked() {
 fn packing_refuses_what_unpacking_would() {
     let mut config = demo();
     config.partitions[0].name.clear();
-    assert!(matches!(pack(&config, &IMAGES), Err(Refusal::Rules(_))));
+    assert!(matches!(pack(&config, &IMAGES), Err(Rejection::Rules(_))));
     for name in ["", "two words", "a\nb", "\0", &"x".repeat(105)] {
         let images = [IMAGES[0], Image { name, bytes: b"" }];
         assert_eq!(
             pack(&demo(), &images),
-            Err(Refusal::Bundle(BundleError::Name { section: 2 })),
+            Err(Rejection::Bundle(BundleError::Name { section: 2 })),
             "{name:?}"
         );
     }
     let images = [IMAGES[0]; MAX_IMAGES + 1];
-    assert_eq!(pack(&demo(), &images), Err(Refusal::Bundle(BundleError::SectionCount(MAX_IMAGES + 2))));
+    assert_eq!(pack(&demo(), &images), Err(Rejection::Bundle(BundleError::SectionCount(MAX_IMAGES + 2))));
     assert!(pack(&demo(), &images[1..]).is_ok());
 }
 
@@ -264,7 +283,7 @@ fn every_truncation_and_extension_of_a_bundle_is_refused() {
     let stated = bytes.len() as u64;
     assert_eq!(
         unpack(&longer).err(),
-        Some(Refusal::Bundle(BundleError::Length { stated, actual: longer.len() }))
+        Some(Rejection::Bundle(BundleError::Length { stated, actual: longer.len() }))
     );
 }
 
@@ -282,7 +301,7 @@ fn every_flipped_bit_of_a_bundle_is_refused() {
 }
 
 /// Replaces bytes of the header and signs it again: what the checks behind the checksum say.
-fn forged(offset: usize, with: &[u8]) -> Refusal {
+fn forged(offset: usize, with: &[u8]) -> Rejection {
     let mut bytes = pack(&demo(), &IMAGES).unwrap();
     bytes[offset..offset + with.len()].copy_from_slice(with);
     let end = 24 + 3 * 128;
@@ -310,9 +329,9 @@ fn a_well_signed_lie_is_refused_by_name() {
         (0x1ffe, &[1], BundleError::Padding { section: 1 }),
     ];
     for (offset, with, expected) in cases {
-        assert_eq!(forged(offset, with), Refusal::Bundle(expected));
+        assert_eq!(forged(offset, with), Rejection::Bundle(expected));
     }
-    assert!(matches!(forged(12, &[2]), Refusal::Bundle(BundleError::HeaderChecksum)));
+    assert!(matches!(forged(12, &[2]), Rejection::Bundle(BundleError::HeaderChecksum)));
 }
 
 #[test]
@@ -320,11 +339,12 @@ fn the_hypervisor_judges_again() {
     let mut config = demo();
     config.partitions[0].cpus.push(CpuId(1));
     let bytes = bundle::write(&blob::encode(&config), &IMAGES).unwrap();
-    let Err(Refusal::Rules(violations)) = unpack(&bytes) else { panic!("accepted") };
+    let Err(Rejection::Rules(violations)) = unpack(&bytes) else { panic!("accepted") };
     assert_eq!(violations[0].rule, Rule::SeveralCpus(2));
     assert_eq!(
         unpack(&bundle::write(b"", &[]).unwrap()).unwrap_err().to_string(),
-        "bundle: configuration: partition at byte 0: cut off"
+        "ERROR Config/bundle-config: bundle: configuration: partition at byte 0: cut off; to do: pack it again with the xtask of this \
+         hypervisor"
     );
 }
 

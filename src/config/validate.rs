@@ -1,17 +1,19 @@
 //! The rules a configuration must keep, judged alike on the host and at boot.
 //!
-//! A broken rule is a value: the path of the key in the TOML file, what is wrong, and what would be right. The
-//! host adds file, line and column; the hypervisor prints the path. What only the machine itself can answer
+//! A broken rule is a value: the path of the key in the TOML file, what is wrong, and what would be right, with an
+//! entry in the catalogue of messages. The host adds file, line and column; the hypervisor prints the path. What only the machine itself can answer
 //! (is there such a CPU, such a function, does its BAR overlap these ports) is not asked here.
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
+use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::RangeInclusive;
 
 use crate::addr::{PAGE_BYTES, page_align_up};
 use crate::irq::{CpuId, Gsi, Pin};
+use crate::message::{Message, Refusal};
 use crate::pci::Bdf;
 
 use super::model::{Config, Device, ImageIndex, Partition};
@@ -108,11 +110,19 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}; {}", self.path, self.rule, self.rule.remedy())
+        self.refusal().fmt(f)
     }
 }
 
 impl core::error::Error for Violation {}
+
+impl Violation {
+    /// The record of it.
+    pub fn refusal(&self) -> Refusal {
+        let Self { path, rule } = self;
+        Refusal::new(rule.message(), path.to_string(), rule.to_string()).remedy(rule.remedy().to_string())
+    }
+}
 
 /// A broken rule with the values that break it. `Display` says what is wrong, [`Rule::remedy`] what would be
 /// right. `first` is always the path of the earlier of two claims.
@@ -238,6 +248,34 @@ impl fmt::Display for Rule {
 }
 
 impl Rule {
+    /// The rule's entry in the catalogue.
+    pub const fn message(&self) -> Message {
+        match self {
+            Self::PartitionCount(_) => Message::PartitionCount,
+            Self::NameLength(_) => Message::NameLength,
+            Self::NameCharacter(_) => Message::NameCharacter,
+            Self::NameTaken { .. } => Message::NameTaken,
+            Self::NoCpu => Message::NoCpu,
+            Self::SeveralCpus(_) => Message::SeveralCpus,
+            Self::CpuTaken { .. } => Message::CpuTaken,
+            Self::MemorySize(_) => Message::MemorySize,
+            Self::MemoryPages(_) => Message::MemoryPages,
+            Self::NoSuchImage { .. } => Message::NoSuchImage,
+            Self::ModuleCount(_) => Message::ModuleCount,
+            Self::CmdlineLength(_) => Message::CmdlineLength,
+            Self::CmdlineControl(_) => Message::CmdlineControl,
+            Self::PortTaken { .. } => Message::PortTaken,
+            Self::ExitPortEnd(_) => Message::ExitPortEnd,
+            Self::DeviceCount(_) => Message::DeviceCount,
+            Self::FunctionTaken { .. } => Message::FunctionTaken,
+            Self::GsiRange(_) => Message::GsiRange,
+            Self::LineShared { .. } => Message::LineShared,
+            Self::VpinRange(_) => Message::VpinRange,
+            Self::VpinMissing(_) => Message::VpinMissing,
+            Self::VpinTaken { .. } => Message::VpinTaken,
+        }
+    }
+
     /// What would be right, as an instruction that completes a sentence.
     pub fn remedy(&self) -> impl fmt::Display + '_ {
         fmt::from_fn(|f| match self {

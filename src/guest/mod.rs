@@ -23,6 +23,7 @@ use core::fmt;
 
 use crate::addr::{GuestPhys, page_align_up};
 use crate::config::{Bundle, Image, ImageIndex, Partition};
+use crate::message::Message;
 
 use boot_data::{Facts, LoadedModule};
 
@@ -140,6 +141,18 @@ impl fmt::Display for PlanError {
 }
 
 impl core::error::Error for PlanError {}
+
+impl PlanError {
+    /// The error's entry in the catalogue.
+    pub const fn message(&self) -> Message {
+        match self {
+            Self::NoSuchImage(_) => Message::NoSuchImage,
+            Self::Kernel(_) => Message::KernelUnusable,
+            Self::NoRoomForModule { .. } => Message::ModuleTooLarge,
+            Self::NoRoomForBootData { .. } => Message::BootDataTooLarge,
+        }
+    }
+}
 
 /// Plans how `payload` is loaded into a guest with `memory` and started.
 ///

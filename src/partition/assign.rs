@@ -13,25 +13,28 @@ use levelhead::frames::Range;
 use levelhead::intx::{Gate, LineIo, LineTable, SourceId, SourceInfo};
 use levelhead::ioapic::Rte;
 use levelhead::irq::{ApicId, Pin, TriggerMode, Vector};
+use levelhead::message::{Message, Record, Refusal};
 use levelhead::pci::bar::{conflict, trespass};
 use levelhead::pci::route::{PrtEntry, resolve};
 use levelhead::pci::virtual_bar::{BarPlacer, BarWindow};
 use levelhead::pci::{Bdf, DisIntx, Function as Described, PinRoute, Topology, VirtualConfig};
 use levelhead::sync::Lock;
-use log::{info, warn};
+use log::info;
 
 use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::ioapic::IoApics;
 use crate::machine::{Chips, MAX_SOURCES, Wires};
 use crate::platform::prt::PlaceOnBus;
 use crate::platform::tables::Override;
+use crate::report::record;
 
 /// The first vector for lines; each line gets one of its own, upwards.
 const FIRST_LINE_VECTOR: u8 = 0x40;
 
-/// Why a device cannot be passed through: who is at fault, what is wrong, what would be right.
-#[derive(Debug)]
-pub(crate) struct Refused(pub(crate) String);
+/// A configured device, as records name it.
+fn place(partition: &str, bdf: Bdf) -> String {
+    format!("partition {partition}, device {bdf}")
+}
 
 /// What PCI enumeration found.
 pub(crate) struct Bus {
@@ -41,13 +44,10 @@ pub(crate) struct Bus {
 
 impl Bus {
     /// The function of a configured device, if the machine has it.
-    fn function(&self, partition: &str, device: &Device) -> Result<&Described, Refused> {
+    fn function(&self, partition: &str, device: &Device) -> Result<&Described, Refusal> {
         self.functions.iter().find(|function| function.bdf == device.bdf).ok_or_else(|| {
-            Refused(format!(
-                "Config: partition {partition}: device {} does not exist on this machine; the functions there are listed \
-                 above",
-                device.bdf
-            ))
+            let what = "it does not exist on this machine; the functions there are listed above";
+            Refusal::new(Message::DeviceMissing, place(partition, device.bdf), what)
         })
     }
 }
@@ -60,7 +60,7 @@ pub(crate) struct Routed {
 }
 
 /// The devices whose line only firmware knows, and every place of the buses it may say so.
-pub(crate) fn unrouted(config: &Config, bus: &Bus) -> Result<(Vec<Bdf>, Vec<PlaceOnBus>), Refused> {
+pub(crate) fn unrouted(config: &Config, bus: &Bus) -> Result<(Vec<Bdf>, Vec<PlaceOnBus>), Refusal> {
     let mut functions = Vec::new();
     let mut places = Vec::new();
     for partition in &config.partitions {
@@ -88,7 +88,7 @@ pub(crate) fn route(
     bus: &Bus,
     prt: &[PrtEntry],
     overrides: &[Override],
-) -> Result<Vec<Routed>, Refused> {
+) -> Result<Vec<Routed>, Refusal> {
     let mut routed = Vec::new();
     for partition in &mut config.partitions {
         for device in &mut partition.devices {
@@ -106,8 +106,9 @@ pub(crate) fn route(
                 }
                 route
             });
-            let (route, _) = resolve(device.bdf, pin, configured, &bus.topology, prt)
-                .map_err(|error| Refused(format!("Firmware: partition {}: {error}", partition.name)))?;
+            let (route, _) = resolve(device.bdf, pin, configured, &bus.topology, prt).map_err(|error| {
+                Refusal::new(Message::NoRoute, place(&partition.name, device.bdf), error.to_string())
+            })?;
             device.gsi = Some(route.gsi);
             routed.push(Routed { bdf: device.bdf, route });
         }
@@ -164,33 +165,28 @@ impl<'a> Assigner<'a> {
         owner: u8,
         target: ApicId,
         guest: &mut GuestSide<'_>,
-    ) -> Result<Assigned, Refused> {
+    ) -> Result<Assigned, Refusal> {
         let function = *self.bus.function(&partition.name, device)?;
-        let refuse = |party: &str, what: String| {
-            Refused(format!("{party}: partition {}: device {}: {what}", partition.name, device.bdf))
-        };
-        self.check_bars(&function, partition).map_err(|what| refuse("Machine", what))?;
+        let place = place(&partition.name, device.bdf);
+        let refuse = |message: Message, what: String| Refusal::new(message, place.clone(), what);
+        self.check_bars(&function, partition).map_err(|(message, what)| refuse(message, what))?;
         function.prepare(self.config);
         let silencer = DisIntx::take(self.config, device.bdf)
-            .ok_or_else(|| refuse("Device", "it does not answer".to_string()))?;
+            .ok_or_else(|| refuse(Message::DeviceSilent, "it does not answer".to_string()))?;
         silencer.write(self.config, true);
         let route = self.routed.iter().find(|routed| routed.bdf == device.bdf).map(|routed| routed.route);
         let mut virtual_pin = None;
         if let Some(route) = route {
             let pin = device.virtual_pin(route.gsi).ok_or_else(|| {
-                refuse(
-                    "Config",
-                    format!("{} has no virtual pin of its number; give `vpin = 0` to `23`", route.gsi),
-                )
+                refuse(Message::VpinMissing, format!("{} has no virtual pin of its number", route.gsi))
             })?;
             virtual_pin = Some(pin);
         }
-        let placement = guest
-            .placer
-            .place(&function)
-            .map_err(|bar| refuse("Machine", format!("no room is left in the guest's window for {bar}")))?;
+        let placement = guest.placer.place(&function).map_err(|bar| {
+            refuse(Message::BarRoom, format!("no room is left in the guest's window for {bar}"))
+        })?;
         let config = VirtualConfig::new(self.config, &function, &placement, guest.window, virtual_pin)
-            .map_err(|error| refuse("Machine", error.to_string()))?;
+            .map_err(|error| refuse(error.message(), error.to_string()))?;
         info!("{}: bus mastering held off, since no IOMMU bounds its DMA yet", device.bdf);
         let (Some(pin), Some((route, vpin))) = (function.interrupt_pin, route.zip(virtual_pin)) else {
             info!("{}: assigned to {}, no INTx", device.bdf, partition.name);
@@ -198,7 +194,7 @@ impl<'a> Assigner<'a> {
         };
         let source = self
             .install(&function, device, owner, target, route, silencer, guest.chips)
-            .map_err(|what| refuse("Config", what))?;
+            .map_err(|(message, what)| refuse(message, what))?;
         info!(
             "{}: assigned to {}, {} -> {} -> virtual pin {}",
             device.bdf, partition.name, pin, route.gsi, vpin.0,
@@ -217,41 +213,52 @@ impl<'a> Assigner<'a> {
         route: PinRoute,
         silencer: DisIntx,
         chips: &mut Chips,
-    ) -> Result<SourceId, String> {
+    ) -> Result<SourceId, (Message, String)> {
         if !self.io_apics.with(|chips| chips.has(route.gsi)) {
-            return Err(format!("no IO-APIC has {}; the chips are listed above", route.gsi));
+            return Err((
+                Message::LineMissing,
+                format!("no IO-APIC has {}; the chips are listed above", route.gsi),
+            ));
         }
-        let destination = u8::try_from(target.0)
-            .map_err(|_| format!("the CPU's APIC ID {} does not fit a redirection table entry", target.0))?;
-        let vector = Vector::new(self.next_vector).ok_or("no vector is left".to_string())?;
+        let destination = u8::try_from(target.0).map_err(|_| {
+            let what = format!("the CPU's APIC ID {} does not fit a redirection table entry", target.0);
+            (Message::TargetApic, what)
+        })?;
+        let vector = Vector::new(self.next_vector)
+            .ok_or_else(|| (Message::DeviceLimit, "no interrupt vector is left".to_string()))?;
         let rte = Rte::masked(vector, destination, TriggerMode::Level, route.polarity);
         self.io_apics.with(|chips| chips.program(route.gsi, rte));
         let proof = silencer.prove(self.config);
         let gate = match (device.mask, &proof) {
             (MaskPolicy::Function, Ok(())) => Gate::Function,
             (MaskPolicy::Function, Err(fault)) => {
-                return Err(format!(
-                    "mask = \"function\" needs a working DisINTx, but {fault}; use mask = \"line\""
-                ));
+                let what = format!("mask = \"function\" needs a working DisINTx, but {fault}");
+                return Err((Message::MaskImpossible, what));
             }
             (MaskPolicy::Line | MaskPolicy::Auto, _) => Gate::RteMask,
         };
         if let Err(fault) = proof {
-            warn!(
-                "{}: DisINTx cannot silence this function ({fault}); its line is masked instead",
-                function.bdf
-            );
+            let what =
+                format_args!("DisINTx cannot silence this function ({fault}); its line is masked instead");
+            record(Record {
+                message: Message::DisIntxStuck,
+                place: &format_args!("device {}", function.bdf),
+                what: Some(&what),
+                remedy: None,
+            });
         }
         let info = SourceInfo { owner, bdf: function.bdf.requester_id() };
         let slot = self.dis_intx.iter().position(Option::is_none);
-        let slot = slot.ok_or(format!("more than {MAX_SOURCES} devices with INTx"))?;
+        let slot =
+            slot.ok_or_else(|| (Message::DeviceLimit, format!("more than {MAX_SOURCES} devices with INTx")))?;
         if let Some(place) = self.dis_intx.get_mut(slot) {
             *place = Some(silencer);
         }
         let Self { lines, dis_intx, io_apics, config, .. } = self;
         let mut wires = Wires { io_apics, config, dis_intx, partition: owner, chips };
-        let source =
-            lines.assign(route.gsi, vector, gate, info, &mut wires).map_err(|error| error.to_string())?;
+        let source = lines
+            .assign(route.gsi, vector, gate, info, &mut wires)
+            .map_err(|error| (Message::InternalError, error.to_string()))?;
         if gate == Gate::RteMask {
             // Behind a line gate the function must be able to drive the wire; the entry is masked now.
             wires.set_disintx(info.bdf, false);
@@ -265,13 +272,13 @@ impl<'a> Assigner<'a> {
         &self,
         function: &Described,
         partition: &levelhead::config::Partition,
-    ) -> Result<(), String> {
+    ) -> Result<(), (Message, String)> {
         let own = |bdf: Bdf| partition.devices.iter().any(|device| device.bdf == bdf);
         if let Some(conflict) = conflict(function, &self.bus.functions, |bdf| !own(bdf)) {
-            return Err(format!("{conflict}, which is not this partition's"));
+            return Err((Message::BarShared, format!("{conflict}, which is not this partition's")));
         }
         if let Some(trespass) = trespass(function, self.reserved) {
-            return Err(trespass.to_string());
+            return Err((Message::BarOverlap, trespass.to_string()));
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! Putting a partition together at boot: memory, image, tables, devices, the state its CPU starts in.
 
 use alloc::format;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt;
 use core::ops::Range;
 
 use levelhead::addr::GuestPhys;
@@ -13,6 +14,7 @@ use levelhead::frames::Frames;
 use levelhead::guest::{GuestMemory, Payload, plan};
 use levelhead::intx::SourceId;
 use levelhead::irq::{ApicId, Pin};
+use levelhead::message::{Message, Refusal};
 use levelhead::pci::ConfigPorts;
 use levelhead::pci::virtual_bar::{BarPlacer, BarWindow};
 use levelhead::svm::{NestedTables, Setup};
@@ -20,7 +22,7 @@ use levelhead::vcpu::Gpr;
 use levelhead::virq::{LapicModel, PinSet};
 use log::info;
 
-use super::assign::{Assigner, GuestSide, Refused};
+use super::assign::{Assigner, GuestSide};
 use super::ram::Ram;
 use super::{Exits, Function, Partition};
 use crate::arch::svm::nested::TablePool;
@@ -45,38 +47,34 @@ pub(crate) fn build(
     target: ApicId,
     assigner: &mut Assigner<'_>,
     frames: &mut Frames,
-) -> Result<(Partition, Vec<FirstNotifier>), Refused> {
+) -> Result<(Partition, Vec<FirstNotifier>), Refusal> {
     let name = &configured.name;
-    let refuse = |party: &str, what: &str| Refused(format!("{party}: partition {name}: {what}"));
+    let refuse = |message: Message, what: String| Refusal::new(message, format!("partition {name}"), what);
+    let bug = |what: &str, why: &dyn fmt::Debug| refuse(Message::InternalError, format!("{what}: {why:?}"));
     let memory = GuestMemory::new(configured.memory_bytes)
-        .ok_or_else(|| refuse("Config", "memory is not a whole number of pages within the limits"))?;
+        .ok_or_else(|| refuse(Message::MemoryPages, format!("{} bytes", configured.memory_bytes)))?;
     let no_room = |_: OutOfMemory| {
-        refuse(
-            "Config",
-            &format!(
-                "the machine has not enough memory left: {} MiB wanted; give the partition less, or the machine more",
-                configured.memory_bytes >> 20
-            ),
-        )
+        let mib = configured.memory_bytes >> 20;
+        refuse(Message::MemoryMissing, format!("the machine has not enough memory left: {mib} MiB wanted"))
     };
     let ram = Ram::allocate(memory.ram(), frames).map_err(no_room)?;
     let mut pool = TablePool::allocate(ram.tables_needed() + BAR_TABLES, frames).map_err(no_room)?;
     let world = World::allocate(frames).map_err(no_room)?;
     let nested = NestedTables::new(&mut pool).ok_or(OutOfMemory).map_err(no_room)?;
-    ram.map(&nested, &mut pool)
-        .map_err(|error| Refused(format!("Bug: partition {name}: nested tables: {error:?}")))?;
+    ram.map(&nested, &mut pool).map_err(|error| bug("nested tables", &error))?;
 
-    let payload = Payload::of(configured, bundle).map_err(|error| refuse("Config", &error.to_string()))?;
-    let boot = plan(&payload, &memory).map_err(|error| refuse("Config", &error.to_string()))?;
+    let payload =
+        Payload::of(configured, bundle).map_err(|error| refuse(error.message(), error.to_string()))?;
+    let boot = plan(&payload, &memory).map_err(|error| refuse(error.message(), error.to_string()))?;
     for placement in &boot.placements {
         ram.write(placement.at, &placement.bytes)
-            .map_err(|_| Refused(format!("Bug: partition {name}: planned outside its memory")))?;
+            .map_err(|error| bug("planned outside its memory", &error))?;
     }
 
     let address_bits = (cpuid(0x8000_0008, 0).eax & 0xff) as u8;
     let mut chips = Chips::new(LapicModel { x2apic: true, physical_address_bits: address_bits });
     let window = BarWindow::new(GuestPhys::new(BAR_WINDOW.start), GuestPhys::new(BAR_WINDOW.end))
-        .ok_or_else(|| Refused("Bug: the BAR window is empty".to_string()))?;
+        .ok_or_else(|| bug("the BAR window is empty", &BAR_WINDOW))?;
     let mut guest = GuestSide { placer: BarPlacer::new(window), window, chips: &mut chips };
     let mut functions = Vec::new();
     let mut notifiers = Vec::new();
@@ -97,10 +95,7 @@ pub(crate) fn build(
     world.vmcb.start_protected32(GuestPhys::new(u64::from(boot.entry.eip)));
     world.vmcb.set_rax(u64::from(boot.entry.eax));
     world.frame.regs[Gpr::Rbx] = u64::from(boot.entry.ebx);
-    world
-        .vmcb
-        .check()
-        .map_err(|error| Refused(format!("Bug: partition {name}: control block: {error:?}")))?;
+    world.vmcb.check().map_err(|error| bug("control block", &error))?;
     info!(
         "partition {name}: {} MiB, {:?} image, entry {:#x}, {} device(s)",
         configured.memory_bytes >> 20,

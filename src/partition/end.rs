@@ -3,6 +3,7 @@
 use core::fmt;
 
 use levelhead::emulate::{Code, WalkError};
+use levelhead::message::{Message, Record};
 use levelhead::vcpu::{Exit, Gpr, GuestRegs};
 use x86_64::registers::control::Cr3;
 
@@ -22,7 +23,7 @@ pub(crate) enum End {
     /// It did something that no partition may do.
     Fault {
         /// What was wrong.
-        what: &'static str,
+        message: Message,
         /// The exit that showed it.
         exit: Exit,
     },
@@ -41,6 +42,16 @@ impl End {
         match self {
             Self::Code { code, by_hypercall } => code == 0 || !by_hypercall && code == PORT_SUCCESS,
             Self::Fault { .. } | Self::Halted => false,
+        }
+    }
+
+    /// Its entry in the catalogue.
+    fn message(self) -> Message {
+        match self {
+            Self::Code { .. } if self.is_success() => Message::ReportedSuccess,
+            Self::Code { .. } => Message::ReportedFailure,
+            Self::Fault { message, .. } => message,
+            Self::Halted => Message::HaltedForEver,
         }
     }
 
@@ -63,22 +74,22 @@ impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { end, partition, code } = self;
         let vmcb = &partition.world.vmcb;
-        write!(f, "partition {} ended: ", partition.name)?;
-        match end {
+        let message = end.message();
+        let what = fmt::from_fn(|f| match end {
             End::Code { code, .. } => {
                 let verdict = if end.is_success() { "success" } else { "failure" };
-                return writeln!(f, "the guest reported {verdict} (code {code:#x})");
+                write!(f, "the guest reported {verdict} (code {code:#x})")
             }
-            End::Fault { what, exit } => writeln!(
-                f,
-                "Guest fault: {what}: {exit} (exit code {:#x}, info {:#x} {:#x})",
-                vmcb.exit_code(),
-                vmcb.exit_info1(),
-                vmcb.exit_info2(),
-            )?,
-            End::Halted => {
-                writeln!(f, "Guest fault: halted with interrupts off, so nothing can wake it")?;
+            End::Fault { exit, .. } => {
+                let (code, info1, info2) = (vmcb.exit_code(), vmcb.exit_info1(), vmcb.exit_info2());
+                write!(f, "{}: {exit} (exit code {code:#x}, info {info1:#x} {info2:#x})", message.meaning())
             }
+            End::Halted => f.write_str(message.meaning()),
+        });
+        let place = format_args!("partition {}", partition.name);
+        writeln!(f, "{}", Record { message, place: &place, what: Some(&what), remedy: None })?;
+        if let End::Code { .. } = end {
+            return Ok(());
         }
         let mut regs = partition.world.frame.regs;
         // A refused entry leaves the host's registers where the guest's were, or some of each.

@@ -6,6 +6,7 @@ use core::fmt;
 use super::config::Access;
 use super::{Bar, BarIndex, BarKind, BarSlot, Bars, Command, Function};
 use crate::addr::{GuestPhys, HostPhys, PAGE_BYTES};
+use crate::message::Message;
 
 /// The guest-physical addresses at which a partition's memory BARs may lie; whole pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +123,17 @@ impl fmt::Display for BarError {
 }
 
 impl core::error::Error for BarError {}
+
+impl BarError {
+    /// The error's entry in the catalogue.
+    pub const fn message(&self) -> Message {
+        match self {
+            Self::Malformed(_) => Message::BarMalformed,
+            Self::Unassigned(_) | Self::WithinPage(_) | Self::PortsOutOfRange(_) => Message::BarUnplaced,
+            Self::Misplaced(_) | Self::PlacedAbove4GiB(_) => Message::BarRoom,
+        }
+    }
+}
 
 /// What a guest can reach through one BAR now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

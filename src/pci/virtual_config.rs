@@ -28,6 +28,7 @@ use super::config::command_status;
 use super::virtual_bar::{BarError, BarWindow, Mappings, Placement, VirtualBars};
 use super::{Access, BarIndex, Bdf, Command, ConfigSpace, Function, Header, IntPin, Offset, Status};
 use crate::irq::Pin;
+use crate::message::Message;
 
 /// Why a function has no virtual configuration space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,16 @@ impl fmt::Display for VirtualConfigError {
 }
 
 impl core::error::Error for VirtualConfigError {}
+
+impl VirtualConfigError {
+    /// The error's entry in the catalogue.
+    pub const fn message(&self) -> Message {
+        match self {
+            Self::NotAnEndpoint(_) => Message::NotAnEndpoint,
+            Self::Bar(error) => error.message(),
+        }
+    }
+}
 
 impl From<BarError> for VirtualConfigError {
     fn from(error: BarError) -> Self {

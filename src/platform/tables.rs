@@ -12,6 +12,7 @@ use acpi::sdt::madt::{Madt, MadtEntry};
 use acpi::sdt::mcfg::Mcfg;
 use levelhead::addr::HostPhys;
 use levelhead::irq::{ApicId, Gsi, Polarity};
+use levelhead::message::Message;
 
 use super::handler::{Firmware, Memory};
 
@@ -71,15 +72,14 @@ pub(crate) enum FirmwareError {
     IoApic,
 }
 
-impl core::fmt::Display for FirmwareError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
-            Self::RootPointer => {
-                "no valid ACPI tables; boot with firmware that provides them (for QEMU: leave acpi=on)"
-            }
-            Self::Madt => "the ACPI tables have no MADT; the interrupt chips cannot be found without it",
-            Self::IoApic => "the MADT names no IO-APIC; INTx cannot be routed without one",
-        })
+impl FirmwareError {
+    /// Its entry in the catalogue.
+    pub(crate) const fn message(self) -> Message {
+        match self {
+            Self::RootPointer => Message::AcpiTables,
+            Self::Madt => Message::NoMadt,
+            Self::IoApic => Message::NoIoApic,
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! The last words: panics and exceptions of the hypervisor itself, and of the firmware's AML while it is interpreted.
 #![expect(unsafe_code, reason = "entered from assembly; walks frame pointers")]
 
+use core::fmt;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use levelhead::message::{Message, Record};
 use levelhead::sync::Lock;
 use x86_64::registers::control::Cr2;
 
@@ -12,8 +14,6 @@ use crate::arch::x86::cpu::ExceptionFrame;
 use crate::console::print_at_the_end;
 
 static DYING: AtomicBool = AtomicBool::new(false);
-/// What to do when firmware's AML cannot be interpreted.
-pub(crate) const AML_REMEDY: &str = "give each of these devices its line in the configuration (gsi = N): then the firmware's AML is never run";
 /// Room for the names of the devices that AML was asked for.
 const SUBJECT_BYTES: usize = 256;
 
@@ -41,14 +41,18 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     let (text, length) = AML_SUBJECT.with(|subject| *subject);
     if length > 0 {
         let names = text.get(..length).and_then(|text| core::str::from_utf8(text).ok()).unwrap_or("a device");
-        print_at_the_end(format_args!(
-            "\nERROR Firmware: the AML interpreter gave up while looking for the interrupt routing (_PRT) of {names}: {}\n  \
-             remedy: {AML_REMEDY}\nlevelhead: verdict UNFIT\n",
+        let what = format_args!(
+            "the AML interpreter gave up while looking for the interrupt routing (_PRT): {}",
             info.message()
-        ));
+        );
+        last_record(Message::AmlGaveUp, &format_args!("devices {names}"), &what);
+        print_at_the_end(format_args!("levelhead: verdict UNFIT\n"));
         exit(Verdict::Unfit);
     }
-    print_at_the_end(format_args!("\nBUG panic: {info}\n"));
+    match info.location() {
+        Some(location) => last_record(Message::Panic, location, &info.message()),
+        None => last_record(Message::Panic, &"hypervisor", &info.message()),
+    }
     backtrace(frame_pointer());
     print_at_the_end(format_args!("levelhead: verdict BUG\n"));
     exit(Verdict::Bug)
@@ -59,13 +63,11 @@ extern "C" fn lh_exception(frame: &ExceptionFrame) -> ! {
     if DYING.swap(true, Ordering::AcqRel) {
         exit(Verdict::Bug);
     }
-    let name = name(frame.vector);
+    let what = format_args!("exception {} ({}) in the hypervisor", frame.vector, name(frame.vector));
+    last_record(Message::Exception, &format_args!("RIP {:#x}", frame.rip), &what);
     print_at_the_end(format_args!(
-        "\nBUG exception {} ({name}) in the hypervisor: error code {:#x}, RIP {:#x}, RSP {:#x}, RFLAGS {:#x}, CS {:#x}, \
-         SS {:#x}, CR2 {:#x}\n",
-        frame.vector,
+        "  error code {:#x}, RSP {:#x}, RFLAGS {:#x}, CS {:#x}, SS {:#x}, CR2 {:#x}\n",
         frame.error_code,
-        frame.rip,
         frame.rsp,
         frame.rflags,
         frame.cs,
@@ -80,6 +82,11 @@ extern "C" fn lh_exception(frame: &ExceptionFrame) -> ! {
     backtrace(frame.general.get(4).copied().unwrap_or(0));
     print_at_the_end(format_args!("levelhead: verdict BUG\n"));
     exit(Verdict::Bug)
+}
+
+/// The record of what ended the machine, on a line of its own whatever was being printed.
+fn last_record(message: Message, place: &dyn fmt::Display, what: &dyn fmt::Display) {
+    print_at_the_end(format_args!("\n{}\n", Record { message, place, what: Some(what), remedy: None }));
 }
 
 /// The name of an exception vector (APM2 8.2).

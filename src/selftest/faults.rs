@@ -3,6 +3,7 @@
 
 use crate::report::BootError;
 use crate::rt::exit::Verdict;
+use crate::setup::option_value;
 
 /// Commits the fault called `name`, which ends the machine. Returns only for a name that is none.
 pub(crate) fn fault(name: &str) -> Result<Verdict, BootError> {
@@ -28,10 +29,8 @@ pub(crate) fn fault(name: &str) -> Result<Verdict, BootError> {
         #[expect(clippy::panic, reason = "the report of a panic is what is wanted")]
         "panic" => panic!("on request"),
         _ => {
-            return Err(BootError::Option {
-                key: "selftest",
-                right: "smp-vmrun, undefined, write-text, run-data, stack-overflow or panic",
-            });
+            let right = "write one of smp-vmrun, undefined, write-text, run-data, stack-overflow, panic";
+            return Err(option_value("selftest", name, right).into());
         }
     }
     Ok(Verdict::Bug)

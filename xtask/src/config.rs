@@ -39,6 +39,7 @@ use levelhead::config::{
 };
 use levelhead::guest::{self, GuestMemory, Payload};
 use levelhead::irq::{CpuId, Gsi, Pin};
+use levelhead::message::Message;
 use levelhead::pci::Bdf;
 use toml::de::DeValue;
 
@@ -90,7 +91,10 @@ pub fn load(path: &Path, resolve: Resolve<'_>) -> Result<LoadedConfig> {
     let config = Config { partitions };
     for violation in config::validate(&config, images.files.len()).err().unwrap_or_default() {
         let remedy = violation.rule.remedy().to_string();
-        reader.broken(&violation.path, Mistake::new(violation.rule.to_string(), remedy));
+        reader.broken(
+            &violation.path,
+            Mistake::new(violation.rule.message(), violation.rule.to_string(), remedy),
+        );
     }
     reader.finish()?;
     Ok(LoadedConfig { config, images: images.files, path: path.to_owned() })
@@ -164,7 +168,7 @@ fn device(table: &mut Table<'_, '_>) -> Device {
 fn function(value: &DeValue<'_>) -> Read<Bdf> {
     let text = text(value)?;
     text.parse().map_err(|_| {
-        Mistake::new(
+        Mistake::value(
             format!("{text:?} is no PCI function"),
             "write bus, device and function in hexadecimal, as in \"00:1f.2\"",
         )
@@ -178,7 +182,7 @@ fn mask(value: &DeValue<'_>) -> Read<MaskPolicy> {
         "function" => Ok(MaskPolicy::Function),
         other => {
             let remedy = "write \"auto\", \"line\" or \"function\"";
-            Err(Mistake::new(format!("{other:?} is no way to mask a line"), remedy))
+            Err(Mistake::value(format!("{other:?} is no way to mask a line"), remedy))
         }
     }
 }
@@ -200,28 +204,35 @@ impl Images<'_> {
             self.files.len() - 1
         });
         u16::try_from(index).ok().filter(|_| index < MAX_IMAGES).map(ImageIndex).ok_or_else(|| {
-            Mistake::new("one image too many", format!("use at most {MAX_IMAGES} different ones"))
+            Mistake::new(
+                Message::ImageCount,
+                "one image too many",
+                format!("use at most {MAX_IMAGES} different ones"),
+            )
         })
     }
 
     fn find(&self, named: &str) -> Read<ImageFile> {
         if let Some(guest) = named.strip_prefix(GUEST_PREFIX) {
             let path = (self.resolve)(guest).map_err(|error| {
-                Mistake::new(format!("{error:#}"), "name one of the project's guests, or a file")
+                let remedy = "name one of the project's guests, or a file";
+                Mistake::new(Message::NoSuchFile, format!("{error:#}"), remedy)
             })?;
             return Ok(ImageFile { name: guest.to_owned(), path });
         }
         let path = self.folder.join(named);
         if !path.is_file() {
             let what = format!("there is no file {}", path.display());
-            return Err(Mistake::new(what, "name a file relative to this one, or `guest:NAME`"));
+            let remedy = "name a file relative to this one, or `guest:NAME`";
+            return Err(Mistake::new(Message::NoSuchFile, what, remedy));
         }
         // The name becomes the first word of a guest's command line.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = name.replace(|c: char| c.is_whitespace() || c.is_control(), "_");
         if name.len() > MAX_IMAGE_NAME_BYTES {
             let what = format!("the file's name of {} bytes is too long", name.len());
-            return Err(Mistake::new(what, format!("use at most {MAX_IMAGE_NAME_BYTES}")));
+            let remedy = format!("use at most {MAX_IMAGE_NAME_BYTES}");
+            return Err(Mistake::new(Message::ImageName, what, remedy));
         }
         Ok(ImageFile { name, path })
     }

@@ -18,13 +18,15 @@ use serde_json::json;
 
 use crate::Reported;
 use crate::build::{Tree, cargo};
+use crate::docs;
 use crate::test::{Report, Step, Verdict, succeeds};
 
 /// Every gate, the quick ones first.
-pub const GATES: [Step; 5] = [
+pub const GATES: [Step; 6] = [
     Step { name: "host/levels", run: |tree, _| judge(levels::check(&tree.root)) },
     Step { name: "host/unsafe", run: |tree, _| judge(unsafe_code::check(&tree.root)) },
     Step { name: "host/safety", run: |tree, _| judge(safety::check(&tree.root)) },
+    Step { name: "host/documents", run: |tree, _| judge(docs::outdated(tree)) },
     Step { name: "host/no-std", run: |tree, _| judge(no_std::check(tree)) },
     Step { name: "host/doc", run: doc },
 ];

@@ -4,7 +4,8 @@
 //! * `test`: everything that must hold;
 //! * `gate`: what must not be there, proved;
 //! * `bench`: what an interrupt costs;
-//! * `build`, `pack`: the pieces.
+//! * `build`, `pack`: the pieces;
+//! * `docs`: documents that follow from the code.
 //!
 //! Standard output carries results (the console of a run, test lines, a table); what this tool says about itself
 //! goes to standard error.
@@ -14,6 +15,7 @@ mod build;
 mod bundle;
 mod cases;
 mod config;
+mod docs;
 mod elf;
 mod gates;
 mod process;
@@ -61,6 +63,7 @@ cargo xtask <verb>: build, run, test and measure Levelhead
 
   build                      build the hypervisor and the guests (release)
   pack FILE.toml -o OUT      make the bundle of a configuration
+  docs                       write the documents that follow from the code: docs/messages.md
   help                       show this
 
 The variable LEVELHEAD_QEMU names another QEMU for every verb. Under CI=true a missing QEMU fails `test`.";
@@ -85,6 +88,7 @@ enum Verb {
     Gate(gates::Options),
     Bench(bench::Options),
     Build,
+    Docs,
     Pack { config: PathBuf, out: PathBuf },
     Help,
 }
@@ -114,6 +118,7 @@ fn perform(verb: &Verb) -> Result<()> {
         Verb::Gate(options) => gates::run(&tree, options),
         Verb::Bench(options) => bench::intx(&tree, options),
         Verb::Build => tree.build(),
+        Verb::Docs => docs::write(&tree),
         Verb::Pack { config, out } => {
             ensure!(config.is_file(), "there is no file {}", config.display());
             tree.build()?;
@@ -135,16 +140,24 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         "test" => parse_test(&mut words),
         "gate" => parse_gate(&mut words),
         "bench" => parse_bench(&mut words),
-        "build" => match words.next()? {
-            None => Ok(Verb::Build),
-            Some(Short('h') | Long("help")) => Ok(Verb::Help),
-            Some(other) => Err(other.unexpected().into()),
-        },
+        "build" => alone(&mut words, Verb::Build),
+        "docs" => alone(&mut words, Verb::Docs),
         "pack" => parse_pack(&mut words),
         "help" => Ok(Verb::Help),
         other => {
-            bail!("there is no verb {other:?}; the verbs are run, test, gate, bench, build, pack and help")
+            bail!(
+                "there is no verb {other:?}; the verbs are run, test, gate, bench, build, pack, docs and help"
+            )
         }
+    }
+}
+
+/// A verb that takes no words.
+fn alone(words: &mut lexopt::Parser, verb: Verb) -> Result<Verb> {
+    match words.next()? {
+        None => Ok(verb),
+        Some(Short('h') | Long("help")) => Ok(Verb::Help),
+        Some(other) => Err(other.unexpected().into()),
     }
 }
 

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "writes EFER and the host save address")]
 
 use levelhead::addr::HostPhys;
+use levelhead::message::Message;
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 
 use crate::arch::x86::cpu::cpuid;
@@ -25,19 +26,14 @@ pub(crate) enum Unfit {
     NoNestedPaging,
 }
 
-impl core::fmt::Display for Unfit {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
-            Self::NoSvm => {
-                "the CPU has no SVM (CPUID 8000_0001 ECX bit 2); an AMD CPU with virtualization is needed (for QEMU: \
-                 -cpu max or EPYC)"
-            }
-            Self::Disabled => "firmware disabled SVM (VM_CR.SVMDIS); enable it in the firmware's setup",
-            Self::NoNestedPaging => {
-                "the CPU has no nested paging (CPUID 8000_000A EDX bit 0); it bounds what a guest can reach (for QEMU: \
-                 -cpu max, or add +npt)"
-            }
-        })
+impl Unfit {
+    /// Its entry in the catalogue.
+    pub(crate) const fn message(self) -> Message {
+        match self {
+            Self::NoSvm => Message::NoSvm,
+            Self::Disabled => Message::SvmLocked,
+            Self::NoNestedPaging => Message::NoNestedPaging,
+        }
     }
 }
 

@@ -8,12 +8,14 @@ use std::fmt;
 use std::ops::Range;
 
 use levelhead::config::KeyPath;
+use levelhead::message::{Message, Refusal};
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Debug)]
 pub struct Mistake {
+    message: Message,
     what: String,
     remedy: String,
 }
@@ -44,14 +46,23 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 impl Mistake {
-    /// A mistake from its two halves.
-    pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what: what.into(), remedy: remedy.into() }
+    /// A mistake of that kind: what is wrong, and what would be right.
+    pub fn new(message: Message, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { message, what: what.into(), remedy: remedy.into() }
+    }
+
+    /// A value that the key does not take.
+    pub fn value(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::new(Message::WrongValue, what, remedy)
     }
 
     /// A value of the wrong type.
     fn type_of(value: &DeValue<'_>, remedy: impl Into<String>) -> Self {
-        Self::new(format!("{} may not stand here", with_article(value.type_str())), remedy)
+        Self::new(
+            Message::WrongType,
+            format!("{} may not stand here", with_article(value.type_str())),
+            remedy,
+        )
     }
 }
 
@@ -77,7 +88,7 @@ impl<'t> Reader<'t> {
     pub fn document<T>(&mut self, read: impl FnOnce(&mut Table<'_, 't>) -> T) -> Result<T, Problems> {
         let (document, errors) = DeTable::parse_recoverable(self.text);
         for error in errors {
-            let mistake = Mistake::new(error.message(), "correct the TOML syntax");
+            let mistake = Mistake::new(Message::TomlSyntax, error.message(), "correct the TOML syntax");
             self.problem(error.span().unwrap_or_default(), String::new(), mistake);
         }
         self.finish()?;
@@ -128,12 +139,14 @@ impl<'t> Reader<'t> {
         }
     }
 
-    fn describe(&self, Problem { span, path, mistake: Mistake { what, remedy } }: &Problem) -> String {
+    fn describe(&self, Problem { span, path, mistake }: &Problem) -> String {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
         let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
-        let separator = if path.is_empty() { "" } else { ": " };
-        format!("{}:{line}:{column}: {path}{separator}{what}; {remedy}", self.file)
+        let Mistake { message, what, remedy } = mistake;
+        let place = if path.is_empty() { "file" } else { path };
+        let refusal = Refusal::new(*message, place, what).remedy(remedy);
+        format!("{}:{line}:{column}: {refusal}", self.file)
     }
 
     fn table<T>(
@@ -179,7 +192,7 @@ impl<'r, 't> Table<'r, 't> {
         read: impl FnOnce(&DeValue<'t>) -> Read<T>,
     ) -> Option<T> {
         if self.find(key).is_none() {
-            let mistake = Mistake::new("missing", format!("add it, as in `{example}`"));
+            let mistake = Mistake::new(Message::MissingKey, "missing", format!("add it, as in `{example}`"));
             self.reader.broken(&self.path.key(key), mistake);
         }
         self.optional(key, read)
@@ -265,7 +278,7 @@ impl<'r, 't> Table<'r, 't> {
             };
             let path = self.path.to_string();
             let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-            self.reader.problem(key.span(), path, Mistake::new("unknown key", remedy));
+            self.reader.problem(key.span(), path, Mistake::new(Message::UnknownKey, "unknown key", remedy));
         }
     }
 }
@@ -285,7 +298,7 @@ pub fn number<T: TryFrom<u64>>(value: &DeValue<'_>, most: impl fmt::Display) -> 
     let remedy = format!("write a number from 0 to {most}");
     let Some(integer) = value.as_integer() else { return Err(Mistake::type_of(value, remedy)) };
     let number = unsigned(integer).and_then(|number| T::try_from(number).ok());
-    number.ok_or_else(|| Mistake::new(format!("{integer} is out of range"), remedy))
+    number.ok_or_else(|| Mistake::value(format!("{integer} is out of range"), remedy))
 }
 
 /// A size in bytes: an integer, or a string of an integer and one of the binary units K, M and G.
@@ -296,7 +309,7 @@ pub fn size(value: &DeValue<'_>) -> Read<u64> {
         DeValue::String(text) => (format!("{text:?}"), parse_size(text)),
         other => return Err(Mistake::type_of(other, remedy)),
     };
-    bytes.ok_or_else(|| Mistake::new(format!("{shown} is no size"), remedy))
+    bytes.ok_or_else(|| Mistake::value(format!("{shown} is no size"), remedy))
 }
 
 fn unsigned(integer: &DeInteger<'_>) -> Option<u64> {

@@ -181,7 +181,7 @@ fn sizes_have_binary_units() {
     ] {
         let text = GOOD.replace("\"32M\"", written);
         let expected = format!(
-            "5:10: partition[0].memory: {shown} is no size; write \"64M\", \"1G\" or a number of bytes"
+            "5:10: ERROR Config/wrong-value: partition[0].memory: {shown} is no size; to do: write \"64M\", \"1G\" or a number of bytes"
         );
         assert_eq!(errors(&text), [expected]);
     }
@@ -190,100 +190,100 @@ fn sizes_have_binary_units() {
 #[test]
 fn each_mistake_is_told_with_its_place_and_remedy() {
     let cases = [
-        ("", "1:1: partition: there is no partition; write 1 to 32 [[partition]] tables".to_owned()),
+        ("", "1:1: ERROR Config/partition-count: partition: there is no partition; to do: write 1 to 32 [[partition]] tables".to_owned()),
         (
             "partition = 3",
-            "1:13: partition: an integer may not stand here; write an array, as in `[[partition]]`".into(),
+            "1:13: ERROR Config/wrong-type: partition: an integer may not stand here; to do: write an array, as in `[[partition]]`".into(),
         ),
         (
             "partition = [3]",
-            "1:14: partition: an integer may not stand here; write tables, as in `[[partition]]`".into(),
+            "1:14: ERROR Config/wrong-type: partition: an integer may not stand here; to do: write tables, as in `[[partition]]`".into(),
         ),
-        (&good_with("[partitions]"), "7:2: partitions: unknown key; did you mean `partition`?".into()),
+        (&good_with("[partitions]"), "7:2: ERROR Config/unknown-key: partitions: unknown key; to do: did you mean `partition`?".into()),
         (
             &good_with("debug_port = 0xe9"),
-            "7:1: partition[0].debug_port: unknown key; did you mean `debug-port`?".into(),
+            "7:1: ERROR Config/unknown-key: partition[0].debug_port: unknown key; to do: did you mean `debug-port`?".into(),
         ),
-        (&good_with("cmdlien = ''"), "7:1: partition[0].cmdlien: unknown key; did you mean `cmdline`?".into()),
+        (&good_with("cmdlien = ''"), "7:1: ERROR Config/unknown-key: partition[0].cmdlien: unknown key; to do: did you mean `cmdline`?".into()),
         (
             &good_with("[[partition.device]]\nbdf = '00:03.0'\nirq = 3"),
-            "9:1: partition[0].device[0].irq: unknown key; the keys here are bdf, gsi, mask, vpin".into(),
+            "9:1: ERROR Config/unknown-key: partition[0].device[0].irq: unknown key; to do: the keys here are bdf, gsi, mask, vpin".into(),
         ),
         (
             &good_with("console = 1"),
-            "7:11: partition[0].console: an integer may not stand here; write true or false".into(),
+            "7:11: ERROR Config/wrong-type: partition[0].console: an integer may not stand here; to do: write true or false".into(),
         ),
         (
             &good_with("cmdline = true"),
-            "7:11: partition[0].cmdline: a boolean may not stand here; write a string in quotes".into(),
+            "7:11: ERROR Config/wrong-type: partition[0].cmdline: a boolean may not stand here; to do: write a string in quotes".into(),
         ),
         (
             &good_with("cmdline = \"a\\nb\""),
-            "7:11: partition[0].cmdline: a control character at byte 1; use spaces between words".into(),
+            "7:11: ERROR Config/cmdline-control: partition[0].cmdline: a control character at byte 1; to do: use spaces between words".into(),
         ),
         (
             &GOOD.replace("[0]", "[256]"),
-            "4:9: partition[0].cpus: 256 is out of range; write a number from 0 to 255".into(),
+            "4:9: ERROR Config/wrong-value: partition[0].cpus: 256 is out of range; to do: write a number from 0 to 255".into(),
         ),
         (
             &GOOD.replace("[0]", "0"),
-            "4:8: partition[0].cpus: an integer may not stand here; write an array, as in `cpus = [0]`".into(),
+            "4:8: ERROR Config/wrong-type: partition[0].cpus: an integer may not stand here; to do: write an array, as in `cpus = [0]`".into(),
         ),
         (
             &GOOD.replace("[0]", "[0, 1]"),
-            "4:8: partition[0].cpus: 2 CPUs: several in one partition are not supported yet; \
+            "4:8: ERROR Config/several-cpus: partition[0].cpus: 2 CPUs: several in one partition are not supported yet; to do: \
              name exactly one, as in `cpus = [0]`"
                 .into(),
         ),
         (
             &good_with("exit-port = 0x1_0000"),
-            "7:13: partition[0].exit-port: 0x10000 is out of range; write a number from 0 to 0xffff".into(),
+            "7:13: ERROR Config/wrong-value: partition[0].exit-port: 0x10000 is out of range; to do: write a number from 0 to 0xffff".into(),
         ),
         (
             &good_with("exit-port = 0x3f8"),
-            "7:13: partition[0].exit-port: ports 0x3f8 to 0x3fb would collide with COM1 at ports 0x3f8 to 0x3ff; \
+            "7:13: ERROR Config/port-taken: partition[0].exit-port: ports 0x3f8 to 0x3fb would collide with COM1 at ports 0x3f8 to 0x3ff; to do: \
              choose ports of its own"
                 .into(),
         ),
         (
             &GOOD.replace("guest:echo", "guest:eco"),
-            "6:10: partition[0].kernel: there is no guest `eco`; name one of the project's guests, or a file".into(),
+            "6:10: ERROR Config/no-such-file: partition[0].kernel: there is no guest `eco`; to do: name one of the project's guests, or a file".into(),
         ),
         (
             &good_with("modules = [{ file = 'initrd' }]"),
-            "7:21: partition[0].modules[0].file: there is no file initrd; \
+            "7:21: ERROR Config/no-such-file: partition[0].modules[0].file: there is no file initrd; to do: \
              name a file relative to this one, or `guest:NAME`"
                 .into(),
         ),
         (
             &good_with("modules = [{ cmdline = 'initrd' }]"),
-            "7:12: partition[0].modules[0].file: missing; add it, as in `file = \"name\"`".into(),
+            "7:12: ERROR Config/missing-key: partition[0].modules[0].file: missing; to do: add it, as in `file = \"name\"`".into(),
         ),
         (
             &good_with("[[partition.device]]\nbdf = '00:20.0'"),
-            "8:7: partition[0].device[0].bdf: \"00:20.0\" is no PCI function; \
+            "8:7: ERROR Config/wrong-value: partition[0].device[0].bdf: \"00:20.0\" is no PCI function; to do: \
              write bus, device and function in hexadecimal, as in \"00:1f.2\""
                 .into(),
         ),
         (
             &good_with("[[partition.device]]\nbdf = '00:03.0'\nmask = 'rte'"),
-            "9:8: partition[0].device[0].mask: \"rte\" is no way to mask a line; \
+            "9:8: ERROR Config/wrong-value: partition[0].device[0].mask: \"rte\" is no way to mask a line; to do: \
              write \"auto\", \"line\" or \"function\""
                 .into(),
         ),
         (
             &good_with("[[partition.device]]\nbdf = '00:03.0'\ngsi = 24"),
-            "9:7: partition[0].device[0].gsi: GSI 24 has no pin of that number in the guest's IO-APIC; \
+            "9:7: ERROR Config/vpin-missing: partition[0].device[0].gsi: GSI 24 has no pin of that number in the guest's IO-APIC; to do: \
              add `vpin = N` with N from 0 to 23"
                 .into(),
         ),
         (
             &good_with("[[partition.device]]\nbdf = '00:03.0'\nvpin = 24"),
-            "9:8: partition[0].device[0].vpin: the guest's IO-APIC has no pin 24; use 0 to 23".into(),
+            "9:8: ERROR Config/vpin-range: partition[0].device[0].vpin: the guest's IO-APIC has no pin 24; to do: use 0 to 23".into(),
         ),
         (
             &(good_with("") + &GOOD.replace("[0]", "[1]")),
-            "10:8: partition[1].name: the name is taken by partition[0].name; \
+            "10:8: ERROR Config/name-taken: partition[1].name: the name is taken by partition[0].name; to do: \
              give each partition a name of its own"
                 .into(),
         ),
@@ -310,14 +310,14 @@ bdf = "00:03.0"
 gsi = 999
 "#;
     let expected = [
-        "2:1: partition[0].cpus: missing; add it, as in `cpus = [0]`",
-        "3:8: partition[0].name: ' ' may not stand in a name; use ASCII letters, digits, `-`, `_` and `.`",
-        "4:10: partition[0].memory: 5000 bytes are too few; use 1M to 256G",
-        "5:10: partition[0].kernel: there is no file nothing; name a file relative to this one, or `guest:NAME`",
-        "6:1: partition[0].consol: unknown key; did you mean `console`?",
-        "8:1: partition[0].device[0].bdf: missing; add it, as in `bdf = \"00:03.0\"`",
-        "9:7: partition[0].device[0].gsi: a string may not stand here; write a number from 0 to 255",
-        "13:7: partition[0].device[1].gsi: GSI 999 is out of range; use 0 to 255",
+        "2:1: ERROR Config/missing-key: partition[0].cpus: missing; to do: add it, as in `cpus = [0]`",
+        "3:8: ERROR Config/name-character: partition[0].name: ' ' may not stand in a name; to do: use ASCII letters, digits, `-`, `_` and `.`",
+        "4:10: ERROR Config/memory-size: partition[0].memory: 5000 bytes are too few; to do: use 1M to 256G",
+        "5:10: ERROR Config/no-such-file: partition[0].kernel: there is no file nothing; to do: name a file relative to this one, or `guest:NAME`",
+        "6:1: ERROR Config/unknown-key: partition[0].consol: unknown key; to do: did you mean `console`?",
+        "8:1: ERROR Config/missing-key: partition[0].device[0].bdf: missing; to do: add it, as in `bdf = \"00:03.0\"`",
+        "9:7: ERROR Config/wrong-type: partition[0].device[0].gsi: a string may not stand here; to do: write a number from 0 to 255",
+        "13:7: ERROR Config/gsi-range: partition[0].device[1].gsi: GSI 999 is out of range; to do: use 0 to 255",
     ];
     assert_eq!(errors(text), expected);
 }
@@ -327,9 +327,9 @@ fn wrong_syntax_is_told_in_one_go_too() {
     let broken = errors("[[partition]]\nname = \ncpus = [0\nmemory = 'x\n");
     assert!(broken.len() > 1, "{broken:?}");
     assert!(broken[0].starts_with("2:8: "), "{broken:?}");
-    assert!(broken.iter().all(|line| line.ends_with("; correct the TOML syntax")), "{broken:?}");
+    assert!(broken.iter().all(|line| line.ends_with("; to do: correct the TOML syntax")), "{broken:?}");
     let twice = errors("[[partition]]\nname = 'a'\nname = 'b'\n");
-    assert_eq!(twice, ["3:1: duplicate key; correct the TOML syntax"]);
+    assert_eq!(twice, ["3:1: ERROR Config/toml-syntax: file: duplicate key; to do: correct the TOML syntax"]);
 }
 
 #[test]
