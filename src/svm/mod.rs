@@ -9,6 +9,7 @@ mod exit;
 mod nmi;
 mod npt;
 mod reach;
+mod unswitched;
 mod vmcb;
 
 pub use bitmap::{IoPermissions, MSR_PASS_THROUGH, MsrAccess, MsrPermissions, NotCovered};
@@ -17,4 +18,5 @@ pub use exit::ExitCode;
 pub use nmi::NmiMask;
 pub use npt::{MapError, Mapping, Memory, NestedTables, TableStore, UnmapError};
 pub use reach::Reach;
+pub use unswitched::{Unswitched, XCR0_RESET, wipe};
 pub use vmcb::{CleanBits, Inconsistency, Misc1, Misc2, Segment, Setup, Vmcb};

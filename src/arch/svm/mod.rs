@@ -6,3 +6,4 @@
 pub(crate) mod enable;
 pub(crate) mod nested;
 pub(crate) mod vmrun;
+pub(crate) mod wipe;

@@ -8,11 +8,9 @@ use levelhead::addr::{HostPhys, PAGE_BYTES};
 use levelhead::frames::Frames;
 use levelhead::svm::{IoPermissions, MsrPermissions, Vmcb};
 use levelhead::vcpu::GuestRegs;
-use x86_64::registers::control::{Cr4, Cr4Flags};
-use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
 
-use super::enable;
-use crate::arch::x86::cpu::{ThisCpu, has_xcr0};
+use super::{enable, wipe};
+use crate::arch::x86::cpu::ThisCpu;
 use crate::arch::x86::paging::{OutOfMemory, direct};
 
 global_asm!(include_str!("vmrun.S"));
@@ -74,12 +72,13 @@ impl World {
         Ok(Self { vmcb, frame, io, msr, vmcb_address, io_address, msr_address, host_save, host_state })
     }
 
-    /// Switches SVM on for the running CPU, which from now on is the only one to enter this virtual CPU.
+    /// Switches SVM on for the running CPU, which from now on is the only one to enter this virtual CPU, and wipes what no
+    /// entry would give the guest.
     ///
     /// # Safety
     ///
     /// [`enable::probe`] succeeded on this machine, and no other `World` was activated on this CPU.
-    pub(crate) unsafe fn activate(&mut self, _cpu: &ThisCpu) {
+    pub(crate) unsafe fn activate(&mut self, cpu: &ThisCpu) {
         // SAFETY: the page is fresh and never freed; the rest is the caller's promise.
         unsafe { enable::enable(self.host_save) };
         // The half of the host's state that VMRUN does not save: FS, GS, TR, LDTR and the system-call MSRs. None of it
@@ -88,14 +87,7 @@ impl World {
         unsafe {
             core::arch::asm!("vmsave rax", in("rax") self.host_state.raw(), options(nostack, preserves_flags));
         }
-        if has_xcr0() {
-            // SVM does not switch XCR0, and the host never looks at it: the register is the guest's from here on, in its
-            // reset state. Only CR4.OSXSAVE makes it writable, which the host leaves set for itself.
-            // SAFETY: the CPU has XSAVE; the host uses no instruction that OSXSAVE changes.
-            unsafe { Cr4::update(|cr4| cr4.insert(Cr4Flags::OSXSAVE)) };
-            // SAFETY: x87 alone is always a valid value.
-            unsafe { XCr0::write(XCr0Flags::X87) };
-        }
+        wipe::wipe(cpu);
     }
 
     /// Where the permission maps are, for the control block.

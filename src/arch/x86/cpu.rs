@@ -241,7 +241,8 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> core::arch::x86_64::CpuidResult 
 /// Whether the CPU has an XCR0 that a guest may use.
 ///
 /// Not where leaf 0xd has nothing beyond plain XSAVE: there QEMU takes CR4.OSXSAVE for a reserved bit, refuses VMRUN and
-/// loses the host's state with it. It costs the guests of the first CPUs with AVX that feature.
+/// loses the host's state with it. It costs the guests of the first CPUs with AVX that feature. One that ignores CPUID
+/// there and switches AVX on by itself may find what firmware left in the upper halves of vector registers.
 pub(crate) fn has_xcr0() -> bool {
     const XSAVE: u32 = 1 << 26;
     cpuid(1, 0).ecx & XSAVE != 0 && cpuid(0xd, 1).eax != 0

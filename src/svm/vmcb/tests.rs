@@ -1,6 +1,11 @@
+use super::layout::cached;
 use super::*;
+use crate::svm::bitmap::MSR_PASS_THROUGH;
 use crate::svm::event::Fault;
+use crate::svm::unswitched::tests::DirtyCpu;
+use crate::svm::wipe;
 use crate::vcpu::Exit;
+use crate::x86::msr;
 
 const SETUP: Setup = Setup {
     asid: 3,
@@ -258,4 +263,61 @@ fn every_intercept_that_is_set_has_a_known_exit() {
     assert_eq!(exit(&mut block, u64::from(u32::MAX), 0), Exit::Invalid);
     assert_eq!(exit(&mut block, 0x6e, 0), Exit::Unknown(0x6e));
     assert_eq!(exit(&mut block, 0x7b, 0), Exit::Unknown(0x7b), "a port access without a size");
+}
+
+/// All that a guest can read without an exit, dirty, and then given its first state as an entry gives it: by VMRUN and
+/// VMLOAD from the block, by the world switch from the frame, and by the wipe.
+#[test]
+fn a_guests_first_registers_are_those_of_the_manual_and_nobody_elses() {
+    // What VMLOAD exchanges (APM2 15.5.2), by the MSRs that name it.
+    const EXCHANGED: [(u32, &str); 10] = [
+        (msr::FS_BASE, "fs"),
+        (msr::GS_BASE, "gs"),
+        (msr::KERNEL_GS_BASE, "kernel_gs_base"),
+        (msr::STAR, "star"),
+        (msr::LSTAR, "lstar"),
+        (msr::CSTAR, "cstar"),
+        (msr::SFMASK, "sfmask"),
+        (msr::SYSENTER_CS, "sysenter_cs"),
+        (msr::SYSENTER_ESP, "sysenter_esp"),
+        (msr::SYSENTER_EIP, "sysenter_eip"),
+    ];
+    let mut block = started();
+    // What the guest before left behind in the same block.
+    block.save.lstar = 0xdead;
+    block.save.cr2 = 0xdead;
+    block.start_protected32(GuestPhys::new(0x10_0000));
+    let fields = cached::save(&block.save);
+    let value = |name: &str| fields.iter().find(|(field, ..)| *field == name).map(|(_, value, _)| *value);
+    let expected = |name: &str| match name {
+        "cs" | "ds" | "es" | "ss" | "fs" | "gs" | "gdtr" | "idtr" | "ldtr" | "tr" => None,
+        "cr0" => Some(0x11),
+        "efer" => Some(efer::SVME),
+        "dr6" => Some(0xffff_0ff0),
+        "dr7" => Some(0x400),
+        "rflags" => Some(2),
+        "rip" => Some(0x10_0000),
+        "pat" => Some(PAT_RESET),
+        _ => Some(0),
+    };
+    for (name, [found, base], _) in &fields {
+        assert_eq!(*base, 0, "{name}: a segment's base");
+        if let Some(expected) = expected(name) {
+            assert_eq!(*found, expected, "{name}");
+        }
+    }
+    let mut cpu = DirtyCpu::new(0x2e7, true);
+    wipe(&mut cpu);
+    for number in MSR_PASS_THROUGH {
+        let exchanged = EXCHANGED.iter().find(|(msr, _)| *msr == number).and_then(|(_, name)| value(name));
+        let wiped = (number == msr::TSC_AUX).then_some(cpu.tsc_aux == Some(0));
+        assert!(exchanged.is_some() || wiped == Some(true), "MSR {number:#x} keeps what it held");
+    }
+    // Debug registers do not exit: VMRUN gives two of them, the wipe the rest.
+    assert_eq!(block.control.dr_intercepts, 0);
+    assert_eq!(cpu.debug_addresses, [0; 4]);
+    assert!(cpu.state[2..].iter().zip(2..64).all(|(state, n)| *state == 0 || 0x2e7_u64 >> n & 1 == 0));
+    for register in Gpr::ALL {
+        assert_eq!(GuestRegs::new()[register], 0, "the frame's {register:?}");
+    }
 }
