@@ -72,14 +72,16 @@ lh_entry32:
     dec     ecx
     jnz     4b
 
-    # CR4: PAE, OSFXSR, OSXMMEXCPT. EFER: LME, NXE. CR0: PE, MP, NE, WP, PG; EM and TS off.
+    # CR4: PAE, MCE, OSFXSR, OSXMMEXCPT; a machine check without MCE would reset the machine without a word. EFER: LME
+    # and NXE alone, whatever firmware had there: with FFXSR the world switch would leave the guest's XMM registers
+    # where they are. CR0: PE, MP, NE, WP, PG; EM and TS off.
     lea     eax, [ebp + lh_boot_pml4 - VIRTUAL_BASE]
     mov     cr3, eax
-    mov     eax, 0x620
+    mov     eax, 0x660
     mov     cr4, eax
     mov     ecx, 0xc0000080
-    rdmsr
-    or      eax, 0x900
+    mov     eax, 0x900
+    xor     edx, edx
     wrmsr
     mov     eax, 0x80010023
     mov     cr0, eax

@@ -12,13 +12,13 @@ lh_trampoline:
     cld
     mov     ax, cs
     mov     ds, ax
-    mov     eax, 0x620              # CR4: PAE, OSFXSR, OSXMMEXCPT
+    mov     eax, 0x660              # CR4: PAE, MCE, OSFXSR, OSXMMEXCPT
     mov     cr4, eax
     mov     eax, dword ptr [T_CR3]
     mov     cr3, eax
-    mov     ecx, 0xc0000080         # EFER: LME, NXE
-    rdmsr
-    or      eax, 0x900
+    mov     ecx, 0xc0000080         # EFER: LME and NXE alone, as in entry.S
+    mov     eax, 0x900
+    xor     edx, edx
     wrmsr
     .byte 0x66, 0x0f, 0x01, 0x16    # lgdt m16:32
     .word T_GDTR
