@@ -20,6 +20,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 
 use crate::build::Tree;
+use crate::console::table::{Align, Cell, Table};
+use crate::console::{BAD, Console, GOOD};
 use crate::qemu::{Machine, Outcome};
 use crate::{bundle, run, setup};
 
@@ -165,9 +167,7 @@ pub fn intx(tree: &Tree, options: &Options) -> Result<()> {
     if options.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
-        for line in table(&rows) {
-            println!("{line}");
-        }
+        show(&mut Console::stdout(), &rows);
     }
     Ok(())
 }
@@ -345,52 +345,39 @@ impl Counters {
 }
 
 /// The result for people.
-fn table(rows: &[Row]) -> Vec<String> {
-    let mut lines = vec![
-        "instructions: min / median / max".to_owned(),
-        format!(
-            "{:<10} {:<7} {:<7} {:>22} {:>22} {:>22} {:>7} {:>8} {:>8} {:>8}",
-            "host",
-            "apic",
-            "vcpu",
-            "raise to ISR",
-            "EOI",
-            "round trip",
-            "exits",
-            "IOAPIC r",
-            "IOAPIC w",
-            "config"
-        ),
-    ];
+fn show(console: &mut Console, rows: &[Row]) {
+    let texts = ["host", "apic", "vcpu"].map(|title| (title, Align::Left));
+    let numbers = ["raise to ISR", "EOI", "round trip", "exits", "IOAPIC r", "IOAPIC w", "config"]
+        .map(|title| (title, Align::Right));
+    let mut table = Table::new(texts.into_iter().chain(numbers));
     for row in rows {
+        let times = [row.raise_to_isr, row.eoi, row.round_trip].map(|spread| Cell::from(spread.to_string()));
         let exits: f64 = row.exits_per_interrupt.values().sum();
-        let mut line = format!(
-            "{:<10} {:<7} {:<7} {:>22} {:>22} {:>22}",
-            row.host, row.apic, row.vcpu, row.raise_to_isr, row.eoi, row.round_trip
-        );
-        if let Some(accesses) = &row.accesses {
-            let Accesses {
-                ioapic_reads_per_interrupt,
-                ioapic_writes_per_interrupt,
-                config_accesses_per_interrupt,
-            } = accesses;
-            line += &format!(
-                " {exits:>7.2} {ioapic_reads_per_interrupt:>8.2} {ioapic_writes_per_interrupt:>8.2} \
-                 {config_accesses_per_interrupt:>8.2}"
-            );
-        }
-        lines.push(line);
+        let counts = row.accesses.map(|accesses| {
+            [
+                exits,
+                accesses.ioapic_reads_per_interrupt,
+                accesses.ioapic_writes_per_interrupt,
+                accesses.config_accesses_per_interrupt,
+            ]
+            .map(|count| Cell::from(format!("{count:.2}")))
+        });
+        let names = [row.host, row.apic, row.vcpu].map(Cell::from);
+        table.row(names.into_iter().chain(times).chain(counts.into_iter().flatten()));
     }
-    lines.push(String::new());
+    console.line("instructions: min / median / max");
+    console.table(&table);
+    console.line("");
     for row in rows.iter().filter(|row| row.host == "levelhead") {
         let reasons = row.exits_per_interrupt.iter().map(|(reason, count)| format!("{reason} {count:.2}"));
-        lines.push(format!("exits {} {}: {}", row.apic, row.vcpu, reasons.collect::<Vec<_>>().join(", ")));
+        let reasons = reasons.collect::<Vec<_>>().join(", ");
+        console.line(format_args!("exits {} {}: {reasons}", row.apic, row.vcpu));
     }
-    lines.push(String::new());
-    lines.extend(
-        rows.iter().filter(|row| row.host == "levelhead").flat_map(goals).map(|goal| goal.to_string()),
-    );
-    lines
+    console.line("");
+    for goal in rows.iter().filter(|row| row.host == "levelhead").flat_map(goals) {
+        let (style, word) = if goal.met { (GOOD, "met    ") } else { (BAD, "NOT met") };
+        console.line(format_args!("{} {}", console.paint(style, word), goal.what));
+    }
 }
 
 /// Something a row is to reach.
@@ -425,6 +412,7 @@ fn goals(row: &Row) -> Vec<Goal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::console::tests::Paper;
 
     const FIELDS: &str = "apic=xapic vcpu=busy rounds=1000 raise_to_isr=7,7,8 eoi=5,5,5 round_trip=29,29,31";
 
@@ -521,8 +509,14 @@ mod tests {
 
     #[test]
     fn the_table_has_a_line_per_row_and_its_goals() {
-        let lines = table(&[row(900, 901, &[("interrupt", 1.0), ("msr", 1.0)])]);
-        assert!(lines.iter().any(|line| line.contains("900 / 900 / 901")), "{lines:#?}");
-        assert_eq!(lines.iter().filter(|line| line.contains("goal")).count(), 3);
+        let paper = Paper::default();
+        show(&mut Console::plain(paper.clone()), &[row(900, 901, &[("interrupt", 1.0), ("msr", 1.0)])]);
+        let text = paper.text();
+        assert!(text.contains("  900 / 900 / 901  "), "{text}");
+        assert_eq!(
+            text.lines().filter(|line| line.starts_with("met     x2apic busy: ")).count(),
+            3,
+            "{text}"
+        );
     }
 }

@@ -10,7 +10,6 @@ mod safety;
 mod source;
 mod unsafe_code;
 
-use std::io;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -18,6 +17,7 @@ use serde_json::json;
 
 use crate::Reported;
 use crate::build::{Tree, cargo};
+use crate::console::Console;
 use crate::docs;
 use crate::test::{Report, Step, Verdict, succeeds};
 
@@ -46,7 +46,7 @@ pub struct Options {
 /// When a gate fails, or when a name is that of no gate.
 pub fn run(tree: &Tree, options: &Options) -> Result<()> {
     let gates = named(&options.names)?;
-    let mut report = Report::new(gates.len(), io::stdout());
+    let report = Report::new(gates.len(), Console::stdout(), false);
     let mut objects = Vec::new();
     let mut failed = false;
     for gate in gates {

@@ -15,6 +15,7 @@ mod build;
 mod bundle;
 mod cases;
 mod config;
+mod console;
 mod docs;
 mod elf;
 mod gates;
@@ -52,6 +53,7 @@ cargo xtask <verb>: build, run, test and measure Levelhead
   test [FILTER ...]          run every check and test whose name holds a FILTER
       --host --model --qemu  only these classes: host checks and tests, loom models, QEMU cases
       --list                 only list the names
+      --json                 as JSON, one object per line, and lines for people on standard error; see docs/json.md
       --setup                install QEMU, rustfmt and clippy first if they are missing
 
   gate [NAME ...]            run proof gates, all without a NAME: levels, unsafe, safety, no-std, doc
@@ -66,6 +68,7 @@ cargo xtask <verb>: build, run, test and measure Levelhead
   docs                       write the documents that follow from the code: docs/messages.md
   help                       show this
 
+Every verb takes --color auto|always|never. `auto` means: when a terminal watches, NO_COLOR is unset and TERM is not dumb.
 The variable LEVELHEAD_QEMU names another QEMU for every verb. Under CI=true a missing QEMU fails `test`.";
 
 /// The failure has been reported where it belongs, there is nothing to add but the exit status.
@@ -94,7 +97,11 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let result = parse(std::env::args_os().skip(1)).and_then(|verb| perform(&verb));
+    let mut words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let result = console::color_word(&mut words).and_then(|color| {
+        console::choose(color);
+        perform(&parse(words)?)
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -204,6 +211,7 @@ fn parse_test(words: &mut lexopt::Parser) -> Result<Verb> {
         match word {
             Long("setup") => options.setup = true,
             Long("list") => options.list = true,
+            Long("json") => options.json = true,
             Long("host") => options.classes.push(test::Class::Host),
             Long("model") => options.classes.push(test::Class::Model),
             Long("qemu") => options.classes.push(test::Class::Qemu),

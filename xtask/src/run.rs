@@ -1,12 +1,12 @@
 //! `run`: boots a configuration in QEMU, shows the console as it comes and ends with one verdict line.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use crate::build::Tree;
+use crate::console::{BAD, Console, GOOD};
 use crate::qemu::{HYPERVISOR_WORDS, Machine};
 use crate::{bundle, setup};
 
@@ -90,27 +90,27 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
         eprintln!("run: {}", machine.command_line());
     }
 
-    let outcome = machine.run(options.timeout, |line| {
-        let mut out = std::io::stdout().lock();
-        // A reader that has gone away (`| head`) must not end the run early.
-        let _ = writeln!(out, "{line}");
-        let _ = out.flush();
-    })?;
+    let mut console = Console::stdout();
+    let outcome = machine.run(options.timeout, |line| console.line(line))?;
     for line in &outcome.complaints {
         eprintln!("qemu: {line}");
     }
     let took = outcome.took.as_secs_f32();
     let name = tree.shown(&config);
-    match outcome.check(33, true) {
-        Ok(()) => {
-            println!("run: PASS {name} in {took:.1} s");
-            Ok(())
-        }
-        Err(why) => {
-            println!("run: FAIL {name} after {took:.1} s: {why}");
-            bail!(crate::Reported)
-        }
+    let verdict = outcome.check(33, true);
+    let closing = match &verdict {
+        Ok(()) => format!("run: {} {name} in {took:.1} s", console.paint(GOOD, "PASS")),
+        Err(why) => format!("run: {} {name} after {took:.1} s: {why}", console.paint(BAD, "FAIL")),
+    };
+    console.line(&closing);
+    if console.is_gone() {
+        // Somebody should learn how it ended, and that not all of it was read.
+        let mut console = Console::stderr();
+        console.line(closing);
+        console.line("run: standard output was closed before the end");
+        bail!(crate::Reported);
     }
+    verdict.map_err(|_| crate::Reported.into())
 }
 
 /// The hypervisor's command line: the usual words, then `more`, of which the last says what counts.

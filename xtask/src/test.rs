@@ -1,26 +1,29 @@
 //! `test`: everything that must hold, in one go: host steps, host tests, models, QEMU cases.
 //!
 //! First the plan is made, which lists every test by its name; then it is carried out with one line per test:
-//! a count, a verdict, a name and a time. The last line is the sum.
+//! a count, a verdict, a name and a time. The last line is the sum. `report` prints all of it.
 
 mod host;
+mod report;
 mod suite;
 
 use std::collections::VecDeque;
 use std::env;
-use std::io::{self, Write};
-use std::sync::{Mutex, mpsc};
+use std::sync::Mutex;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
+use serde::Serialize;
 
 use crate::build::Tree;
 use crate::cases::{self, Case};
+use crate::console::{Console, json};
 use crate::gates::GATES;
 use crate::setup;
 
 pub use host::{Step, output, succeeds};
+pub use report::Report;
 use suite::Suite;
 
 /// What `test` was asked for.
@@ -34,6 +37,8 @@ pub struct Options {
     pub filters: Vec<String>,
     /// Whether to list the names only.
     pub list: bool,
+    /// Whether to print JSON on standard output; lines for people go to standard error then.
+    pub json: bool,
 }
 
 /// The part of the ladder a test belongs to, and the first part of its name.
@@ -93,77 +98,10 @@ impl From<Result<(), Vec<String>>> for Verdict {
     }
 }
 
-/// The running count and what it has come to.
-pub struct Report {
-    out: Box<dyn Write>,
-    planned: usize,
-    passed: usize,
-    skipped: usize,
-    failed: Vec<String>,
-}
-
-impl Report {
-    /// A report on that many tests.
-    pub fn new(planned: usize, out: impl Write + 'static) -> Self {
-        Self { out: Box::new(out), planned, passed: 0, skipped: 0, failed: Vec::new() }
-    }
-
-    /// Prints the line of a test that has ended. `took` is left out where nobody measured it.
-    pub fn record(&mut self, name: &str, verdict: Verdict, took: Option<Duration>) {
-        let (line, details) = self.enter(name, verdict, took);
-        self.print(&line);
-        self.explain(&details);
-    }
-
-    /// Prints lines below the one of a test.
-    fn explain(&mut self, lines: &[String]) {
-        for line in lines {
-            self.print(&format!("        {line}"));
-        }
-    }
-
-    fn print(&mut self, line: &str) {
-        // Nobody reading is no reason to stop: the exit status still tells.
-        let _ = writeln!(self.out, "{line}");
-        let _ = self.out.flush();
-    }
-
-    /// Counts a test and returns its line and what is to be shown below it.
-    fn enter(&mut self, name: &str, verdict: Verdict, took: Option<Duration>) -> (String, Vec<String>) {
-        let (word, note, details) = match verdict {
-            Verdict::Passed => {
-                self.passed += 1;
-                ("ok  ", String::new(), Vec::new())
-            }
-            Verdict::Skipped(reason) => {
-                self.skipped += 1;
-                ("skip", format!("  ({reason})"), Vec::new())
-            }
-            Verdict::Failed(details) => {
-                self.failed.push(name.to_owned());
-                ("FAIL", String::new(), details)
-            }
-        };
-        let done = self.passed + self.skipped + self.failed.len();
-        let width = self.planned.to_string().len();
-        let measured = took.filter(|_| word != "skip");
-        let took = measured.map(|took| format!("  {:.1}s", took.as_secs_f32())).unwrap_or_default();
-        (format!("[{done:width$}/{}] {word} {name}{took}{note}", self.planned), details)
-    }
-
-    /// Prints the closing lines.
-    pub fn close(&mut self) {
-        for line in self.summary() {
-            self.print(&line);
-        }
-    }
-
-    /// The closing lines: what failed, if anything, and the sum on a line of its own.
-    fn summary(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self.failed.iter().map(|name| format!("failed: {name}")).collect();
-        lines.push(format!("{} passed, {} failed, {} skipped", self.passed, self.failed.len(), self.skipped));
-        lines
-    }
+/// The names alone, for machines.
+#[derive(Debug, Serialize)]
+struct List {
+    tests: Vec<String>,
 }
 
 /// Makes the plan and carries it out.
@@ -198,8 +136,12 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
     if options.list {
         let steps = steps.iter().map(|step| step.name.to_owned());
         let tests = suites.iter().flat_map(Suite::names);
-        for name in steps.chain(tests).chain(cases.iter().map(case_name)) {
-            println!("{name}");
+        let names = steps.chain(tests).chain(cases.iter().map(case_name));
+        if options.json {
+            json::print("test-list", &List { tests: names.collect() })?;
+        } else {
+            let mut console = Console::stdout();
+            names.for_each(|name| console.line(name));
         }
         ensure!(broken.is_empty(), "some tests do not build and are not listed");
         return Ok(());
@@ -212,24 +154,25 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
         "no test has a name with {}; `--list` shows the names",
         options.filters.join(" or ")
     );
-    let mut report = Report::new(planned, io::stdout());
-
-    // The builds come first among the steps, so that the cases have something to boot.
-    for step in &steps {
-        let start = Instant::now();
-        let verdict = (step.run)(tree, options.setup);
-        report.record(step.name, verdict, Some(start.elapsed()));
-    }
-    for (name, lines) in broken {
-        report.record(&name, Verdict::Failed(lines), None);
-    }
-    for suite in &suites {
-        suite.run(&mut report);
-    }
-    run_cases(tree, options, &cases, &mut report);
-
+    let report = Report::new(planned, Console::beside(options.json), options.json);
+    report.during(|| {
+        // The builds come first among the steps, so that the cases have something to boot.
+        for step in &steps {
+            let start = Instant::now();
+            report.begin(step.name);
+            let verdict = (step.run)(tree, options.setup);
+            report.record(step.name, verdict, Some(start.elapsed()));
+        }
+        for (name, lines) in broken {
+            report.record(&name, Verdict::Failed(lines), None);
+        }
+        for suite in &suites {
+            suite.run(&report);
+        }
+        run_cases(tree, options, &cases, &report);
+    });
     report.close();
-    if !report.failed.is_empty() {
+    if report.has_failed() {
         bail!(crate::Reported);
     }
     Ok(())
@@ -240,7 +183,7 @@ fn case_name(case: &Case) -> String {
 }
 
 /// Runs the QEMU cases: as many at a time as there are CPUs, then those that want to be alone.
-fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &mut Report) {
+fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &Report) {
     if cases.is_empty() {
         return;
     }
@@ -271,27 +214,20 @@ fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &mut Report
     let workers = thread::available_parallelism().map_or(1, usize::from).min(4);
     for (cases, workers) in [(together, workers), (alone, 1)] {
         let queue = Mutex::new(VecDeque::from(cases));
-        let (sender, ended) = mpsc::channel();
         thread::scope(|scope| {
             for _ in 0..workers {
-                let (sender, queue, qemu) = (sender.clone(), &queue, &qemu);
-                scope.spawn(move || {
+                scope.spawn(|| {
                     let next = || queue.lock().ok().and_then(|mut queue| queue.pop_front());
                     while let Some(case) = next() {
-                        let start = Instant::now();
+                        let (name, start) = (case_name(case), Instant::now());
+                        report.begin(&name);
                         let verdict = match case.unfit(version) {
                             Some(reason) => Verdict::Skipped(reason),
-                            None => case.run(tree, qemu).into(),
+                            None => case.run(tree, &qemu).into(),
                         };
-                        if sender.send((case_name(case), verdict, start.elapsed())).is_err() {
-                            return;
-                        }
+                        report.record(&name, verdict, Some(start.elapsed()));
                     }
                 });
-            }
-            drop(sender);
-            for (name, verdict, took) in ended {
-                report.record(&name, verdict, Some(took));
             }
         });
     }
@@ -304,18 +240,6 @@ mod tests {
     fn options(classes: &[Class], filters: &[&str]) -> Options {
         let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
         Options { classes: classes.to_vec(), filters, ..Options::default() }
-    }
-
-    #[test]
-    fn the_sum_is_alone_on_the_last_line() {
-        let mut report = Report::new(12, io::sink());
-        let (line, _) = report.enter("host/clippy", Verdict::Passed, Some(Duration::from_millis(12_340)));
-        assert_eq!(line, "[ 1/12] ok   host/clippy  12.3s");
-        let (line, _) = report.enter("qemu/demo", Verdict::Skipped("QEMU is missing".into()), None);
-        assert_eq!(line, "[ 2/12] skip qemu/demo  (QEMU is missing)");
-        let (line, details) = report.enter("qemu/echo", Verdict::Failed(vec!["why".into()]), None);
-        assert_eq!((line.as_str(), details), ("[ 3/12] FAIL qemu/echo", vec!["why".to_owned()]));
-        assert_eq!(report.summary(), ["failed: qemu/echo", "1 passed, 1 failed, 1 skipped"]);
     }
 
     #[test]

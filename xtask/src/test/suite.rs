@@ -148,7 +148,7 @@ impl Suite {
 
     /// Runs them and records each as its result comes in. A test without a result has failed: the program
     /// crashed or hung.
-    pub fn run(&self, report: &mut Report) {
+    pub fn run(&self, report: &Report) {
         let mut command = self.start.command();
         if !self.whole {
             command.arg("--exact").args(&self.tests);
@@ -156,6 +156,7 @@ impl Suite {
         let mut left: BTreeSet<&str> = self.tests.iter().map(String::as_str).collect();
         let mut last = Instant::now();
         let mut output = Vec::new();
+        report.begin(&self.label);
         let end = process::run(&mut command, LIMIT, |_, line| {
             output.push(line.to_owned());
             let Some((test, verdict)) = parse_result(line) else { return };
@@ -165,6 +166,7 @@ impl Suite {
                 last = Instant::now();
             }
         });
+        report.finish(&self.label);
         let why = match end {
             Ok(End::Exited(0)) if left.is_empty() => return,
             Ok(End::Exited(status)) => format!("the program ended with status {status}"),
@@ -208,6 +210,7 @@ fn parse_result(line: &str) -> Option<(&str, Verdict)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::console::Console;
 
     fn suite(script: &str, tests: &[&str]) -> Suite {
         let path = std::env::temp_dir().join(format!("levelhead-suite-{}-{script}", std::process::id()));
@@ -240,8 +243,8 @@ mod tests {
     fn a_test_without_a_result_has_failed() {
         // The shell finds no test to run: it ends at once, well, and says nothing.
         let suite = suite("silent", &["a", "b"]);
-        let mut report = Report::new(2, std::io::sink());
-        suite.run(&mut report);
+        let report = Report::new(2, Console::plain(std::io::sink()), false);
+        suite.run(&report);
         assert_eq!(report.summary().last().map(String::as_str), Some("0 passed, 2 failed, 0 skipped"));
         if let Start::Program { path, .. } = &suite.start {
             std::fs::remove_file(path).unwrap();
