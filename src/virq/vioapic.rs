@@ -328,8 +328,9 @@ impl VirtualIoapic {
         state.rte = after;
         let asserted = state.contributions != 0;
 
-        // Switching to edge drops Remote IRR. Guests written for chips without an EOI register rely on it.
-        let level_dropped = after.trigger() == TriggerMode::Edge && self.in_service.contains(pin);
+        // Switching to edge drops Remote IRR. Guests written for chips without an EOI register rely on it. So does
+        // switching to a message without a vector, which is edge-triggered whatever the entry says.
+        let level_dropped = trigger(after) == TriggerMode::Edge && self.in_service.contains(pin);
         if level_dropped {
             self.in_service.remove(pin);
         }

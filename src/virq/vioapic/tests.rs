@@ -268,6 +268,17 @@ fn switching_to_edge_ends_the_service_and_says_so_once() {
 }
 
 #[test]
+fn i39_switching_to_a_message_without_a_vector_ends_the_service_once_too() {
+    const EXT_INT: u32 = 7 << 8;
+    let mut chip = programmed(0x51 | LEVEL);
+    chip.assert(PIN, FIRST);
+    take(&mut chip, PIN);
+    assert!(write_low(&mut chip, PIN, 0x51 | LEVEL | EXT_INT).completion_due);
+    assert!(!chip.rte(PIN).unwrap().remote_irr());
+    assert_eq!(chip.eoi(0x51), PinSet::EMPTY, "the completion was reported already");
+}
+
+#[test]
 fn switching_to_level_forgets_an_edge_nobody_took() {
     let mut chip = programmed(0x51);
     chip.assert(PIN, FIRST);
