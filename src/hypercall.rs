@@ -361,7 +361,6 @@ const _: () = assert!(LedgerRecord::BYTES == 128);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     const KERNEL: Caller = Caller { cpl: 0, code_size: CodeSize::Bits64, user_hypercalls: false };
 
@@ -504,24 +503,5 @@ mod tests {
         record.completed_forced = 1;
         record.accepted_replay = 1;
         assert!(!record.is_balanced());
-    }
-
-    proptest! {
-        #[test]
-        fn hostile_registers_never_panic_and_keep_their_promises(
-            rax in prop_oneof![0u64..12, any::<u64>()], rbx: u64, rcx: u64, rdx: u64, cpl in 0u8..4,
-        ) {
-            let caller = Caller { cpl, code_size: CodeSize::Bits64, user_hypercalls: false };
-            match Call::decode(&regs(rax, rbx, rcx, rdx), caller) {
-                Ok(Call::ReadLedger(_, range)) => {
-                    prop_assert!(range.address.is_aligned(8) && range.bytes <= rdx);
-                }
-                Ok(Call::ConsoleWrite(range)) => {
-                    prop_assert!((1..=CONSOLE_WRITE_MAX_BYTES).contains(&range.bytes));
-                }
-                Ok(_) => prop_assert_eq!(cpl, 0),
-                Err(error) => prop_assert!(error.to_rax() >> 63 == 1),
-            }
-        }
     }
 }

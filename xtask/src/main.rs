@@ -54,6 +54,8 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --host --model --qemu  only these classes: host checks and tests, loom models, QEMU cases
       --list                 only list the names
       --json                 as JSON, one object per line, and lines for people on standard error; see docs/json.md
+      --fuzz-rounds N        how many histories each test of host/border plays; without it, each test's own number
+      --seed S               the first one's seed; default 0
       --setup                install QEMU, rustfmt and clippy first if they are missing
 
   gate [NAME ...]            run proof gates, all without a NAME: levels, unsafe, safety, no-std, doc
@@ -215,6 +217,8 @@ fn parse_test(words: &mut lexopt::Parser) -> Result<Verb> {
             Long("host") => options.classes.push(test::Class::Host),
             Long("model") => options.classes.push(test::Class::Model),
             Long("qemu") => options.classes.push(test::Class::Qemu),
+            Long("fuzz-rounds") => options.fuzz.rounds = Some(words.value()?.parse()?),
+            Long("seed") => options.fuzz.seed = Some(words.value()?.parse()?),
             Short('h') | Long("help") => return Ok(Verb::Help),
             Value(filter) => options.filters.push(filter.string()?),
             other => return Err(other.unexpected().into()),
@@ -319,6 +323,15 @@ mod tests {
     }
 
     #[test]
+    fn fuzzing_is_longer_and_elsewhere_by_option() {
+        let Verb::Test(options) = parse(["test", "host/border", "--fuzz-rounds", "9", "--seed=7"]).unwrap()
+        else {
+            panic!("another verb");
+        };
+        assert_eq!((options.fuzz.rounds, options.fuzz.seed), (Some(9), Some(7)));
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (words, hint) in [
             (&["fly"][..], "run, test, gate, bench"),
@@ -326,6 +339,7 @@ mod tests {
             (&["run", "a", "b"], "\"b\""),
             (&["run", "--smp", "many"], "many"),
             (&["run", "--timeout", "0"], "--timeout"),
+            (&["test", "--seed", "today"], "today"),
             (&["bench"], "bench intx"),
             (&["bench", "boot"], "bench intx"),
             (&["pack", "a.toml"], "-o OUT"),

@@ -39,6 +39,25 @@ pub struct Options {
     pub list: bool,
     /// Whether to print JSON on standard output; lines for people go to standard error then.
     pub json: bool,
+    /// How long the tests of `tests/border` go on, and from where.
+    pub fuzz: Fuzz,
+}
+
+/// What the tests at random are told; without a word they choose for themselves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fuzz {
+    /// Histories of each test.
+    pub rounds: Option<u64>,
+    /// The first one's seed.
+    pub seed: Option<u64>,
+}
+
+impl Fuzz {
+    /// The variables they read it from.
+    fn variables(self) -> impl Iterator<Item = (&'static str, String)> {
+        let variables = [("LEVELHEAD_FUZZ_ROUNDS", self.rounds), ("LEVELHEAD_FUZZ_SEED", self.seed)];
+        variables.into_iter().filter_map(|(name, value)| Some((name, value?.to_string())))
+    }
 }
 
 /// The part of the ladder a test belongs to, and the first part of its name.
@@ -167,7 +186,7 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
             report.record(&name, Verdict::Failed(lines), None);
         }
         for suite in &suites {
-            suite.run(&report);
+            suite.run(options.fuzz, &report);
         }
         run_cases(tree, options, &cases, &report);
     });

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::{Report, Verdict, host};
+use super::{Fuzz, Report, Verdict, host};
 use crate::build::{Tree, cargo};
 use crate::process::{self, End};
 
-/// No suite takes this long.
+/// No suite takes this long...
 const LIMIT: Duration = Duration::from_secs(900);
+/// ...but one that was asked for more.
+const LIMIT_OF_MORE: Duration = Duration::from_secs(24 * 3600);
 /// How much of a failed suite's report is shown.
 const TAIL: usize = 200;
 
@@ -148,8 +150,10 @@ impl Suite {
 
     /// Runs them and records each as its result comes in. A test without a result has failed: the program
     /// crashed or hung.
-    pub fn run(&self, report: &Report) {
+    pub fn run(&self, fuzz: Fuzz, report: &Report) {
         let mut command = self.start.command();
+        command.envs(fuzz.variables());
+        let limit = if fuzz.rounds.is_some() { LIMIT_OF_MORE } else { LIMIT };
         if !self.whole {
             command.arg("--exact").args(&self.tests);
         }
@@ -157,7 +161,7 @@ impl Suite {
         let mut last = Instant::now();
         let mut output = Vec::new();
         report.begin(&self.label);
-        let end = process::run(&mut command, LIMIT, |_, line| {
+        let end = process::run(&mut command, limit, |_, line| {
             output.push(line.to_owned());
             let Some((test, verdict)) = parse_result(line) else { return };
             // Only names it listed count: a test can print lines that look like results.
@@ -244,7 +248,7 @@ mod tests {
         // The shell finds no test to run: it ends at once, well, and says nothing.
         let suite = suite("silent", &["a", "b"]);
         let report = Report::new(2, Console::plain(std::io::sink()), false);
-        suite.run(&report);
+        suite.run(Fuzz::default(), &report);
         assert_eq!(report.summary().last().map(String::as_str), Some("0 passed, 2 failed, 0 skipped"));
         if let Start::Program { path, .. } = &suite.start {
             std::fs::remove_file(path).unwrap();
