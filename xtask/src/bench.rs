@@ -247,7 +247,7 @@ impl Job<'_> {
         let text = bundle::exchange(&text, pieces.iter().map(|(old, new)| (old, new))).context(CONFIG)?;
         bundle::write(&edited, text.as_bytes())?;
         let initrd = folder.join("bench.bundle");
-        bundle::write(&initrd, &bundle::pack(self.tree, &edited)?)?;
+        bundle::write(&initrd, &bundle::pack(self.tree, &edited, bundle::Guests::Built)?)?;
 
         let mut machine = self.machine(self.tree.hypervisor())?;
         machine.initrd = Some(initrd);

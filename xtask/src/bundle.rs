@@ -1,52 +1,61 @@
 //! Bundles: the one module the hypervisor boots with, made from a configuration file.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::build::Tree;
-use crate::config;
+use crate::config::{self, LoadedConfig, Problems};
 
 /// How a line of a configuration file begins that tells this tool which devices QEMU needs for it. To everything
 /// else it is a comment.
 const QEMU_LINE: &str = "# qemu:";
 
 /// The configuration file that `name` means: `demo` is `configs/demo.toml`, everything else is a path.
-///
-/// # Errors
-/// When there is no such file.
-pub fn find_config(tree: &Tree, name: &str) -> Result<PathBuf> {
-    let short = tree.root.join("configs").join(name).with_extension("toml");
-    let is_short = !name.contains(['/', '.']);
-    let path = if is_short { short } else { PathBuf::from(name) };
-    if path.is_file() {
-        return Ok(path);
+pub fn config_path(tree: &Tree, name: &str) -> PathBuf {
+    if name.contains(['/', '.']) {
+        return PathBuf::from(name);
     }
-    if is_short {
-        bail!(
-            "there is no {}; give the name of a file in configs/ or the path of a .toml file",
-            tree.shown(&path)
-        );
-    }
-    bail!("there is no file {}", path.display())
+    tree.root.join("configs").join(name).with_extension("toml")
+}
+
+/// What is done about the project's own guests that a configuration names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guests {
+    /// They are built first. A configuration that names none is judged without a build.
+    Build,
+    /// They have been built.
+    Built,
 }
 
 /// Packs the configuration file at `path`, with the guest images it names, into a bundle.
 ///
 /// # Errors
 /// When the file, an image or a rule of the configuration says no.
-pub fn pack(tree: &Tree, path: &Path) -> Result<Vec<u8>> {
-    config::pack(&config::load(path, &|name| find_guest(tree, name))?)
+pub fn pack(tree: &Tree, path: &Path, guests: Guests) -> Result<Vec<u8>> {
+    config::pack(&load(tree, path, guests)?)
 }
 
-/// The program of one of the project's own guests, which has been built.
-fn find_guest(tree: &Tree, name: &str) -> Result<PathBuf> {
-    let is_guest = tree.root.join("guests/src/bin").join(name).with_extension("rs").is_file();
-    ensure!(is_guest, "there is no guest {name:?} in guests/src/bin/");
-    let path = tree.binary(name);
-    ensure!(path.is_file(), "guest {name:?} is not built: there is no {}", tree.shown(&path));
-    Ok(path)
+/// Reads and judges the configuration file at `path`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load(tree: &Tree, path: &Path, guests: Guests) -> Result<LoadedConfig, Problems> {
+    let built = OnceCell::new();
+    let find = |name: &str| {
+        let is_guest = tree.root.join("guests/src/bin").join(name).with_extension("rs").is_file();
+        ensure!(is_guest, "there is no guest {name:?} in guests/src/bin/");
+        if guests == Guests::Build {
+            let build = || tree.build().map_err(|error| format!("{error:#}"));
+            built.get_or_init(build).clone().map_err(|why| anyhow!("guest {name:?}: {why}"))?;
+        }
+        let path = tree.binary(name);
+        ensure!(path.is_file(), "guest {name:?} is not built: there is no {}", tree.shown(&path));
+        Ok(path)
+    };
+    config::load(path, &find)
 }
 
 /// Packs as [`pack`] and writes the bundle to `target/bundles/`.
@@ -56,7 +65,7 @@ fn find_guest(tree: &Tree, name: &str) -> Result<PathBuf> {
 pub fn pack_to_scratch(tree: &Tree, path: &Path) -> Result<PathBuf> {
     let name = path.file_stem().with_context(|| format!("{} has no file name", path.display()))?;
     let bundle = tree.scratch("bundles")?.join(name).with_extension("bundle");
-    let bytes = pack(tree, path)?;
+    let bytes = pack(tree, path, Guests::Built)?;
     write(&bundle, &bytes)?;
     Ok(bundle)
 }

@@ -270,7 +270,7 @@ impl Case {
         let initrd = folder.join("bundle");
         match (&config, self.bundle) {
             (Some(config), cut) => {
-                let mut bytes = bundle::pack(tree, &self.edited(config, folder)?)?;
+                let mut bytes = bundle::pack(tree, &self.edited(config, folder)?, bundle::Guests::Built)?;
                 if cut == Some(Bundle::Truncated) {
                     bytes.truncate(bytes.len() / 2);
                 }

@@ -43,6 +43,7 @@ use levelhead::message::Message;
 use levelhead::pci::Bdf;
 use toml::de::DeValue;
 
+pub use reader::{Finding, Problems};
 use reader::{Mistake, Read, Reader, Table, flag, number, size, text};
 
 /// What an image's name starts with when it is one of the project's own guests.
@@ -79,9 +80,12 @@ pub struct ImageFile {
 /// # Errors
 /// Everything that is wrong with it, one line each: file, line, column, key, what is wrong, what would be right.
 /// A file whose syntax is wrong is not judged any further.
-pub fn load(path: &Path, resolve: Resolve<'_>) -> Result<LoadedConfig> {
+pub fn load(path: &Path, resolve: Resolve<'_>) -> Result<LoadedConfig, Problems> {
     let shown = path.display();
-    let content = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+    let content = fs::read_to_string(path).map_err(|error| {
+        let remedy = "name a file of configs/ without its `.toml`, or the path of a configuration";
+        Problems::of_file(shown.to_string(), Message::NoSuchFile, format!("cannot be read: {error}"), remedy)
+    })?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut images = Images { folder, resolve, files: Vec::new() };
 

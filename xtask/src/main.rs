@@ -4,7 +4,8 @@
 //! * `test`: everything that must hold;
 //! * `gate`: what must not be there, proved;
 //! * `bench`: what an interrupt costs;
-//! * `build`, `pack`: the pieces;
+//! * `config`: judge and pack configurations;
+//! * `build`: the hypervisor and the guests;
 //! * `docs`: documents that follow from the code.
 //!
 //! Standard output carries results (the console of a run, test lines, a table); what this tool says about itself
@@ -14,6 +15,7 @@ mod bench;
 mod build;
 mod bundle;
 mod cases;
+mod check;
 mod config;
 mod console;
 mod docs;
@@ -65,8 +67,11 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --json                 as a JSON array
       --setup --qemu PATH --verbose     as above
 
+  config check FILE ...      judge configurations: every mistake at once, or one line for each partition
+      --json                 as a JSON array
+  config pack FILE -o OUT    judge a configuration and make its bundle
+
   build                      build the hypervisor and the guests (release)
-  pack FILE.toml -o OUT      make the bundle of a configuration
   docs                       write the documents that follow from the code: docs/messages.md
   help                       show this
 
@@ -94,8 +99,15 @@ enum Verb {
     Bench(bench::Options),
     Build,
     Docs,
-    Pack { config: PathBuf, out: PathBuf },
+    Config(ConfigVerb),
     Help,
+}
+
+/// What `config` shall do.
+#[derive(Debug)]
+enum ConfigVerb {
+    Check(check::Options),
+    Pack { config: String, out: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -107,7 +119,10 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if !error.is::<Reported>() {
+            if error.is::<config::Problems>() {
+                // Records, which say themselves what they are.
+                eprintln!("{error}");
+            } else if !error.is::<Reported>() {
                 eprintln!("error: {error:#}");
             }
             ExitCode::FAILURE
@@ -128,10 +143,10 @@ fn perform(verb: &Verb) -> Result<()> {
         Verb::Bench(options) => bench::intx(&tree, options),
         Verb::Build => tree.build(),
         Verb::Docs => docs::write(&tree),
-        Verb::Pack { config, out } => {
-            ensure!(config.is_file(), "there is no file {}", config.display());
-            tree.build()?;
-            bundle::write(out, &bundle::pack(&tree, config)?)
+        Verb::Config(ConfigVerb::Check(options)) => check::check(&tree, options),
+        Verb::Config(ConfigVerb::Pack { config, out }) => {
+            let config = bundle::config_path(&tree, config);
+            bundle::write(out, &bundle::pack(&tree, &config, bundle::Guests::Build)?)
         }
         Verb::Help => Ok(()),
     }
@@ -151,11 +166,11 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         "bench" => parse_bench(&mut words),
         "build" => alone(&mut words, Verb::Build),
         "docs" => alone(&mut words, Verb::Docs),
-        "pack" => parse_pack(&mut words),
+        "config" => parse_config(&mut words),
         "help" => Ok(Verb::Help),
         other => {
             bail!(
-                "there is no verb {other:?}; the verbs are run, test, gate, bench, build, pack, docs and help"
+                "there is no verb {other:?}; the verbs are run, test, gate, bench, config, build, docs and help"
             )
         }
     }
@@ -261,18 +276,45 @@ fn parse_bench(words: &mut lexopt::Parser) -> Result<Verb> {
     }
 }
 
-fn parse_pack(words: &mut lexopt::Parser) -> Result<Verb> {
+fn parse_config(words: &mut lexopt::Parser) -> Result<Verb> {
+    match words.next()? {
+        Some(Value(verb)) => match &*verb.string()? {
+            "check" => parse_config_check(words),
+            "pack" => parse_config_pack(words),
+            other => bail!("there is no `config {other}`; there are `config check` and `config pack`"),
+        },
+        Some(Short('h') | Long("help")) => Ok(Verb::Help),
+        Some(other) => Err(other.unexpected().into()),
+        None => bail!("config what? There are `config check` and `config pack`"),
+    }
+}
+
+fn parse_config_check(words: &mut lexopt::Parser) -> Result<Verb> {
+    let mut options = check::Options::default();
+    while let Some(word) = words.next()? {
+        match word {
+            Long("json") => options.json = true,
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            Value(name) => options.configs.push(name.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    ensure!(!options.configs.is_empty(), "usage: cargo xtask config check FILE... [--json]");
+    Ok(Verb::Config(ConfigVerb::Check(options)))
+}
+
+fn parse_config_pack(words: &mut lexopt::Parser) -> Result<Verb> {
     let (mut config, mut out) = (None, None);
     while let Some(word) = words.next()? {
         match word {
             Short('o') | Long("output") => out = Some(PathBuf::from(words.value()?)),
             Short('h') | Long("help") => return Ok(Verb::Help),
-            Value(path) if config.is_none() => config = Some(PathBuf::from(path)),
+            Value(name) if config.is_none() => config = Some(name.string()?),
             other => return Err(other.unexpected().into()),
         }
     }
-    let usage = "usage: cargo xtask pack FILE.toml -o OUT";
-    Ok(Verb::Pack { config: config.context(usage)?, out: out.context(usage)? })
+    let usage = "usage: cargo xtask config pack FILE -o OUT";
+    Ok(Verb::Config(ConfigVerb::Pack { config: config.context(usage)?, out: out.context(usage)? }))
 }
 
 #[cfg(test)]
@@ -342,7 +384,11 @@ mod tests {
             (&["test", "--seed", "today"], "today"),
             (&["bench"], "bench intx"),
             (&["bench", "boot"], "bench intx"),
-            (&["pack", "a.toml"], "-o OUT"),
+            (&["pack", "a.toml"], "there is no verb"),
+            (&["config"], "config check"),
+            (&["config", "judge"], "config check"),
+            (&["config", "check"], "FILE..."),
+            (&["config", "pack", "a.toml"], "-o OUT"),
         ] {
             let error = format!("{:#}", parse(words.iter().copied()).unwrap_err());
             assert!(error.contains(hint), "{words:?}: {error}");
@@ -356,6 +402,11 @@ mod tests {
         assert!(matches!(parse(["build"]).unwrap(), Verb::Build));
         assert!(matches!(parse(["bench", "intx", "--json"]).unwrap(), Verb::Bench(_)));
         assert!(matches!(parse(["gate", "no-std", "--json"]).unwrap(), Verb::Gate(_)));
-        assert!(matches!(parse(["pack", "a", "-o", "b"]).unwrap(), Verb::Pack { .. }));
+        let check = parse(["config", "check", "a", "--json", "b"]).unwrap();
+        assert!(
+            matches!(check, Verb::Config(ConfigVerb::Check(options)) if options.json && options.configs == ["a", "b"])
+        );
+        let pack = parse(["config", "pack", "a", "-o", "b"]).unwrap();
+        assert!(matches!(pack, Verb::Config(ConfigVerb::Pack { .. })));
     }
 }

@@ -63,7 +63,7 @@ impl Default for Options {
 /// # Errors
 /// When anything before QEMU fails, and when the run fails; the verdict line is printed then already.
 pub fn run(tree: &Tree, options: &Options) -> Result<()> {
-    let config = bundle::find_config(tree, &options.config)?;
+    let config = bundle::config_path(tree, &options.config);
     let qemu = setup::qemu(options.qemu.as_deref(), options.setup, "run")?;
     tree.build()?;
 

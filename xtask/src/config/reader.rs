@@ -33,13 +33,56 @@ struct Problem {
     mistake: Mistake,
 }
 
-/// All that is wrong with a file: its `Display` is one line for each problem, in the order of the file.
+/// A record, and what it speaks of.
 #[derive(Debug)]
-pub struct Problems(Vec<String>);
+pub struct Finding {
+    /// The file, as messages call it.
+    pub file: String,
+    /// Line and column, counted from 1; `None` for the file as a whole.
+    pub position: Option<(usize, usize)>,
+    /// What is wrong. Its place is the key.
+    pub refusal: Refusal,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, position, refusal } = self;
+        match position {
+            Some((line, column)) => write!(f, "{file}:{line}:{column}: {refusal}"),
+            None => write!(f, "{file}: {refusal}"),
+        }
+    }
+}
+
+/// All that is wrong with a file, at least one thing: its `Display` is one line for each, in the order of the file.
+#[derive(Debug)]
+pub struct Problems(Vec<Finding>);
+
+impl Problems {
+    /// One thing wrong with `file` as a whole.
+    pub fn of_file(file: String, message: Message, what: String, remedy: &str) -> Self {
+        Self(vec![Finding {
+            file,
+            position: None,
+            refusal: Refusal::new(message, "file", what).remedy(remedy),
+        }])
+    }
+
+    /// Each of them.
+    pub fn findings(&self) -> &[Finding] {
+        &self.0
+    }
+}
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("\n"))
+        for (position, finding) in self.0.iter().enumerate() {
+            if position > 0 {
+                f.write_str("\n")?;
+            }
+            finding.fmt(f)?;
+        }
+        Ok(())
     }
 }
 
@@ -139,14 +182,14 @@ impl<'t> Reader<'t> {
         }
     }
 
-    fn describe(&self, Problem { span, path, mistake }: &Problem) -> String {
+    fn describe(&self, Problem { span, path, mistake }: &Problem) -> Finding {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
         let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
         let Mistake { message, what, remedy } = mistake;
         let place = if path.is_empty() { "file" } else { path };
         let refusal = Refusal::new(*message, place, what).remedy(remedy);
-        format!("{}:{line}:{column}: {refusal}", self.file)
+        Finding { file: self.file.clone(), position: Some((line, column)), refusal }
     }
 
     fn table<T>(

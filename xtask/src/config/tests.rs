@@ -32,7 +32,7 @@ impl Folder {
             "echo" => Ok(kernel.clone()),
             other => bail!("there is no guest `{other}`"),
         };
-        load(&self.file("test.toml", text), &resolve)
+        Ok(load(&self.file("test.toml", text), &resolve)?)
     }
 }
 
@@ -357,5 +357,9 @@ fn a_kernel_that_cannot_boot_is_refused_when_packing() {
 #[test]
 fn a_missing_file_is_named() {
     let error = load(Path::new("no/such.toml"), &|_| bail!("unused")).unwrap_err();
-    assert_eq!(error.to_string(), "cannot read no/such.toml");
+    assert_eq!(
+        error.to_string(),
+        "no/such.toml: ERROR Config/no-such-file: file: cannot be read: No such file or directory (os error 2); to do: \
+         name a file of configs/ without its `.toml`, or the path of a configuration"
+    );
 }
