@@ -5,6 +5,7 @@
 
 use levelhead::addr::GuestPhys;
 use levelhead::cpuid::{self, GuestView, Leaf};
+use levelhead::decide::BAR_WINDOW;
 use levelhead::device::UART_PORTS;
 use levelhead::emulate::{
     Access, AccessKind, Code, DecodeError, GuestMemory, Intercepted, Paging, PagingRegisters, Segment,
@@ -21,7 +22,6 @@ use levelhead::x86::{self, GeneralProtection, exception, msr};
 
 use crate::arch::x86::cpu::{cpuid as host_cpuid, has_xcr0, tsc};
 use crate::machine::Machine;
-use crate::partition::build::BAR_WINDOW;
 use crate::partition::end::End;
 use crate::partition::{BOOT, Partition};
 use crate::run::{Next, program_timer};
@@ -378,7 +378,7 @@ impl Partition {
             Place::LocalApic(at - lapic)
         } else if at.wrapping_sub(IO_APIC) < IO_APIC_BYTES {
             Place::IoApic(at - IO_APIC)
-        } else if BAR_WINDOW.contains(&at) {
+        } else if BAR_WINDOW.contains(fault.address, 1) {
             // Nothing is decoded there now: all-ones, as on a bus.
             Place::Nothing
         } else {

@@ -20,8 +20,8 @@
 //! | 0 words | [`addr`], [`irq`], [`message`], [`policy`], [`sync`], [`x86`] |
 //! | 1 resources | [`frames`], [`vcpu`] |
 //! | 2 formats | [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
-//! | 3 machines | [`intx`], [`virq`], [`device`], [`config`] |
-//! | 4 systems | [`guest`] |
+//! | 3 machines | [`intx`], [`virq`], [`device`], [`config`], [`facts`] |
+//! | 4 systems | [`guest`], [`decide`] |
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -30,9 +30,11 @@ extern crate alloc;
 pub mod addr;
 pub mod config;
 pub mod cpuid;
+pub mod decide;
 pub mod device;
 #[cfg(feature = "emulate")]
 pub mod emulate;
+pub mod facts;
 pub mod frames;
 pub mod guest;
 pub mod hypercall;

@@ -3,6 +3,7 @@
 //! Built once at boot and shared by reference; nothing in it allocates afterwards. [`Wires`] is where the library's rules
 //! for lines touch hardware on one side and a partition's virtual pin on the other.
 
+use levelhead::decide::MAX_SOURCES;
 use levelhead::intx::{Control, LineIo, LineTable, Notifier, Sample, SourceId};
 use levelhead::irq::{ApicId, Gsi, Pin, Vector};
 use levelhead::pci::{Bdf, ConfigSpace, DisIntx, Offset};
@@ -17,9 +18,6 @@ use crate::arch::x86::lapic::{LocalApic, TimerRate};
 pub(crate) const VCPUS: usize = 1;
 /// A partition's interrupt chips.
 pub(crate) type Chips = VirtualChips<VCPUS>;
-/// Sources of the whole machine: each needs a contributor number of its own at the virtual pins.
-pub(crate) const MAX_SOURCES: u8 = Contributor::COUNT;
-
 /// The machine's shared half.
 pub(crate) struct Machine {
     /// Every line with its permanent handler.

@@ -23,6 +23,9 @@ mod selftest;
 mod setup;
 mod system;
 
+use alloc::vec::Vec;
+
+use levelhead::facts::{IoApic, MemoryKind};
 use levelhead::irq::CpuId;
 use levelhead::message::{Message, Refusal};
 use log::info;
@@ -32,7 +35,7 @@ use arch::x86::cpu::ThisCpu;
 use arch::x86::ioapic::IoApics;
 use arch::x86::lapic::LocalApic;
 use arch::x86::paging::{AddressSpace, image_range};
-use boot::pvh::{BootInfo, MemoryKind};
+use boot::pvh::BootInfo;
 use platform::handler::Memory;
 use platform::tables;
 use report::BootError;
@@ -70,22 +73,19 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
     }
 
     // Platform: interrupt chips, CPUs, virtualization.
-    let facts = tables::discover(loader.rsdp, Memory { space: &mut space, frames: &mut frames })?;
+    let platform = tables::discover(loader.rsdp, Memory { space: &mut space, frames: &mut frames })?;
     let apic = LocalApic::discover(&mut space, &mut frames)?;
     setup::mask_pic();
     apic.enable();
     let mut io_apics = IoApics::default();
-    for chip in &facts.io_apics {
-        let pins = io_apics.add(chip.address, chip.gsi_base, &mut space, &mut frames)?;
-        info!(
-            "IO-APIC at {}: GSI {} to {}",
-            chip.address,
-            chip.gsi_base,
-            chip.gsi_base.saturating_add(u32::from(pins.get()) - 1)
-        );
+    let mut chips = Vec::new();
+    for &tables::IoApicEntry { address, gsi_base } in &platform.io_apics {
+        let pins = io_apics.add(address, gsi_base, &mut space, &mut frames)?.get();
+        info!("IO-APIC at {address}: GSI {gsi_base} to {}", gsi_base.saturating_add(u32::from(pins) - 1));
+        chips.push(IoApic { address, gsi_base, pins });
     }
     let features = enable::probe()?;
-    let cpus = setup::cpus(&facts.cpus, &apic);
+    let cpus = setup::cpus(&platform.cpus, &apic);
     info!(
         "{} CPU(s), local APIC in {} mode, SVM with {} ASIDs (features {:#x}), {} MiB free",
         cpus.len(),
@@ -104,7 +104,8 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
 
     // Partitions: judge the bundle, find and assign their devices, install their lines, load their images.
     let (space, frames) = (&mut space, &mut frames);
-    let system = system::System { loader: &loader, facts, cpus: &cpus, apic, io_apics, space, frames };
+    let system =
+        system::System { loader: &loader, platform, chips, cpus: &cpus, apic, io_apics, space, frames };
     let (machine, placed) = system.build()?;
     report::lines(machine, &placed);
 

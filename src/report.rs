@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use alloc::{format, vec};
 
 use levelhead::config::Rejection;
+use levelhead::decide::Finding;
 use levelhead::intx::Service;
 use levelhead::message::{Message, Party, Record, Refusal};
 use levelhead::pci::IntxView;
@@ -62,6 +63,12 @@ impl From<Refusal> for BootError {
 impl From<Rejection> for BootError {
     fn from(rejection: Rejection) -> Self {
         Self(rejection.refusals())
+    }
+}
+
+impl From<Vec<Finding>> for BootError {
+    fn from(findings: Vec<Finding>) -> Self {
+        Self(findings.into_iter().map(|finding| finding.refusal).collect())
     }
 }
 

@@ -7,6 +7,7 @@
 //!     └──── inject what waits (VirtualChips::before_entry) <───────────────────────────────┘
 //! ```
 
+use levelhead::decide::MAX_SOURCES;
 use levelhead::hypercall::answer;
 use levelhead::intx::{Completion, MaskReasons, Notifier, Replacing, SourceId};
 use levelhead::irq::Vector;
@@ -17,7 +18,7 @@ use levelhead::x86::rflags;
 
 use crate::arch::x86::cpu::{Arrived, ThisCpu, tsc};
 use crate::arch::x86::lapic::{SPURIOUS_VECTOR, TIMER_VECTOR};
-use crate::machine::{MAX_SOURCES, Machine};
+use crate::machine::Machine;
 use crate::partition::end::End;
 use crate::partition::{BOOT, Partition};
 

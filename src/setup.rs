@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::vec::Vec;
 
+use levelhead::facts::MemoryKind;
 use levelhead::frames::{Frames, Range};
 use levelhead::irq::{ApicId, CpuId};
 use levelhead::message::{Message, Record, Refusal};
@@ -11,7 +12,7 @@ use x86_64::instructions::port::Port;
 
 use crate::arch::x86::lapic::LocalApic;
 use crate::arch::x86::paging::image_range;
-use crate::boot::pvh::{BootInfo, MemoryKind};
+use crate::boot::pvh::BootInfo;
 use crate::report::record;
 use crate::rt::exit::set_port;
 

@@ -6,14 +6,13 @@ use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use levelhead::addr::PAGE_BYTES;
-use levelhead::config::{self, Rejection};
+use levelhead::config;
+use levelhead::decide::{Plan, decide, places, unrouted};
+use levelhead::facts::{Facts, IoApic, MemoryKind, PlaceOnBus, Routing};
 use levelhead::frames::{Frames, Range};
 use levelhead::intx::{Completion, Control, Gate, LineTable, Notifier, SourceId, Targets};
 use levelhead::irq::{ApicId, CpuId, Gsi, Pin};
 use levelhead::message::{Message, Refusal};
-use levelhead::pci::ecam::EcamWindow;
-use levelhead::pci::route::PrtEntry;
 use levelhead::pci::{Bdf, enumerate};
 use levelhead::sync::Lock;
 use levelhead::virq::PINS;
@@ -23,13 +22,13 @@ use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::ioapic::IoApics;
 use crate::arch::x86::lapic::LocalApic;
 use crate::arch::x86::paging::{AddressSpace, OutOfMemory, direct};
-use crate::boot::pvh::{BootInfo, MemoryKind};
+use crate::boot::pvh::BootInfo;
 use crate::machine::Machine;
-use crate::partition::assign::{Assigner, Bus, route, unrouted};
+use crate::partition::assign::Assigner;
 use crate::partition::{Partition, build};
 use crate::platform::handler::Memory;
 use crate::platform::prt;
-use crate::platform::tables::Facts;
+use crate::platform::tables::Platform;
 use crate::report::BootError;
 use crate::rt::{heap, panic};
 
@@ -41,7 +40,8 @@ const TIMER_MEASURE_TICKS: u64 = 10_000_000;
 /// What boot found out about the machine, before it becomes partitions.
 pub(crate) struct System<'a> {
     pub(crate) loader: &'a BootInfo,
-    pub(crate) facts: Facts,
+    pub(crate) platform: Platform,
+    pub(crate) chips: Vec<IoApic>,
     pub(crate) cpus: &'a [(CpuId, ApicId)],
     pub(crate) apic: LocalApic,
     pub(crate) io_apics: IoApics,
@@ -56,8 +56,8 @@ impl System<'_> {
     /// Says which gates this machine has.
     fn report_gates(&self) {
         let suppression = self.apic.suppresses_eoi_broadcast();
-        let directed = suppression
-            && self.facts.io_apics.iter().all(|chip| self.io_apics.has_eoi_register(Gsi(chip.gsi_base)));
+        let directed =
+            suppression && self.chips.iter().all(|chip| self.io_apics.has_eoi_register(Gsi(chip.gsi_base)));
         let available = if Gate::DirectedEoi.is_available(directed) { "available" } else { "not available" };
         info!(
             "gates: {}, {}; {}: {available} (EOI-broadcast suppression: {})",
@@ -71,48 +71,53 @@ impl System<'_> {
     /// Judges the bundle, assigns its devices, loads its images.
     pub(crate) fn build(self) -> Result<(&'static Machine, Vec<Placed>), BootError> {
         let module = bundle(self.loader)?;
-        let (mut config, bundle) = config::unpack(module)?;
+        let (config, bundle) = config::unpack(module)?;
         info!("bundle of {} KiB, {} partition(s)", module.len() >> 10, config.partitions.len());
 
-        let window =
-            self.facts.ecam.and_then(|ecam| EcamWindow::new(ecam.address, ecam.first_bus, ecam.last_bus));
-        let host_config = HostConfig::new(window, self.space, self.frames)?;
+        let host_config = HostConfig::new(self.platform.ecam, self.space, self.frames)?;
         let mut functions = Vec::new();
         let topology = enumerate(&host_config, &[0], |function| functions.push(function));
-        let bus = Bus { functions, topology };
         self.report_gates();
-        info!("{} PCI functions by {}:", bus.functions.len(), host_config.way());
-        for function in &bus.functions {
+        info!("{} PCI functions by {}:", functions.len(), host_config.way());
+        for function in &functions {
             info!("  {function}");
         }
-
-        let (asked, places) = unrouted(&config, &bus)?;
-        let entries = if asked.is_empty() {
-            Vec::new()
-        } else {
-            routing(self.loader, &asked, &places, &host_config, self.space, self.frames)?
+        let mut facts = Facts {
+            cpus: self.cpus.iter().map(|(_, apic)| *apic).collect(),
+            memory: self.loader.memory().collect(),
+            free_bytes: self.frames.free_bytes(),
+            io_apics: self.chips,
+            overrides: self.platform.overrides,
+            ecam: self.platform.ecam,
+            functions,
+            topology,
+            proofs: Vec::new(),
+            routing: Routing::NotAsked,
         };
-        let routed = route(&mut config, &bus, &entries, &self.facts.overrides)?;
-        let images = bundle.images().len();
-        // Again, now that every line is known.
-        config::validate(&config, images).map_err(Rejection::Rules)?;
 
-        let target = |cpu: CpuId| self.cpus.iter().find(|(id, _)| *id == cpu).map(|(_, apic)| *apic);
-        let reserved = reserved(self.loader, &self.facts, window);
+        let images = bundle.images().len();
+        // What is wrong in any case is refused before firmware is asked.
+        let mut plan = settled(decide(&config, images, Some(&facts)))?;
+        let asked = unrouted(&config, &facts);
+        if !asked.is_empty() {
+            let places = places(&facts, asked.iter().copied());
+            facts.routing = routing(self.loader, &asked, places, &host_config, self.space, self.frames)?;
+            plan = settled(decide(&config, images, Some(&facts)))?;
+        }
+
         let io_apics = Lock::new(self.io_apics);
         let partitions = u8::try_from(config.partitions.len()).unwrap_or(u8::MAX);
         let (lines, mut control) = LineTable::new(Targets { partitions, pins: PINS, poll_counters: 0 });
-        let mut assigner = Assigner::new(&bus, &host_config, &io_apics, lines, &routed, &reserved);
+        let mut assigner = Assigner::new(&host_config, &io_apics, lines);
         let mut placed: Vec<Placed> = Vec::new();
         let mut notifiers = Vec::new();
-        for (index, configured) in (0..).zip(&config.partitions) {
-            let cpu = configured.cpus.first().copied().unwrap_or(CpuId(0));
-            let apic = target(cpu).ok_or_else(|| {
-                let what = format!("CPU {} does not exist; this machine has {}", cpu.0, self.cpus.len());
-                Refusal::new(Message::CpuMissing, format!("partition {}", configured.name), what)
+        for (index, (configured, planned)) in (0..).zip(config.partitions.iter().zip(&plan.partitions)) {
+            let (cpu, _) = planned.cpu.ok_or_else(|| {
+                let place = format!("partition {}", configured.name);
+                Refusal::new(Message::InternalError, place, "its CPU is not decided")
             })?;
             let (partition, first) =
-                build::build(index, configured, &bundle, apic, &mut assigner, self.frames)?;
+                build::build(index, configured, planned, &bundle, &mut assigner, self.frames)?;
             notifiers.extend(first.into_iter().map(|(source, vpin)| (index, source, vpin)));
             placed.push((cpu, Box::new(partition)));
         }
@@ -135,6 +140,11 @@ impl System<'_> {
         machine.control.with(|slot| *slot = Some(control));
         Ok((machine, placed))
     }
+}
+
+/// The plan, if nothing is wrong with it.
+fn settled(plan: Plan) -> Result<Plan, BootError> {
+    if plan.findings.is_empty() { Ok(plan) } else { Err(plan.findings.into()) }
 }
 
 /// Publishes a source's first notifier. No CPU delivers yet, so the replacement is over at once.
@@ -179,11 +189,11 @@ fn bundle(loader: &BootInfo) -> Result<&'static [u8], BootError> {
 fn routing(
     loader: &BootInfo,
     asked: &[Bdf],
-    places: &[prt::PlaceOnBus],
+    places: Vec<PlaceOnBus>,
     config: &HostConfig,
     space: &mut AddressSpace,
     frames: &mut Frames,
-) -> Result<Vec<PrtEntry>, BootError> {
+) -> Result<Routing, BootError> {
     let names = asked.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if places.len() > prt::MAX_PLACES {
         let what = format!("{} places to look up, {} at most", places.len(), prt::MAX_PLACES);
@@ -197,7 +207,7 @@ fn routing(
     #[expect(unsafe_code, reason = "lends memory to the AML interpreter")]
     let entries = unsafe {
         heap::with_arena(direct(arena), AML_ARENA_BYTES as usize, || {
-            prt::look_up(loader.rsdp, Memory { space, frames }, config, places)
+            prt::look_up(loader.rsdp, Memory { space, frames }, config, &places)
         })
     };
     panic::set_aml_subject(None);
@@ -206,21 +216,12 @@ fn routing(
         let _ = frames.add(range);
     }
     match entries {
-        Some(entries) => Ok(entries.into_iter().flatten().collect()),
+        Some(entries) => {
+            Ok(Routing::Known { entries: entries.into_iter().flatten().collect(), asked: places })
+        }
         None => {
             let what = "the firmware's AML gave no routing (_PRT)";
             Err(Refusal::new(Message::AmlGaveUp, format!("devices {names}"), what).into())
         }
     }
-}
-
-/// What this machine says no device's BAR may overlap: the whole memory map, whatever its pieces are for, the IO-APICs, and
-/// memory-mapped configuration space.
-fn reserved(loader: &BootInfo, facts: &Facts, window: Option<EcamWindow>) -> Vec<Range> {
-    loader
-        .memory()
-        .map(|entry| Range::around(entry.start, entry.bytes))
-        .chain(facts.io_apics.iter().map(|chip| Range::around(chip.address.raw(), PAGE_BYTES)))
-        .chain(window.map(|window| Range::around(window.start().raw(), window.bytes())))
-        .collect()
 }

@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "reads the loader's structures at the addresses it names")]
 
 use levelhead::addr::HostPhys;
+use levelhead::facts::{MemoryEntry, MemoryKind};
 use levelhead::frames::Range;
 
 /// Entries kept of the memory map; QEMU gives about ten.
@@ -13,28 +14,6 @@ const MAX_COMMAND_LINE: usize = 1024;
 const MAGIC: u32 = 0x336e_c578;
 /// Only memory that entry.S identity-maps can be read here.
 const REACH: u64 = 1 << 32;
-
-/// How firmware says a range may be used (ACPI 6.5 15.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum MemoryKind {
-    /// Free RAM.
-    Usable,
-    /// ACPI tables, readable and kept.
-    Acpi,
-    /// Anything else.
-    Reserved,
-}
-
-/// One entry of the memory map.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct MemoryEntry {
-    /// First byte.
-    pub(crate) start: u64,
-    /// Length.
-    pub(crate) bytes: u64,
-    /// What it is.
-    pub(crate) kind: MemoryKind,
-}
 
 /// Why the hand-over was refused.
 #[derive(Clone, Copy, Debug)]

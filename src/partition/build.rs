@@ -4,25 +4,24 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
-use core::ops::Range;
 
 use levelhead::addr::GuestPhys;
 use levelhead::config::{Bundle, Partition as Configured};
+use levelhead::decide::PartitionPlan;
 use levelhead::device::{LineBuffer, Uart};
 use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::frames::Frames;
 use levelhead::guest::{GuestMemory, Payload, plan};
 use levelhead::intx::SourceId;
-use levelhead::irq::{ApicId, Pin};
+use levelhead::irq::Pin;
 use levelhead::message::{Message, Refusal};
 use levelhead::pci::ConfigPorts;
-use levelhead::pci::virtual_bar::{BarPlacer, BarWindow};
 use levelhead::svm::{NestedTables, Setup};
 use levelhead::vcpu::Gpr;
 use levelhead::virq::{LapicModel, PinSet};
 use log::info;
 
-use super::assign::{Assigner, GuestSide};
+use super::assign::Assigner;
 use super::ram::Ram;
 use super::{Exits, Function, Partition};
 use crate::arch::svm::nested::TablePool;
@@ -31,20 +30,18 @@ use crate::arch::x86::cpu::cpuid;
 use crate::arch::x86::paging::OutOfMemory;
 use crate::machine::Chips;
 
-/// Where guests find the BARs of their functions at first, and may move them to.
-pub(crate) const BAR_WINDOW: Range<u64> = 0xe000_0000..0xfe00_0000;
 /// Tables kept for BARs, wherever in their window the guest moves them: one per 2 MiB touched, and what leads there.
 const BAR_TABLES: usize = 64;
 
 /// A source and the virtual pin its notifier leads to at first.
 pub(crate) type FirstNotifier = (SourceId, Pin);
 
-/// Builds partition number `index` for the CPU with the local APIC `target`.
+/// Builds partition number `index` as planned.
 pub(crate) fn build(
     index: u8,
     configured: &Configured,
+    planned: &PartitionPlan,
     bundle: &Bundle<'_>,
-    target: ApicId,
     assigner: &mut Assigner<'_>,
     frames: &mut Frames,
 ) -> Result<(Partition, Vec<FirstNotifier>), Refusal> {
@@ -73,13 +70,10 @@ pub(crate) fn build(
 
     let address_bits = (cpuid(0x8000_0008, 0).eax & 0xff) as u8;
     let mut chips = Chips::new(LapicModel { x2apic: true, physical_address_bits: address_bits });
-    let window = BarWindow::new(GuestPhys::new(BAR_WINDOW.start), GuestPhys::new(BAR_WINDOW.end))
-        .ok_or_else(|| bug("the BAR window is empty", &BAR_WINDOW))?;
-    let mut guest = GuestSide { placer: BarPlacer::new(window), window, chips: &mut chips };
     let mut functions = Vec::new();
     let mut notifiers = Vec::new();
-    for device in &configured.devices {
-        let assigned = assigner.assign(device, configured, index, target, &mut guest)?;
+    for device in &planned.devices {
+        let assigned = assigner.assign(device, name, index, &mut chips)?;
         functions.push(Function {
             config: assigned.config,
             source: assigned.line.map(|(source, _)| source),

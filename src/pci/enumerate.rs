@@ -23,6 +23,16 @@ impl Topology {
         topology
     }
 
+    /// Who leads where, according to `functions`, which are in ascending order: what [`enumerate`] finds while it visits
+    /// them.
+    pub fn of(roots: &[u8], functions: &[Function]) -> Self {
+        let mut topology = Self::new(roots);
+        for function in functions {
+            topology.notice(function);
+        }
+        topology
+    }
+
     /// The bridge whose secondary bus this is; `None` for root buses and for those nothing leads to. The bridge is
     /// on a bus of a lower number.
     pub fn bridge_above(&self, bus: u8) -> Option<Bdf> {
@@ -39,6 +49,16 @@ impl Topology {
 
     fn bus(&self, bus: u8) -> Bus {
         self.0.get(usize::from(bus)).copied().unwrap_or(Bus::Unreached)
+    }
+
+    // A bridge is believed if it can be reached and leads to a higher bus.
+    fn notice(&mut self, function: &Function) {
+        if let Header::Bridge { secondary, .. } = function.header
+            && secondary > function.bdf.bus()
+            && self.reaches(function.bdf.bus())
+        {
+            self.claim(secondary, Bus::Behind(function.bdf));
+        }
     }
 
     // The first claim stands.
@@ -67,11 +87,7 @@ pub fn enumerate(space: &impl ConfigSpace, roots: &[u8], mut visit: impl FnMut(F
                 // Function 0 is mandatory, and tells whether there are others (PCI 3.0 6.2.1).
                 let last = number == 0 && !function.is_some_and(|function| function.multi_function);
                 if let Some(function) = function {
-                    if let Header::Bridge { secondary, .. } = function.header
-                        && secondary > bus
-                    {
-                        topology.claim(secondary, Bus::Behind(function.bdf));
-                    }
+                    topology.notice(&function);
                     visit(function);
                 }
                 if last {

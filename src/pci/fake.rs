@@ -6,19 +6,19 @@ use std::collections::BTreeMap;
 
 use super::{Bdf, ConfigSpace, Offset, Width};
 
-pub(super) fn bdf(text: &str) -> Bdf {
+pub(crate) fn bdf(text: &str) -> Bdf {
     text.parse().unwrap()
 }
 
 /// Writable bits keep what is written; the others never change.
 #[derive(Clone, Debug)]
-pub(super) struct FakeFunction {
+pub(crate) struct FakeFunction {
     bytes: [u8; 256],
     writable: [u8; 256],
 }
 
 impl FakeFunction {
-    pub(super) fn endpoint(vendor: u16, device: u16) -> Self {
+    pub(crate) fn endpoint(vendor: u16, device: u16) -> Self {
         let blank = Self { bytes: [0; 256], writable: [0; 256] };
         blank
             .bytes(0x00, &vendor.to_le_bytes())
@@ -29,12 +29,12 @@ impl FakeFunction {
     }
 
     #[cfg(not(loom))]
-    pub(super) fn raw(bytes: [u8; 256], writable: [u8; 256]) -> Self {
+    pub(crate) fn raw(bytes: [u8; 256], writable: [u8; 256]) -> Self {
         Self { bytes, writable }
     }
 
     /// QEMU's educational device, as its firmware leaves it.
-    pub(super) fn edu() -> Self {
+    pub(crate) fn edu() -> Self {
         Self::endpoint(0x1234, 0x11e8)
             .memory_bar(0, 1 << 20, 0xfea0_0000)
             .capability(0x40, 0x05, &[0x80, 0x00])
@@ -43,11 +43,11 @@ impl FakeFunction {
     }
 
     /// QEMU's test device: two BARs and no interrupt pin.
-    pub(super) fn pci_testdev() -> Self {
+    pub(crate) fn pci_testdev() -> Self {
         Self::endpoint(0x1b36, 0x0005).memory_bar(0, 4096, 0xfebf_1000).io_bar(1, 256, 0xc000).command(0x0003)
     }
 
-    pub(super) fn bridge(secondary: u8, subordinate: u8) -> Self {
+    pub(crate) fn bridge(secondary: u8, subordinate: u8) -> Self {
         Self::endpoint(0x1b36, 0x0001)
             .bytes(0x09, &[0x00, 0x04, 0x06])
             .bytes(0x0e, &[1])
@@ -56,30 +56,30 @@ impl FakeFunction {
             .command(0x0007)
     }
 
-    pub(super) fn bytes(mut self, at: u8, bytes: &[u8]) -> Self {
+    pub(crate) fn bytes(mut self, at: u8, bytes: &[u8]) -> Self {
         self.bytes[usize::from(at)..][..bytes.len()].copy_from_slice(bytes);
         self
     }
 
-    pub(super) fn writable(mut self, at: u8, mask: &[u8]) -> Self {
+    pub(crate) fn writable(mut self, at: u8, mask: &[u8]) -> Self {
         self.writable[usize::from(at)..][..mask.len()].copy_from_slice(mask);
         self
     }
 
-    pub(super) fn command(self, command: u16) -> Self {
+    pub(crate) fn command(self, command: u16) -> Self {
         self.bytes(0x04, &command.to_le_bytes())
     }
 
-    pub(super) fn bar(self, index: u8, value: u32, writable: u32) -> Self {
+    pub(crate) fn bar(self, index: u8, value: u32, writable: u32) -> Self {
         let at = 0x10 + index * 4;
         self.bytes(at, &value.to_le_bytes()).writable(at, &writable.to_le_bytes())
     }
 
-    pub(super) fn memory_bar(self, index: u8, size: u32, address: u32) -> Self {
+    pub(crate) fn memory_bar(self, index: u8, size: u32, address: u32) -> Self {
         self.bar(index, address, !(size - 1))
     }
 
-    pub(super) fn memory_bar_64(self, index: u8, size: u64, address: u64) -> Self {
+    pub(crate) fn memory_bar_64(self, index: u8, size: u64, address: u64) -> Self {
         let mask = !(size - 1);
         self.bar(index, address as u32 | 0xc, mask as u32).bar(
             index + 1,
@@ -88,12 +88,12 @@ impl FakeFunction {
         )
     }
 
-    pub(super) fn io_bar(self, index: u8, size: u32, port: u32) -> Self {
+    pub(crate) fn io_bar(self, index: u8, size: u32, port: u32) -> Self {
         self.bar(index, port | 1, !(size - 1))
     }
 
     /// Puts a capability in front of the list.
-    pub(super) fn capability(self, at: u8, id: u8, body: &[u8]) -> Self {
+    pub(crate) fn capability(self, at: u8, id: u8, body: &[u8]) -> Self {
         let first = self.bytes[0x34];
         let status = self.bytes[0x06] | 0x10;
         self.bytes(at, &[id, first]).bytes(at + 2, body).bytes(0x34, &[at]).bytes(0x06, &[status])
@@ -107,17 +107,17 @@ impl FakeFunction {
 }
 
 /// Function, offset, width in bytes, value.
-pub(super) type Write = (Bdf, u16, u8, u32);
+pub(crate) type Write = (Bdf, u16, u8, u32);
 
 #[derive(Default)]
-pub(super) struct Machine {
+pub(crate) struct Machine {
     functions: RefCell<BTreeMap<Bdf, FakeFunction>>,
     writes: RefCell<Vec<Write>>,
     reads: Cell<usize>,
 }
 
 impl Machine {
-    pub(super) fn with<const N: usize>(functions: [(&str, FakeFunction); N]) -> Self {
+    pub(crate) fn with<const N: usize>(functions: [(&str, FakeFunction); N]) -> Self {
         let machine = Self::default();
         for (at, function) in functions {
             machine.insert(bdf(at), function);
@@ -125,35 +125,35 @@ impl Machine {
         machine
     }
 
-    pub(super) fn insert(&self, at: Bdf, function: FakeFunction) {
+    pub(crate) fn insert(&self, at: Bdf, function: FakeFunction) {
         self.functions.borrow_mut().insert(at, function);
     }
 
-    pub(super) fn remove(&self, at: Bdf) {
+    pub(crate) fn remove(&self, at: Bdf) {
         self.functions.borrow_mut().remove(&at);
     }
 
-    pub(super) fn dump(&self, at: Bdf) -> [u8; 256] {
+    pub(crate) fn dump(&self, at: Bdf) -> [u8; 256] {
         self.functions.borrow()[&at].bytes
     }
 
     /// Changes bytes from the device's side, read-only ones too.
-    pub(super) fn poke(&self, at: Bdf, offset: u8, bytes: &[u8]) {
+    pub(crate) fn poke(&self, at: Bdf, offset: u8, bytes: &[u8]) {
         let mut functions = self.functions.borrow_mut();
         let function = functions.get_mut(&at).unwrap();
         *function = function.clone().bytes(offset, bytes);
     }
 
-    pub(super) fn peek16(&self, at: Bdf, offset: u8) -> u16 {
+    pub(crate) fn peek16(&self, at: Bdf, offset: u8) -> u16 {
         let bytes = self.dump(at);
         u16::from_le_bytes([bytes[usize::from(offset)], bytes[usize::from(offset) + 1]])
     }
 
-    pub(super) fn take_writes(&self) -> Vec<Write> {
+    pub(crate) fn take_writes(&self) -> Vec<Write> {
         self.writes.take()
     }
 
-    pub(super) fn take_reads(&self) -> usize {
+    pub(crate) fn take_reads(&self) -> usize {
         self.reads.take()
     }
 

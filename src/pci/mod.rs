@@ -30,7 +30,7 @@ pub mod config_ports;
 pub mod ecam;
 pub mod enumerate;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 pub mod function;
 pub mod pin;
 pub mod route;

@@ -102,6 +102,29 @@ pub struct VirtualConfig {
 }
 
 impl VirtualConfig {
+    /// Whether `function` can be passed through with its BARs at `placement`, by what its description says alone.
+    ///
+    /// # Errors
+    /// What [`Self::new`] would refuse.
+    pub fn judge(
+        function: &Function,
+        placement: &Placement,
+        window: BarWindow,
+    ) -> Result<(), VirtualConfigError> {
+        Self::bars(function, placement, window).map(drop)
+    }
+
+    fn bars(
+        function: &Function,
+        placement: &Placement,
+        window: BarWindow,
+    ) -> Result<VirtualBars, VirtualConfigError> {
+        if function.header != Header::Endpoint {
+            return Err(VirtualConfigError::NotAnEndpoint(function.header));
+        }
+        Ok(VirtualBars::new(&function.bars, placement, window)?)
+    }
+
     /// The space as firmware would leave it: BARs where `placement` says, decoding on, everything else off.
     ///
     /// `virtual_pin` is the input of the guest's IO-APIC, or `None` when the source could not be routed; a function
@@ -113,10 +136,7 @@ impl VirtualConfig {
         window: BarWindow,
         virtual_pin: Option<Pin>,
     ) -> Result<Self, VirtualConfigError> {
-        if function.header != Header::Endpoint {
-            return Err(VirtualConfigError::NotAnEndpoint(function.header));
-        }
-        let bars = VirtualBars::new(&function.bars, placement, window)?;
+        let bars = Self::bars(function, placement, window)?;
         let intx = function.interrupt_pin.zip(virtual_pin);
         let decode = bars.decode_bits();
         let mut writable = decode | Command::BUS_MASTER | Command::PARITY | Command::SERR;

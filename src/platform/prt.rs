@@ -15,6 +15,7 @@ use acpi::aml::resource::{InterruptPolarity, InterruptTrigger};
 use acpi::aml::{AmlError, Interpreter};
 use acpi::platform::AcpiPlatform;
 use levelhead::addr::HostPhys;
+use levelhead::facts::PlaceOnBus;
 use levelhead::irq::{Gsi, Polarity, TriggerMode};
 use levelhead::pci::route::PrtEntry;
 use levelhead::pci::{Bdf, ConfigSpace, IntPin, Offset, PinRoute};
@@ -28,9 +29,6 @@ pub(crate) const MAX_PLACES: usize = 64;
 const MAX_DEPTH: usize = 16;
 /// PNP0A03 and PNP0A08 as EISA identifiers: PCI and PCI Express root bridges.
 const ROOT_BRIDGE_IDS: [u64; 2] = [0x030a_d041, 0x080a_d041];
-
-/// A place a `_PRT` may have an entry for: bus, device, pin.
-pub(crate) type PlaceOnBus = (u8, u8, IntPin);
 
 /// The entries found, in the order of the places. Plain values: the interpreter's memory is dropped.
 pub(crate) type Entries = [Option<PrtEntry>; MAX_PLACES];

@@ -11,8 +11,10 @@ use acpi::AcpiTables;
 use acpi::sdt::madt::{Madt, MadtEntry};
 use acpi::sdt::mcfg::Mcfg;
 use levelhead::addr::HostPhys;
+use levelhead::facts::Override;
 use levelhead::irq::{ApicId, Gsi, Polarity};
 use levelhead::message::Message;
+use levelhead::pci::ecam::EcamWindow;
 
 use super::handler::{Firmware, Memory};
 
@@ -28,37 +30,17 @@ pub(crate) struct IoApicEntry {
     pub(crate) gsi_base: u32,
 }
 
-/// How an ISA interrupt differs from what the bus prescribes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Override {
-    /// Where it arrives.
-    pub(crate) gsi: Gsi,
-    /// The active level, where firmware states one.
-    pub(crate) polarity: Option<Polarity>,
-}
-
-/// A window of memory-mapped configuration space of segment 0.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct EcamEntry {
-    /// The address of bus 0, whether or not the window starts there.
-    pub(crate) address: HostPhys,
-    /// First bus covered.
-    pub(crate) first_bus: u8,
-    /// Last bus covered.
-    pub(crate) last_bus: u8,
-}
-
 /// What the tables say.
 #[derive(Debug, Default)]
-pub(crate) struct Facts {
+pub(crate) struct Platform {
     /// Enabled CPUs in the MADT's order; the boot CPU is not necessarily the first.
     pub(crate) cpus: Vec<ApicId>,
     /// At least one.
     pub(crate) io_apics: Vec<IoApicEntry>,
     /// ISA overrides.
     pub(crate) overrides: Vec<Override>,
-    /// None on machines without PCI Express.
-    pub(crate) ecam: Option<EcamEntry>,
+    /// Memory-mapped configuration space of segment 0; none on machines without PCI Express.
+    pub(crate) ecam: Option<EcamWindow>,
 }
 
 /// Why the tables cannot be used.
@@ -84,19 +66,19 @@ impl FirmwareError {
 }
 
 /// Reads MADT and MCFG.
-pub(crate) fn discover(rsdp: Option<HostPhys>, memory: Memory<'_>) -> Result<Facts, FirmwareError> {
+pub(crate) fn discover(rsdp: Option<HostPhys>, memory: Memory<'_>) -> Result<Platform, FirmwareError> {
     let memory = RefCell::new(memory);
     let tables = open(rsdp, Firmware::new(&memory))?;
     let madt = tables.find_table::<Madt>().ok_or(FirmwareError::Madt)?;
-    let mut facts = Facts::default();
+    let mut platform = Platform::default();
     for entry in madt.get().entries() {
         // Bit 0 of a CPU's flags: enabled (ACPI 6.5 5.2.12.2).
         match entry {
             MadtEntry::LocalApic(cpu) if cpu.flags & 1 != 0 => {
-                facts.cpus.push(ApicId(u32::from(cpu.apic_id)))
+                platform.cpus.push(ApicId(u32::from(cpu.apic_id)))
             }
-            MadtEntry::LocalX2Apic(cpu) if cpu.flags & 1 != 0 => facts.cpus.push(ApicId(cpu.x2apic_id)),
-            MadtEntry::IoApic(chip) => facts.io_apics.push(IoApicEntry {
+            MadtEntry::LocalX2Apic(cpu) if cpu.flags & 1 != 0 => platform.cpus.push(ApicId(cpu.x2apic_id)),
+            MadtEntry::IoApic(chip) => platform.io_apics.push(IoApicEntry {
                 address: HostPhys::new(u64::from(chip.io_apic_address)),
                 gsi_base: chip.global_system_interrupt_base,
             }),
@@ -107,23 +89,21 @@ pub(crate) fn discover(rsdp: Option<HostPhys>, memory: Memory<'_>) -> Result<Fac
                     3 => Some(Polarity::ActiveLow),
                     _ => None,
                 };
-                facts.overrides.push(Override { gsi: Gsi(entry.global_system_interrupt), polarity });
+                platform.overrides.push(Override { gsi: Gsi(entry.global_system_interrupt), polarity });
             }
             _ => {}
         }
     }
-    facts.cpus.truncate(MAX_CPUS);
-    if facts.io_apics.is_empty() {
+    platform.cpus.truncate(MAX_CPUS);
+    if platform.io_apics.is_empty() {
         return Err(FirmwareError::IoApic);
     }
-    facts.ecam = tables.find_table::<Mcfg>().and_then(|mcfg| {
-        mcfg.entries().iter().find(|entry| entry.pci_segment_group == 0).map(|entry| EcamEntry {
-            address: HostPhys::new(entry.base_address),
-            first_bus: entry.bus_number_start,
-            last_bus: entry.bus_number_end,
-        })
+    platform.ecam = tables.find_table::<Mcfg>().and_then(|mcfg| {
+        let window = mcfg.entries().iter().find(|entry| entry.pci_segment_group == 0)?;
+        let base = HostPhys::new(window.base_address);
+        EcamWindow::new(base, window.bus_number_start, window.bus_number_end)
     });
-    Ok(facts)
+    Ok(platform)
 }
 
 /// Opens the tables behind the root pointer.

@@ -68,11 +68,6 @@ impl IoApics {
         Ok(count)
     }
 
-    /// Whether any chip has this input.
-    pub(crate) fn has(&mut self, gsi: Gsi) -> bool {
-        self.chip(gsi).is_some()
-    }
-
     /// Whether the chip whose first input is `gsi` can complete one vector by a register of its own.
     pub(crate) fn has_eoi_register(&self, gsi: Gsi) -> bool {
         self.chips.iter().any(|chip| chip.gsi_base == gsi.0 && chip.version.has_eoi_register())

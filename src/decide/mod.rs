@@ -1,0 +1,493 @@
+//! What a configuration means on a machine: every decision that follows from the two alone, and everything that is
+//! wrong with the pair.
+//!
+//! The hypervisor comes to these decisions at boot and then carries them out; a tool that has the machine's [`Facts`] comes
+//! to the same ones by the same code. What neither can know beforehand is [`Intx::AtBoot`] or [`GateChoice::ByProof`],
+//! never a guess. Nothing here touches hardware.
+//!
+//! ```text
+//! configuration + facts -> decide() -> plan: CPU, guest BARs, line, vector, virtual pin, gate of every device
+//!                                      findings: each refusal with the key that causes it
+//! ```
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::addr::GuestPhys;
+use crate::config::{self, Config, Device, KeyPath, MaskPolicy, Partition, Violation};
+use crate::facts::{Facts, PlaceOnBus, Routing};
+use crate::frames::Range;
+use crate::intx::Gate;
+use crate::irq::{ApicId, CpuId, Gsi, Pin, Vector};
+use crate::message::{Message, Refusal};
+use crate::pci::bar::{conflict, trespass};
+use crate::pci::pin::DisIntxFault;
+use crate::pci::route::{RouteSource, resolve};
+use crate::pci::virtual_bar::{BarPlacer, BarWindow, Placement};
+use crate::pci::{Bdf, Function, IntPin, PinRoute, VirtualConfig};
+use crate::virq::Contributor;
+
+/// Where guests find the BARs of their functions at first, and may move them to.
+pub const BAR_WINDOW: BarWindow =
+    BarWindow::new(GuestPhys::new(0xe000_0000), GuestPhys::new(0xfe00_0000)).unwrap();
+/// The vector of the first line; each line gets one of its own, upwards, in the order of the configuration.
+pub const FIRST_LINE_VECTOR: u8 = 0x40;
+/// Devices with INTx in the whole machine: each needs a contributor number of its own at the virtual pins.
+pub const MAX_SOURCES: u8 = Contributor::COUNT;
+
+/// Something that keeps the machine from being started as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The key that causes it.
+    pub path: KeyPath,
+    /// The record; its place is the path.
+    pub refusal: Refusal,
+}
+
+impl Finding {
+    fn new(path: KeyPath, message: Message, what: impl Into<String>) -> Self {
+        let refusal = Refusal::new(message, path.to_string(), what);
+        Self { path, refusal }
+    }
+}
+
+impl From<Violation> for Finding {
+    fn from(violation: Violation) -> Self {
+        let refusal = violation.refusal();
+        Self { path: violation.path, refusal }
+    }
+}
+
+/// All decisions, in the order of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The partitions.
+    pub partitions: Vec<PartitionPlan>,
+    /// What is wrong; the decisions beside it are those that could be made all the same.
+    pub findings: Vec<Finding>,
+}
+
+/// What becomes of a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionPlan {
+    /// The CPU it runs on and that CPU's local APIC; `None` when the machine has no such CPU, or is not known.
+    pub cpu: Option<(CpuId, ApicId)>,
+    /// Its devices.
+    pub devices: Vec<DevicePlan>,
+}
+
+/// What becomes of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DevicePlan {
+    /// The device's table in the configuration.
+    pub path: KeyPath,
+    /// The function.
+    pub bdf: Bdf,
+    /// Its description; `None` when the machine has no such function, or is not known.
+    pub function: Option<Function>,
+    /// Where the guest finds its BARs at first; `None` when that is not known or not possible.
+    pub bars: Option<Placement>,
+    /// Its interrupt.
+    pub intx: Intx,
+}
+
+/// What becomes of a device's interrupt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Intx {
+    /// The function has no interrupt pin.
+    None,
+    /// It drives a line.
+    Line(Line),
+    /// Not to be known before boot, but for what the configuration says: its line, its virtual pin, its gate.
+    AtBoot {
+        /// The line, if the function has a pin.
+        gsi: Option<Gsi>,
+        /// The virtual pin and why.
+        vpin: Option<(Pin, VpinReason)>,
+        /// The gate.
+        gate: GateChoice,
+        /// What has to be known first.
+        open: Open,
+    },
+    /// It has none that could be used; a finding says why.
+    Refused,
+}
+
+/// The line of a device, from its pin to its guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// The function's own pin.
+    pub pin: IntPin,
+    /// Where the pin leads.
+    pub route: PinRoute,
+    /// Who said so.
+    pub source: RouteSource,
+    /// How many bridges lie between the pin and the place that source speaks of.
+    pub swizzles: u8,
+    /// The vector on the partition's CPU.
+    pub vector: Vector,
+    /// The APIC ID the line's interrupts are sent to, as a redirection table entry holds it.
+    pub destination: u8,
+    /// The input of the guest's IO-APIC.
+    pub vpin: Pin,
+    /// Why this one.
+    pub vpin_reason: VpinReason,
+    /// What silences the line.
+    pub gate: GateChoice,
+}
+
+/// Why a device's interrupt is not decided yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// Nothing is known of the machine.
+    Machine,
+    /// Firmware has not been asked where the pin leads.
+    Firmware,
+}
+
+impl fmt::Display for Open {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Machine => "the machine is not known",
+            Self::Firmware => "the firmware's _PRT has not been asked",
+        })
+    }
+}
+
+/// Why a line drives this virtual pin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VpinReason {
+    /// The configuration says `vpin`.
+    Configured,
+    /// It has the number of the GSI.
+    NumberOfGsi,
+}
+
+impl fmt::Display for VpinReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Configured => "`vpin` in the configuration",
+            Self::NumberOfGsi => "the number of the GSI",
+        })
+    }
+}
+
+/// The gate of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateChoice {
+    /// This one, for this reason.
+    Made(Gate, GateReason),
+    /// DisINTx, if it proves to work when the function is assigned; otherwise the device is refused.
+    ByProof,
+}
+
+/// Why a line has its gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateReason {
+    /// `mask = "line"`.
+    Configured,
+    /// `mask = "auto"`, and nobody shares the line.
+    ExclusiveLine,
+    /// `mask = "function"`, and DisINTx was proved.
+    Proved,
+}
+
+impl fmt::Display for GateReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Configured => "`mask = \"line\"`",
+            Self::ExclusiveLine => "nobody shares the line, so its entry is masked",
+            Self::Proved => "`mask = \"function\"`, and DisINTx was proved",
+        })
+    }
+}
+
+impl GateChoice {
+    /// The choice, given what is known of the function's DisINTx.
+    ///
+    /// # Errors
+    /// The configuration asks for DisINTx, and this is why it cannot be.
+    pub const fn new(
+        mask: MaskPolicy,
+        proof: Option<Result<(), DisIntxFault>>,
+    ) -> Result<Self, DisIntxFault> {
+        match (mask, proof) {
+            (MaskPolicy::Line, _) => Ok(Self::Made(Gate::RteMask, GateReason::Configured)),
+            (MaskPolicy::Auto, _) => Ok(Self::Made(Gate::RteMask, GateReason::ExclusiveLine)),
+            (MaskPolicy::Function, None) => Ok(Self::ByProof),
+            (MaskPolicy::Function, Some(Ok(()))) => Ok(Self::Made(Gate::Function, GateReason::Proved)),
+            (MaskPolicy::Function, Some(Err(fault))) => Err(fault),
+        }
+    }
+
+    /// The gate, now that DisINTx was tried.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub const fn settle(self, proof: Result<(), DisIntxFault>) -> Result<Gate, DisIntxFault> {
+        match (self, proof) {
+            (Self::Made(Gate::Function, _) | Self::ByProof, Err(fault)) => Err(fault),
+            (Self::Made(gate, _), _) => Ok(gate),
+            (Self::ByProof, Ok(())) => Ok(Gate::Function),
+        }
+    }
+}
+
+/// What a refused gate is told as.
+pub fn mask_impossible(fault: DisIntxFault) -> String {
+    format!("mask = \"function\" needs a working DisINTx, but {fault}")
+}
+
+/// The devices whose line only firmware knows.
+pub fn unrouted(config: &Config, facts: &Facts) -> Vec<Bdf> {
+    let devices = config.partitions.iter().flat_map(|partition| &partition.devices);
+    let open = devices.filter(|device| device.gsi.is_none());
+    let has_pin = |bdf: &Bdf| facts.function(*bdf).is_some_and(|function| function.interrupt_pin.is_some());
+    open.map(|device| device.bdf).filter(has_pin).collect()
+}
+
+/// Every place that firmware may answer for these functions, each once.
+pub fn places(facts: &Facts, functions: impl IntoIterator<Item = Bdf>) -> Vec<PlaceOnBus> {
+    let mut places = Vec::new();
+    for place in functions.into_iter().flat_map(|bdf| facts.places(bdf)) {
+        if !places.contains(&place) {
+            places.push(place);
+        }
+    }
+    places
+}
+
+/// Decides what `config`, whose image indices count `images` images, means on the machine that `facts` describe.
+///
+/// A configuration that breaks a rule of its own is found out as by [`config::validate`], with the lines filled in that
+/// only the machine knows. Without facts nothing is decided that depends on them.
+pub fn decide(config: &Config, images: usize, facts: Option<&Facts>) -> Plan {
+    let mut planner = Planner {
+        facts,
+        reserved: facts.map(Facts::reserved).unwrap_or_default(),
+        sources: 0,
+        memory_left: facts.map(|facts| facts.free_bytes),
+        findings: Vec::new(),
+    };
+    // The configuration as it reads with every line filled in.
+    let mut routed = config.clone();
+    let mut partitions = Vec::new();
+    for (index, (partition, routed)) in config.partitions.iter().zip(&mut routed.partitions).enumerate() {
+        let path = KeyPath::root().key("partition").index(index);
+        partitions.push(planner.partition(&path, partition, routed));
+    }
+    let mut findings = planner.findings;
+    let violations = config::validate(&routed, images).err().unwrap_or_default();
+    findings.extend(violations.into_iter().map(Finding::from));
+    Plan { partitions, findings }
+}
+
+struct Planner<'a> {
+    facts: Option<&'a Facts>,
+    reserved: Vec<Range>,
+    sources: u8,
+    memory_left: Option<u64>,
+    findings: Vec<Finding>,
+}
+
+impl Planner<'_> {
+    fn refuse(&mut self, path: KeyPath, message: Message, what: impl Into<String>) {
+        self.findings.push(Finding::new(path, message, what));
+    }
+
+    fn partition(&mut self, path: &KeyPath, partition: &Partition, routed: &mut Partition) -> PartitionPlan {
+        let cpu = self.cpu(path, partition);
+        self.memory(path.key("memory"), partition.memory_bytes);
+        let mut placer = BarPlacer::new(BAR_WINDOW);
+        let mut devices = Vec::new();
+        for (index, (device, routed)) in partition.devices.iter().zip(&mut routed.devices).enumerate() {
+            let path = path.key("device").index(index);
+            devices.push(self.device(path, device, partition, cpu, &mut placer, routed));
+        }
+        PartitionPlan { cpu, devices }
+    }
+
+    /// The partition's CPU, which the machine must have.
+    fn cpu(&mut self, path: &KeyPath, partition: &Partition) -> Option<(CpuId, ApicId)> {
+        let facts = self.facts?;
+        let cpu = *partition.cpus.first()?;
+        let apic = facts.apic(cpu);
+        if apic.is_none() {
+            let what = format!("CPU {} does not exist; this machine has {}", cpu.0, facts.cpus.len());
+            self.refuse(path.key("cpus").index(0), Message::CpuMissing, what);
+        }
+        Some((cpu, apic?))
+    }
+
+    /// The partition's memory. Its tables come on top, so that even what passes here may find too little at boot.
+    fn memory(&mut self, path: KeyPath, bytes: u64) {
+        let Some(left) = self.memory_left else { return };
+        match left.checked_sub(bytes) {
+            Some(rest) => self.memory_left = Some(rest),
+            // The next partition is judged as if this one took nothing.
+            None => {
+                let (wanted, left) = (bytes >> 20, left >> 20);
+                let what =
+                    format!("the machine has not enough memory left: {wanted} MiB wanted, {left} MiB there");
+                self.refuse(path, Message::MemoryMissing, what);
+            }
+        }
+    }
+
+    fn device(
+        &mut self,
+        path: KeyPath,
+        device: &Device,
+        partition: &Partition,
+        cpu: Option<(CpuId, ApicId)>,
+        placer: &mut BarPlacer,
+        routed: &mut Device,
+    ) -> DevicePlan {
+        let mut plan = DevicePlan {
+            path: path.clone(),
+            bdf: device.bdf,
+            function: None,
+            bars: None,
+            intx: Intx::Refused,
+        };
+        let Some(facts) = self.facts else {
+            plan.intx = at_boot(device, None, Open::Machine);
+            return plan;
+        };
+        let Some(function) = facts.function(device.bdf) else {
+            let what = format!("{} does not exist on this machine", device.bdf);
+            self.refuse(path.key("bdf"), Message::DeviceMissing, what);
+            return plan;
+        };
+        plan.function = Some(*function);
+        let place = path.key("bdf");
+        match self.bars(facts, function, partition, placer) {
+            Ok(placement) => plan.bars = Some(placement),
+            Err((message, what)) => self.refuse(place, message, format!("{}: {what}", device.bdf)),
+        }
+        plan.intx = match function.interrupt_pin {
+            None => {
+                routed.gsi = None;
+                Intx::None
+            }
+            Some(pin) => match self.line(&path, facts, device, pin, cpu, routed) {
+                Ok(intx) => intx,
+                Err((path, message, what)) => {
+                    self.refuse(path, message, format!("{}: {what}", device.bdf));
+                    Intx::Refused
+                }
+            },
+        };
+        plan
+    }
+
+    /// Where the guest finds the function's BARs. Nested paging protects pages: no page of one may hold anything of
+    /// somebody else's.
+    fn bars(
+        &self,
+        facts: &Facts,
+        function: &Function,
+        partition: &Partition,
+        placer: &mut BarPlacer,
+    ) -> Result<Placement, (Message, String)> {
+        // A bridge fails whatever its BARs are, and then they are of no interest.
+        let judge = |placement: &Placement| {
+            VirtualConfig::judge(function, placement, BAR_WINDOW)
+                .map_err(|error| (error.message(), error.to_string()))
+        };
+        judge(&Placement::default())?;
+        let own = |bdf: Bdf| partition.devices.iter().any(|device| device.bdf == bdf);
+        if let Some(conflict) = conflict(function, &facts.functions, |bdf| !own(bdf)) {
+            return Err((Message::BarShared, format!("{conflict}, which is not this partition's")));
+        }
+        if let Some(trespass) = trespass(function, &self.reserved) {
+            return Err((Message::BarOverlap, trespass.to_string()));
+        }
+        let placement = placer
+            .place(function)
+            .map_err(|bar| (Message::BarRoom, format!("no room is left in the guest's window for {bar}")))?;
+        judge(&placement).map(|()| placement)
+    }
+
+    /// The way of the function's interrupt.
+    fn line(
+        &mut self,
+        path: &KeyPath,
+        facts: &Facts,
+        device: &Device,
+        pin: IntPin,
+        cpu: Option<(CpuId, ApicId)>,
+        routed: &mut Device,
+    ) -> Result<Intx, (KeyPath, Message, String)> {
+        let proof = facts.dis_intx(device.bdf);
+        let gate = GateChoice::new(device.mask, proof)
+            .map_err(|fault| (path.key("mask"), Message::MaskImpossible, mask_impossible(fault)))?;
+        let at_key = path.key("gsi");
+        match (device.gsi, &facts.routing) {
+            (None, Routing::NotAsked) => return Ok(at_boot(device, proof, Open::Firmware)),
+            (None, Routing::Unknown(why)) => {
+                let what = format!("the firmware's _PRT is not known: {why}");
+                return Err((at_key, Message::AmlGaveUp, what));
+            }
+            (None, Routing::Known { .. }) | (Some(_), _) => {}
+        }
+        let configured = device.gsi.map(|gsi| {
+            let mut route = PinRoute::pci(gsi);
+            let stated = facts.overrides.iter().find(|entry| entry.gsi == gsi);
+            route.polarity = stated.and_then(|entry| entry.polarity).unwrap_or(route.polarity);
+            route
+        });
+        let (route, source) = resolve(device.bdf, pin, configured, &facts.topology, facts.routing.entries())
+            .map_err(|error| (at_key.clone(), Message::NoRoute, error.to_string()))?;
+        routed.gsi = Some(route.gsi);
+        if !facts.has_line(route.gsi) {
+            return Err((at_key, Message::LineMissing, format!("no IO-APIC has {}", route.gsi)));
+        }
+        // Whether the virtual pin exists and is free is among the rules of the configuration, now that the line is known.
+        let Some((vpin, vpin_reason)) = virtual_pin(device, Some(route.gsi)) else {
+            return Ok(Intx::Refused);
+        };
+        // Without the CPU there is nobody to be interrupted, as a finding says already.
+        let Some((_, apic)) = cpu else { return Ok(Intx::Refused) };
+        let destination = u8::try_from(apic.0).map_err(|_| {
+            let what = format!("the CPU's APIC ID {} does not fit a redirection table entry", apic.0);
+            (path.key("bdf"), Message::TargetApic, what)
+        })?;
+        let vector = FIRST_LINE_VECTOR.checked_add(self.sources).and_then(Vector::new);
+        let vector = vector.filter(|_| self.sources < MAX_SOURCES).ok_or_else(|| {
+            let what = format!("more than {MAX_SOURCES} devices with INTx");
+            (path.key("bdf"), Message::DeviceLimit, what)
+        })?;
+        self.sources += 1;
+        let swizzles = swizzles(facts, device.bdf, source);
+        Ok(Intx::Line(Line { pin, route, source, swizzles, vector, destination, vpin, vpin_reason, gate }))
+    }
+}
+
+/// What is known of an interrupt before the machine has been asked.
+fn at_boot(device: &Device, proof: Option<Result<(), DisIntxFault>>, open: Open) -> Intx {
+    let gate = GateChoice::new(device.mask, proof).unwrap_or(GateChoice::ByProof);
+    Intx::AtBoot { gsi: device.gsi, vpin: virtual_pin(device, device.gsi), gate, open }
+}
+
+/// The virtual pin of a device whose line may be known.
+fn virtual_pin(device: &Device, gsi: Option<Gsi>) -> Option<(Pin, VpinReason)> {
+    match (device.vpin, gsi) {
+        (Some(pin), _) => Some((pin, VpinReason::Configured)),
+        (None, Some(gsi)) => device.virtual_pin(gsi).map(|pin| (pin, VpinReason::NumberOfGsi)),
+        (None, None) => None,
+    }
+}
+
+/// How many bridges lie between a function and the place that answered for it.
+fn swizzles(facts: &Facts, bdf: Bdf, source: RouteSource) -> u8 {
+    let RouteSource::Firmware { bus, device, pin } = source else { return 0 };
+    let place = facts.places(bdf).iter().position(|place| *place == (bus, device, pin));
+    place.and_then(|place| u8::try_from(place).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;

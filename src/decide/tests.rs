@@ -1,0 +1,298 @@
+use super::*;
+use crate::addr::HostPhys;
+use crate::config::ImageIndex;
+use crate::facts::{IoApic, MemoryEntry, MemoryKind, Override};
+use crate::irq::{Polarity, TriggerMode};
+use crate::pci::fake::{FakeFunction, Machine, bdf};
+use crate::pci::route::PrtEntry;
+use crate::pci::{Topology, enumerate};
+use std::borrow::ToOwned;
+use std::vec;
+
+/// Two `edu`, one of them behind two bridges, and a device without INTx; lines as on QEMU's q35.
+fn machine() -> Machine {
+    let small = FakeFunction::pci_testdev();
+    Machine::with([
+        ("00:03.0", FakeFunction::edu()),
+        ("00:04.0", small),
+        ("00:1e.0", FakeFunction::bridge(1, 2)),
+        ("01:02.0", FakeFunction::bridge(2, 2)),
+        ("02:05.0", FakeFunction::edu().memory_bar(0, 1 << 20, 0xfe90_0000)),
+    ])
+}
+
+fn facts(machine: &Machine) -> Facts {
+    let mut functions = Vec::new();
+    let topology = enumerate(machine, &[0], |function| functions.push(function));
+    assert_eq!(topology, Topology::of(&[0], &functions));
+    Facts {
+        cpus: vec![ApicId(0), ApicId(4)],
+        memory: vec![MemoryEntry { start: 0, bytes: 256 << 20, kind: MemoryKind::Usable }],
+        free_bytes: 200 << 20,
+        io_apics: vec![IoApic { address: HostPhys::new(0xfec0_0000), gsi_base: 0, pins: 24 }],
+        overrides: vec![Override { gsi: Gsi(9), polarity: Some(Polarity::ActiveHigh) }],
+        ecam: None,
+        functions,
+        topology,
+        proofs: Vec::new(),
+        routing: Routing::NotAsked,
+    }
+}
+
+/// The `_PRT` of bus 0 alone: GSI 20 + (device + pin) % 4.
+fn routed(machine: &Machine) -> Facts {
+    let mut facts = facts(machine);
+    let asked = places(&facts, facts.functions.iter().map(|function| function.bdf).collect::<Vec<_>>());
+    let on_root = asked.iter().filter(|(bus, ..)| *bus == 0);
+    let entries = on_root.map(|&(bus, device, pin)| {
+        let gsi = Gsi(20 + u32::from(device + pin.index()) % 4);
+        let route = PinRoute { gsi, trigger: TriggerMode::Level, polarity: Polarity::ActiveHigh };
+        PrtEntry { bus, device, pin, route }
+    });
+    facts.routing = Routing::Known { entries: entries.collect(), asked };
+    facts
+}
+
+fn device(at: &str) -> Device {
+    Device { bdf: bdf(at), gsi: None, mask: MaskPolicy::Auto, vpin: None }
+}
+
+fn partition(name: &str, cpu: u8, devices: &[Device]) -> Partition {
+    Partition {
+        name: name.to_owned(),
+        cpus: vec![CpuId(cpu)],
+        memory_bytes: 64 << 20,
+        kernel: ImageIndex(0),
+        modules: Vec::new(),
+        cmdline: String::new(),
+        console: true,
+        debug_port: None,
+        exit_port: None,
+        user_hypercalls: false,
+        control: false,
+        devices: devices.to_vec(),
+    }
+}
+
+fn config(partitions: &[Partition]) -> Config {
+    Config { partitions: partitions.to_vec() }
+}
+
+/// The decision about a system of one partition with `devices`, and its records.
+fn decided(facts: Option<&Facts>, devices: &[Device]) -> (Plan, Vec<String>) {
+    let plan = decide(&config(&[partition("a", 0, devices)]), 1, facts);
+    let records = plan.findings.iter().map(|finding| finding.refusal.to_string()).collect();
+    (plan, records)
+}
+
+fn line(plan: &Plan, index: usize) -> Line {
+    match plan.partitions[0].devices[index].intx {
+        Intx::Line(line) => line,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_device_gets_line_vector_virtual_pin_gate_and_bars() {
+    let (plan, records) =
+        decided(Some(&routed(&machine())), &[device("00:03.0"), device("00:04.0"), device("02:05.0")]);
+    assert_eq!(records, [""; 0]);
+    assert_eq!(plan.partitions[0].cpu, Some((CpuId(0), ApicId(0))));
+    let first = line(&plan, 0);
+    assert_eq!((first.route.gsi, first.route.polarity), (Gsi(23), Polarity::ActiveHigh));
+    assert_eq!(first.source, RouteSource::Firmware { bus: 0, device: 3, pin: IntPin::A });
+    assert_eq!((first.swizzles, first.vector.get(), first.vpin), (0, 0x40, Pin(23)));
+    assert_eq!(first.gate, GateChoice::Made(Gate::RteMask, GateReason::ExclusiveLine));
+    assert_eq!(plan.partitions[0].devices[1].intx, Intx::None);
+    // INTA of 02:05 is INTB of 01:02, which is INTD of 00:1e, which is GSI 20 + (30 + 3) % 4.
+    let last = line(&plan, 2);
+    assert_eq!(last.source, RouteSource::Firmware { bus: 0, device: 0x1e, pin: IntPin::D });
+    assert_eq!((last.swizzles, last.route.gsi, last.vector.get()), (2, Gsi(21), 0x41));
+    let places = plan.partitions[0].devices.iter().map(|device| device.bars.unwrap().get(bar(0)));
+    let places: Vec<_> = places.map(|place| place.unwrap().raw()).collect();
+    assert_eq!(places, [0xe000_0000, 0xe010_0000, 0xe020_0000]);
+}
+
+fn bar(index: u8) -> crate::pci::BarIndex {
+    crate::pci::BarIndex::new(index).unwrap()
+}
+
+#[test]
+fn the_configuration_wins_over_firmware_and_takes_the_polarity_of_an_override() {
+    let facts = routed(&machine());
+    let with_gsi = |gsi| Device { gsi: Some(Gsi(gsi)), vpin: Some(Pin(5)), ..device("00:03.0") };
+    let (plan, records) = decided(Some(&facts), &[with_gsi(9)]);
+    assert_eq!(records, [""; 0]);
+    let line9 = line(&plan, 0);
+    assert_eq!((line9.source, line9.route.polarity), (RouteSource::Configuration, Polarity::ActiveHigh));
+    assert_eq!((line9.vpin, line9.vpin_reason), (Pin(5), VpinReason::Configured));
+    let (plan, _) = decided(Some(&facts), &[with_gsi(10)]);
+    assert_eq!(line(&plan, 0).route, PinRoute::pci(Gsi(10)));
+}
+
+#[test]
+fn without_facts_nothing_is_guessed_and_nothing_refused() {
+    let configured = Device { gsi: Some(Gsi(7)), mask: MaskPolicy::Function, ..device("00:05.0") };
+    let (plan, records) = decided(None, &[device("00:03.0"), configured]);
+    assert_eq!(records, [""; 0]);
+    let partition = &plan.partitions[0];
+    assert_eq!(partition.cpu, None);
+    let gate = GateChoice::Made(Gate::RteMask, GateReason::ExclusiveLine);
+    assert_eq!(partition.devices[0].intx, Intx::AtBoot { gsi: None, vpin: None, gate, open: Open::Machine });
+    let vpin = Some((Pin(7), VpinReason::NumberOfGsi));
+    let gate = GateChoice::ByProof;
+    assert_eq!(
+        partition.devices[1].intx,
+        Intx::AtBoot { gsi: Some(Gsi(7)), vpin, gate, open: Open::Machine }
+    );
+}
+
+#[test]
+fn a_line_only_firmware_knows_is_open_until_firmware_was_asked() {
+    let machine = machine();
+    let asked = facts(&machine);
+    let devices = [device("02:05.0"), device("00:04.0"), Device { gsi: Some(Gsi(1)), ..device("00:03.0") }];
+    let (plan, records) = decided(Some(&asked), &devices);
+    assert_eq!(records, [""; 0]);
+    assert!(matches!(
+        plan.partitions[0].devices[0].intx,
+        Intx::AtBoot { gsi: None, open: Open::Firmware, .. }
+    ));
+    assert!(matches!(plan.partitions[0].devices[2].intx, Intx::Line(_)), "its line is configured");
+    let open = unrouted(&config(&[partition("a", 0, &devices)]), &asked);
+    assert_eq!(open, [bdf("02:05.0")], "neither the one without a pin nor the one with a line");
+    let way = [(2, 5, IntPin::A), (1, 2, IntPin::B), (0, 0x1e, IntPin::D)];
+    assert_eq!(places(&asked, open.iter().copied()), way);
+    assert_eq!(places(&asked, [open[0], open[0]]), way, "each place once");
+}
+
+#[test]
+fn everything_the_machine_says_no_to_is_said_at_once_with_its_key() {
+    let mut facts = routed(&machine());
+    facts.free_bytes = 96 << 20;
+    let far = Device { gsi: Some(Gsi(30)), vpin: Some(Pin(1)), ..device("00:03.0") };
+    let system =
+        config(&[partition("a", 0, &[device("00:09.0"), far]), partition("b", 7, &[device("00:1e.0")])]);
+    let plan = decide(&system, 1, Some(&facts));
+    let records: Vec<_> =
+        plan.findings.iter().map(|finding| (finding.path.to_string(), finding.refusal.message)).collect();
+    let expected = [
+        ("partition[0].device[0].bdf", Message::DeviceMissing),
+        ("partition[0].device[1].gsi", Message::LineMissing),
+        ("partition[1].cpus[0]", Message::CpuMissing),
+        ("partition[1].memory", Message::MemoryMissing),
+        ("partition[1].device[0].bdf", Message::NotAnEndpoint),
+    ];
+    assert_eq!(records, expected.map(|(path, message)| (path.to_owned(), message)));
+    assert!(plan.findings.iter().all(|finding| finding.refusal.place == finding.path.to_string()));
+}
+
+#[test]
+fn a_line_that_only_the_routing_shows_to_be_shared_is_refused() {
+    let machine = machine();
+    machine.insert(bdf("00:07.0"), FakeFunction::edu().memory_bar(0, 1 << 20, 0xfd00_0000));
+    let (_, records) = decided(Some(&routed(&machine)), &[device("00:03.0"), device("00:07.0")]);
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert!(
+        records[0]
+            .starts_with("ERROR Config/line-shared: partition[0].device[1].gsi: GSI 23 is the line of ")
+    );
+}
+
+#[test]
+fn a_line_without_a_virtual_pin_of_its_number_needs_one() {
+    let mut facts = routed(&machine());
+    facts.io_apics.push(IoApic { address: HostPhys::new(0xfec1_0000), gsi_base: 24, pins: 24 });
+    let far = Device { gsi: Some(Gsi(30)), ..device("00:03.0") };
+    let (plan, records) = decided(Some(&facts), &[far]);
+    assert_eq!(plan.partitions[0].devices[0].intx, Intx::Refused);
+    assert!(records.len() == 1 && records[0].contains("Config/vpin-missing"), "{records:?}");
+}
+
+#[test]
+fn firmware_that_gave_up_costs_only_those_that_need_it() {
+    let mut facts = facts(&machine());
+    facts.routing = Routing::Unknown("the interpreter gave up".to_owned());
+    let configured = Device { gsi: Some(Gsi(11)), ..device("00:03.0") };
+    let (plan, records) = decided(Some(&facts), &[configured, device("02:05.0")]);
+    assert!(matches!(plan.partitions[0].devices[0].intx, Intx::Line(_)));
+    assert_eq!(records.len(), 1);
+    assert!(
+        records[0].starts_with("ERROR Firmware/aml-gave-up: partition[0].device[1].gsi: "),
+        "{records:?}"
+    );
+}
+
+#[test]
+fn a_pin_that_no_entry_answers_for_is_no_route() {
+    let mut facts = facts(&machine());
+    facts.routing = Routing::Known { asked: Vec::new(), entries: Vec::new() };
+    let (_, records) = decided(Some(&facts), &[device("00:03.0")]);
+    assert!(records.len() == 1 && records[0].contains("Firmware/no-route"), "{records:?}");
+}
+
+#[test]
+fn bars_are_judged_against_neighbours_and_memory() {
+    let machine = machine();
+    // A page that two functions lie in.
+    machine.insert(bdf("00:05.0"), FakeFunction::edu().memory_bar(0, 2048, 0xfebf_1800));
+    let (_, records) = decided(Some(&routed(&machine)), &[device("00:04.0")]);
+    assert!(records.len() == 1 && records[0].contains("Device/bar-shared"), "{records:?}");
+    machine.insert(bdf("00:05.0"), FakeFunction::edu().memory_bar(0, 1 << 20, 0x0010_0000));
+    let (_, records) = decided(Some(&routed(&machine)), &[device("00:05.0")]);
+    assert!(records.len() == 1 && records[0].contains("Firmware/bar-overlap"), "{records:?}");
+    machine.insert(bdf("00:05.0"), FakeFunction::edu().memory_bar(0, 512 << 20, 0xc000_0000));
+    let (_, records) = decided(Some(&routed(&machine)), &[device("00:05.0")]);
+    assert!(records.len() == 1 && records[0].contains("Config/bar-room"), "{records:?}");
+}
+
+#[test]
+fn a_gate_at_the_function_follows_from_the_proof() {
+    let fault = DisIntxFault::StuckClear;
+    for mask in [MaskPolicy::Auto, MaskPolicy::Line] {
+        for proof in [None, Some(Ok(())), Some(Err(fault))] {
+            let choice = GateChoice::new(mask, proof).unwrap();
+            assert_eq!(choice.settle(proof.unwrap_or(Ok(()))), Ok(Gate::RteMask), "whatever was proved");
+        }
+    }
+    let open = GateChoice::new(MaskPolicy::Function, None).unwrap();
+    assert_eq!((open, open.settle(Ok(()))), (GateChoice::ByProof, Ok(Gate::Function)));
+    assert_eq!(open.settle(Err(fault)), Err(fault));
+    let proved = GateChoice::new(MaskPolicy::Function, Some(Ok(()))).unwrap();
+    assert_eq!(proved, GateChoice::Made(Gate::Function, GateReason::Proved));
+    assert_eq!(proved.settle(Err(fault)), Err(fault), "it may have broken since");
+    assert_eq!(GateChoice::new(MaskPolicy::Function, Some(Err(fault))), Err(fault));
+}
+
+#[test]
+fn more_sources_than_contributors_are_refused() {
+    let machine = Machine::default();
+    let devices: Vec<_> = (0..33_u8).map(|n| std::format!("{:02x}:{:02x}.0", 0, n % 32)).collect();
+    for (n, at) in devices.iter().take(32).enumerate() {
+        let address = 0xc000_0000 + (n as u32) * 0x10_0000;
+        machine.insert(bdf(at), FakeFunction::edu().memory_bar(0, 1 << 20, address));
+    }
+    machine.insert(bdf("00:1f.1"), FakeFunction::edu().memory_bar(0, 1 << 20, 0xd000_0000));
+    machine.poke(bdf("00:1f.0"), 0x0e, &[0x80]);
+    let mut facts = facts(&machine);
+    facts.io_apics = vec![IoApic { address: HostPhys::new(0xfec0_0000), gsi_base: 0, pins: 64 }];
+    let device =
+        |n: u32, at: &str, vpin: u8| Device { gsi: Some(Gsi(n)), vpin: Some(Pin(vpin)), ..device(at) };
+    let of = |range: core::ops::Range<u32>| -> Vec<Device> {
+        range.map(|n| device(n, &devices[n as usize], (n % 16) as u8)).collect()
+    };
+    let mut last = of(16..32);
+    last.push(device(40, "00:1f.1", 20));
+    let system = config(&[partition("a", 0, &of(0..16)), partition("b", 1, &last)]);
+    let plan = decide(&system, 1, Some(&facts));
+    let records: Vec<_> = plan.findings.iter().map(|finding| finding.refusal.to_string()).collect();
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert!(
+        records[0].starts_with("ERROR Config/device-limit: partition[1].device[16].bdf: "),
+        "{records:?}"
+    );
+    match plan.partitions[1].devices[15].intx {
+        Intx::Line(line) => assert_eq!((line.vector.get(), line.destination), (0x5f, 4)),
+        ref other => panic!("{other:?}"),
+    }
+}
