@@ -1,6 +1,6 @@
 //! The IO-APIC's registers as values (82093AA 3.2), used by the driver of the physical chip and by the virtual one.
 
-use crate::irq::{PinCount, Polarity, TriggerMode, Vector};
+use crate::irq::{Pin, PinCount, Polarity, TriggerMode, Vector};
 
 /// Index of the identification register.
 pub const REG_ID: u8 = 0x00;
@@ -164,6 +164,26 @@ impl Rte {
     }
 }
 
+/// The index of a pin's low register; the high one follows. Pins above 119 have no index in the chip's 8-bit space and
+/// alias the last one; no such chip exists.
+pub const fn low_register(pin: Pin) -> u8 {
+    let pin = if pin.0 > 119 { 119 } else { pin.0 };
+    REG_RTE_BASE + 2 * pin
+}
+
+/// The register writes, index and value, that give `pin` a whole new entry whatever it holds now; from first to last.
+///
+/// The entry is masked before anything else of it changes, so that no message is ever sent with half of the old and half of
+/// the new. It passes through edge-triggered, which makes the chip forget a level interrupt that somebody accepted and
+/// never completed (Remote IRR): left set, the pin would be silent for ever. The device must be silent meanwhile, because
+/// an edge that a masked entry sees is lost.
+pub fn programming(pin: Pin, rte: Rte) -> impl Iterator<Item = (u8, u32)> {
+    let (low, masked) = (low_register(pin), rte.with_mask(true));
+    let edge = Rte::from_bits(masked.bits() & !Rte::LEVEL);
+    let unmasked = (!rte.is_masked()).then_some((low, rte.low()));
+    [(low, edge.low()), (low + 1, rte.high()), (low, masked.low())].into_iter().chain(unmasked)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,5 +226,56 @@ mod tests {
         assert_eq!(version.pin_count().get(), 24);
         assert!(version.has_eoi_register());
         assert!(!Version::from_bits(0x0017_0011).has_eoi_register());
+    }
+
+    /// One entry of a chip that holds Remote IRR as real ones do: set when it accepted a level, kept while masked, cleared
+    /// by a change to edge (82093AA 3.2.4).
+    struct Entry {
+        bits: u64,
+        /// Each state the pin was in while it could send.
+        live: Vec<u64>,
+    }
+
+    impl Entry {
+        fn write(&mut self, high: bool, value: u32) {
+            let read_only = Rte::REMOTE_IRR | Rte::DELIVERY_STATUS;
+            self.bits = if high {
+                self.bits & 0xffff_ffff | u64::from(value) << 32
+            } else {
+                self.bits & (0xffff_ffff << 32 | read_only) | u64::from(value) & !read_only
+            };
+            if self.bits & Rte::LEVEL == 0 {
+                self.bits &= !Rte::REMOTE_IRR;
+            }
+            if self.bits & Rte::MASKED == 0 {
+                self.live.push(self.bits);
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_is_programmed_whole_and_forgets_what_was_never_completed() {
+        let vector = Vector::new(0x51).unwrap();
+        let level = Rte::masked(vector, 3, TriggerMode::Level, Polarity::ActiveLow);
+        let left_behind = Rte::LEVEL | Rte::REMOTE_IRR | 0x0100_0000_0000_0930;
+        for before in [Rte::RESET.bits(), left_behind, left_behind | Rte::MASKED, u64::MAX] {
+            for wanted in [Rte::RESET, level, level.with_mask(false)] {
+                let mut entry = Entry { bits: before, live: Vec::new() };
+                for (register, value) in programming(Pin(7), wanted) {
+                    assert!((0x1e..=0x1f).contains(&register), "{register:#x} is another pin's");
+                    entry.write(register == 0x1f, value);
+                }
+                assert_eq!(entry.bits & !Rte::DELIVERY_STATUS, wanted.bits(), "from {before:#x}");
+                let whole = |live: &u64| live & !Rte::DELIVERY_STATUS == wanted.bits();
+                assert!(entry.live.iter().all(whole), "from {before:#x}: {:x?}", entry.live);
+                assert_eq!(entry.live.is_empty(), wanted.is_masked());
+            }
+        }
+    }
+
+    #[test]
+    fn every_pin_has_two_registers_of_its_own() {
+        assert_eq!((low_register(Pin(0)), low_register(Pin(23))), (0x10, 0x3e));
+        assert_eq!((low_register(Pin(119)), low_register(Pin(255))), (0xfe, 0xfe));
     }
 }

@@ -1,14 +1,16 @@
 //! The physical IO-APICs: shadowed entries, one write to mask and one to unmask.
 //!
 //! The hypervisor owns the chips alone, so it remembers every entry and which register is selected: masking writes the
-//! low half only, and the index register only when it has to change. An entry is programmed masked and destination
-//! first, so that a pin is never live with half of it (82093AA 3.2.4).
+//! low half only, and the index register only when it has to change. How a whole entry is programmed is the library's
+//! (`ioapic::programming`).
 
 use alloc::vec::Vec;
 
 use levelhead::addr::HostPhys;
 use levelhead::frames::Frames;
-use levelhead::ioapic::{MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_RTE_BASE, REG_VERSION, Rte, Version};
+use levelhead::ioapic::{
+    MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_VERSION, Rte, Version, low_register, programming,
+};
 use levelhead::irq::{Gsi, Pin, PinCount, Vector};
 
 use super::mmio::Registers;
@@ -73,7 +75,7 @@ impl IoApics {
         self.chips.iter().any(|chip| chip.gsi_base == gsi.0 && chip.version.has_eoi_register())
     }
 
-    /// Programs the whole entry: masked and destination first, the mask bit as given last.
+    /// Programs the whole entry; nothing may assert the pin meanwhile.
     pub(crate) fn program(&mut self, gsi: Gsi, rte: Rte) {
         if let Some((chip, pin, counts)) = self.chip(gsi) {
             chip.program(counts, pin, rte);
@@ -115,11 +117,8 @@ impl IoApics {
 
 impl Chip {
     fn program(&mut self, counts: &mut Accesses, pin: Pin, rte: Rte) {
-        let masked = rte.with_mask(true);
-        self.write(counts, low_register(pin), masked.low());
-        self.write(counts, low_register(pin) + 1, rte.high());
-        if !rte.is_masked() {
-            self.write(counts, low_register(pin), rte.low());
+        for (register, value) in programming(pin, rte) {
+            self.write(counts, register, value);
         }
         if let Some(shadow) = self.shadow.get_mut(usize::from(pin.0)) {
             *shadow = rte;
@@ -141,11 +140,4 @@ impl Chip {
             self.selected = register;
         }
     }
-}
-
-/// The index of a pin's low register. Pins above 119 have no index in the chip's 8-bit space and alias the last one,
-/// which stays masked; no such chip exists.
-const fn low_register(pin: Pin) -> u8 {
-    let pin = if pin.0 > 119 { 119 } else { pin.0 };
-    REG_RTE_BASE + 2 * pin
 }
