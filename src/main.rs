@@ -34,6 +34,7 @@ use arch::svm::enable;
 use arch::x86::cpu::ThisCpu;
 use arch::x86::ioapic::IoApics;
 use arch::x86::lapic::LocalApic;
+use arch::x86::memory;
 use arch::x86::paging::{AddressSpace, image_range};
 use boot::pvh::BootInfo;
 use platform::handler::Memory;
@@ -68,6 +69,7 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
     // SAFETY: once, on the boot CPU, with the tables just built.
     #[expect(unsafe_code, reason = "loads descriptor tables")]
     let mut cpu = unsafe { ThisCpu::initialise(CpuId(0), &mut space, &mut frames) }?;
+    memory::settle();
     if let Some(name) = loader.value("selftest").filter(|name| *name != "smp-vmrun") {
         return selftest::fault(name);
     }

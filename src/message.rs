@@ -365,7 +365,7 @@ catalogue! {
             "a BAR has no address, or one that it cannot have in a guest"
             "let the firmware assign addresses to all devices, or update it"
         BarOverlap "bar-overlap"
-            "a BAR overlaps memory or an interrupt chip"
+            "a BAR overlaps memory, or registers or ports of the chipset"
             "let the firmware assign addresses anew, or update it"
     }
     Firmware Warn {

@@ -182,6 +182,22 @@ pub const fn pat_is_legal(value: u64) -> bool {
     value & (0xf8 * EACH) == 0 && value >> 1 & !(value >> 2) & EACH == 0
 }
 
+/// Memory types as the PAT and the MTRRs number them (APM2 7.4.1, 7.8.1).
+pub mod memory_type {
+    /// Uncacheable, also to speculation.
+    pub const UC: u8 = 0;
+    /// Write-back.
+    pub const WB: u8 = 6;
+}
+
+/// The memory type that a page-table entry selects in `pat`: PWT, PCD and the PAT bit, which is bit 12 of a `large` page
+/// and bit 7 of a small one, are the number of a byte (APM2 7.8.2).
+pub const fn memory_type_of(pat: u64, entry: u64, large: bool) -> u8 {
+    let high = entry >> (if large { 12 } else { 7 }) & 1;
+    let index = high << 2 | entry >> 3 & 3;
+    (pat >> (8 * index) & 7) as u8
+}
+
 /// Whether the value may be written to MTRRdefType: a memory type without UC-, the two enables, nothing else
 /// (APM2 7.7.2).
 pub const fn mtrr_def_type_is_legal(value: u64) -> bool {
@@ -234,6 +250,16 @@ mod tests {
             }
         }
         assert!(pat_is_legal(PAT_RESET));
+    }
+
+    #[test]
+    fn an_entrys_memory_type_is_a_byte_of_the_pat() {
+        let pat = 0x0706_0504_0302_0100;
+        for index in 0..8 {
+            let low = (index & 3) << 3;
+            assert_eq!(memory_type_of(pat, low | index >> 2 << 7, false), index as u8);
+            assert_eq!(memory_type_of(pat, low | index >> 2 << 12 | 1 << 7, true), index as u8);
+        }
     }
 
     #[test]

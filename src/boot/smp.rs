@@ -11,8 +11,9 @@ use levelhead::addr::{HostPhys, PAGE_BYTES};
 use levelhead::frames::Frames;
 use levelhead::irq::{ApicId, CpuId};
 
-use crate::arch::x86::cpu::{ThisCpu, tsc};
+use crate::arch::x86::cpu::{TICKS_PER_MICROSECOND, ThisCpu, halt_for_ever, tsc};
 use crate::arch::x86::lapic::LocalApic;
+use crate::arch::x86::memory;
 use crate::arch::x86::paging::{AddressSpace, OutOfMemory, direct};
 
 global_asm!(include_str!("trampoline.S"));
@@ -26,11 +27,12 @@ unsafe extern "C" {
 }
 
 const STACK_PAGES: u64 = 16;
-/// TSC ticks between INIT and SIPI, and between two SIPIs: 10 ms and 200 us on the slowest TSC, longer elsewhere.
-const INIT_TICKS: u64 = 10_000_000;
-const SIPI_TICKS: u64 = 1_000_000;
+/// TSC ticks between INIT and SIPI, and between two SIPIs: 10 ms and 200 us at least (Intel SDM 3A 9.4.4), longer on a
+/// slower TSC.
+const INIT_TICKS: u64 = TICKS_PER_MICROSECOND * 10_000;
+const SIPI_TICKS: u64 = TICKS_PER_MICROSECOND * 200;
 /// How long a started CPU may take to report, in TSC ticks: a second or more.
-const START_TICKS: u64 = 4_000_000_000;
+const START_TICKS: u64 = TICKS_PER_MICROSECOND * 1_000_000;
 
 /// The words at the end of trampoline.S.
 #[repr(C)]
@@ -55,8 +57,10 @@ struct Start<'a> {
     entry: fn(ThisCpu) -> !,
 }
 
-/// 0: not there yet; 1: in Rust with tables; 2: out of memory for them.
+/// How far the CPU that is being started came; 0: nothing was heard of it.
 static ARRIVED: AtomicU32 = AtomicU32::new(0);
+const ARRIVED_READY: u32 = 1;
+const ARRIVED_WITHOUT_MEMORY: u32 = 2;
 
 /// Why a CPU did not start.
 #[derive(Clone, Copy, Debug)]
@@ -113,9 +117,14 @@ fn start_one(
     }
     wait(START_TICKS, || ARRIVED.load(Ordering::Acquire) != 0);
     match ARRIVED.load(Ordering::Acquire) {
-        1 => Ok(()),
-        0 => Err(StartError::Silent(target)),
-        _ => Err(StartError::OutOfMemory),
+        ARRIVED_READY => Ok(()),
+        ARRIVED_WITHOUT_MEMORY => Err(StartError::OutOfMemory),
+        _ => {
+            // It must not come later and find `start` gone: back to where it waits for a SIPI that nobody sends.
+            apic.send_init(target);
+            wait(INIT_TICKS, || false);
+            Err(StartError::Silent(target))
+        }
     }
 }
 
@@ -157,15 +166,16 @@ unsafe extern "C" fn lh_ap_main(start: *mut Start<'_>) -> ! {
     // SAFETY: start_one keeps the value alive and untouched until ARRIVED is set; provenance was exposed there.
     let Start { id, space, frames, entry } = unsafe { &mut *start };
     let (id, entry) = (*id, *entry);
+    memory::settle();
     // SAFETY: once, on this CPU, with interrupts off and the final tables on.
     match unsafe { ThisCpu::initialise(id, space, frames) } {
         Ok(cpu) => {
-            ARRIVED.store(1, Ordering::Release);
+            ARRIVED.store(ARRIVED_READY, Ordering::Release);
             entry(cpu)
         }
         Err(OutOfMemory) => {
-            ARRIVED.store(2, Ordering::Release);
-            crate::arch::x86::cpu::halt_for_ever()
+            ARRIVED.store(ARRIVED_WITHOUT_MEMORY, Ordering::Release);
+            halt_for_ever()
         }
     }
 }

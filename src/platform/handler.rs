@@ -12,11 +12,8 @@ use levelhead::addr::{HostPhys, PAGE_BYTES};
 use levelhead::frames::Frames;
 use x86_64::instructions::port::Port;
 
-use crate::arch::x86::cpu::tsc;
+use crate::arch::x86::cpu::{TICKS_PER_MICROSECOND, tsc};
 use crate::arch::x86::paging::AddressSpace;
-
-/// TSC ticks that last at least a microsecond, whatever the CPU: waiting too long is allowed, too short is not.
-const TICKS_PER_MICROSECOND: u64 = 5_000;
 
 /// Memory access for the crate while boot lasts.
 pub(crate) struct Memory<'a> {

@@ -226,6 +226,9 @@ pub(crate) struct ExceptionFrame {
     pub(crate) ss: u64,
 }
 
+/// TSC ticks that last at least a microsecond, whatever the CPU: waiting too long is allowed, too short is not.
+pub(crate) const TICKS_PER_MICROSECOND: u64 = 6_000;
+
 /// The CPU's time-stamp counter, in ticks since reset.
 #[inline]
 pub(crate) fn tsc() -> u64 {

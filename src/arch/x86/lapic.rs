@@ -165,10 +165,13 @@ impl LocalApic {
         match self {
             Self::X2apic => {
                 let value = u64::from(to.0) << 32 | u64::from(command);
+                // WRMSR to this register does not wait for earlier stores, which the other CPU is woken to see.
+                core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
                 // SAFETY: the x2APIC's ICR; the callers send vectors whose stubs exist, or start an idle CPU.
                 unsafe { Msr::new(X2APIC_FIRST_MSR + (ICR_LOW >> 4)).write(value) };
             }
             Self::Xapic(registers) => {
+                // The last one's delivery is waited for after it was sent, so the register is free.
                 registers.write(ICR_HIGH as usize, to.0 << 24);
                 registers.write(ICR_LOW as usize, command);
                 for _ in 0..ICR_POLLS {

@@ -5,5 +5,6 @@ pub(crate) mod config_space;
 pub(crate) mod cpu;
 pub(crate) mod ioapic;
 pub(crate) mod lapic;
+pub(crate) mod memory;
 pub(crate) mod mmio;
 pub(crate) mod paging;

@@ -17,6 +17,7 @@ use core::ptr::NonNull;
 
 use levelhead::addr::{HostPhys, LARGE_PAGE_BYTES, PAGE_BYTES};
 use levelhead::frames::{Frames, Range};
+use levelhead::x86::{PAT_RESET, memory_type, memory_type_of};
 use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::structures::paging::mapper::MapToError;
 use x86_64::structures::paging::{
@@ -56,6 +57,17 @@ const UNCACHED: PageTableFlags = PageTableFlags::WRITABLE
     .union(PageTableFlags::NO_EXECUTE)
     .union(PageTableFlags::NO_CACHE)
     .union(PageTableFlags::WRITE_THROUGH);
+
+// Registers are never cached, and memory is cached as guests cache theirs: the same page must not have two types. The PAT
+// is ours (`memory::settle`).
+const _: () = {
+    assert!(memory_type_of(PAT_RESET, UNCACHED.bits(), false) == memory_type::UC);
+    assert!(
+        memory_type_of(PAT_RESET, UNCACHED.bits() | PageTableFlags::HUGE_PAGE.bits(), true)
+            == memory_type::UC
+    );
+    assert!(memory_type_of(PAT_RESET, PageTableFlags::WRITABLE.bits(), false) == memory_type::WB);
+};
 
 /// No memory left for the host's own tables.
 #[derive(Clone, Copy, Debug)]

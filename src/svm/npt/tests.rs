@@ -1,4 +1,5 @@
 use super::*;
+use crate::x86::{PAT_RESET, memory_type, memory_type_of};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -58,6 +59,46 @@ fn entries_by_bit() {
     assert_eq!(Entry::table(host(0x1000)).0, 0x1007);
     for memory in [Memory::Ram, Memory::RamReadOnly, Memory::Device] {
         assert_eq!(Entry::leaf(host(0), memory, false).memory(), memory);
+    }
+}
+
+#[test]
+fn memory_is_write_back_and_registers_are_uncacheable_whatever_the_page_size() {
+    for large in [false, true] {
+        let kind = |memory| memory_type_of(PAT_RESET, Entry::leaf(host(0xabc0_0000), memory, large).0, large);
+        assert_eq!(kind(Memory::Ram), memory_type::WB);
+        assert_eq!(kind(Memory::RamReadOnly), memory_type::WB);
+        assert_eq!(kind(Memory::Device), memory_type::UC);
+    }
+    assert_eq!(
+        memory_type_of(PAT_RESET, Entry::table(host(0x1000)).0, false),
+        memory_type::WB,
+        "the walk itself"
+    );
+}
+
+#[test]
+fn every_entry_is_a_user_entry_and_has_no_reserved_bit() {
+    const LEGAL: u64 = Entry::PRESENT
+        | Entry::WRITE
+        | Entry::USER
+        | Entry::WRITE_THROUGH
+        | Entry::CACHE_DISABLE
+        | Entry::NO_EXECUTE
+        | Entry::ADDRESS;
+    let mut store = Store::new(16);
+    let npt = NestedTables::new(&mut store).unwrap();
+    for (at, memory) in [(0, Memory::Ram), (8, Memory::RamReadOnly), (16, Memory::Device)] {
+        npt.map(&mut store, guest(at * MIB), host(at * MIB), 3 * MIB, memory).unwrap();
+    }
+    for (number, table) in store.tables.iter().enumerate() {
+        for entry in table.iter().filter(|entry| **entry != 0) {
+            assert_ne!(entry & Entry::USER, 0, "table {number}: {entry:#x}: nested walks are user accesses");
+            assert_eq!(entry & !(LEGAL | Entry::LARGE), 0, "table {number}: {entry:#x}");
+            if entry & Entry::LARGE != 0 {
+                assert_eq!(entry & (LARGE_PAGE_BYTES - PAGE_BYTES), 0, "table {number}: {entry:#x}");
+            }
+        }
     }
 }
 
