@@ -9,7 +9,7 @@ fn main() {
         "-nostdlib",
         "-static",
         "-no-pie",
-        "-Wl,--build-id=none",
+        "-Wl,--build-id=sha1",
         "-Wl,-z,max-page-size=4096",
     ] {
         println!("cargo:rustc-link-arg-bin=levelhead={arg}");

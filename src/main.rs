@@ -40,6 +40,7 @@ use boot::pvh::BootInfo;
 use platform::handler::Memory;
 use platform::tables;
 use report::BootError;
+use rt::build_id::BuildId;
 use rt::exit::{Verdict, exit};
 use rt::heap;
 
@@ -59,7 +60,7 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
     #[expect(unsafe_code, reason = "the loader's hand-over")]
     let loader = unsafe { BootInfo::read(start_info) }?;
     setup::options(&loader)?;
-    info!("Levelhead {} at {}", env!("CARGO_PKG_VERSION"), image_range(delta).start());
+    info!("Levelhead {} at {}, build-id {BuildId}", env!("CARGO_PKG_VERSION"), image_range(delta).start());
 
     // Memory: what is free, then page tables and descriptor tables of our own.
     let mut frames = setup::free_memory(&loader, delta);

@@ -23,6 +23,7 @@
 .section .text.entry, "ax"
 .code32
 .global lh_entry32
+.type lh_entry32, @function
 lh_entry32:
     cld
     mov     ecx, [ebx]              # keep the borrowed word
@@ -99,11 +100,16 @@ lh_entry32:
     push    0x08
     push    eax
     retf
+.size lh_entry32, . - lh_entry32
 
 .code64
+.type lh_entry64_low, @function
 lh_entry64_low:
     movabs  rax, offset lh_entry64_high
     jmp     rax
+.size lh_entry64_low, . - lh_entry64_low
+
+.type lh_entry64_high, @function
 lh_entry64_high:
     xor     eax, eax
     mov     ds, eax
@@ -117,6 +123,7 @@ lh_entry64_high:
     xor     ebp, ebp
     call    lh_main
     ud2
+.size lh_entry64_high, . - lh_entry64_high
 
 .section .rodata
 .balign 8

@@ -1,9 +1,11 @@
-//! What a language runtime would bring: memory routines, the boot heap, the panic report, the exit.
+//! What a language runtime would bring: memory routines, the boot heap, the panic report, the exit; and which
+//! build this is.
 //!
 //! It knows no guest and no device. The last words (`panic`) must work in any state: they take no lock that the code they
 //! report on may hold.
 #![expect(unsafe_code, reason = "memory routines are assembly")]
 
+pub(crate) mod build_id;
 pub(crate) mod exit;
 pub(crate) mod heap;
 pub(crate) mod panic;

@@ -9,9 +9,15 @@ use levelhead::message::{Message, Record};
 use levelhead::sync::Lock;
 use x86_64::registers::control::Cr2;
 
+use super::build_id::BuildId;
 use super::exit::{Verdict, exit};
 use crate::arch::x86::cpu::ExceptionFrame;
 use crate::console::print_at_the_end;
+
+unsafe extern "C" {
+    static lh_text_start: u8;
+    static lh_text_end: u8;
+}
 
 static DYING: AtomicBool = AtomicBool::new(false);
 /// Room for the names of the devices that AML was asked for.
@@ -49,11 +55,13 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         print_at_the_end(format_args!("levelhead: verdict UNFIT\n"));
         exit(Verdict::Unfit);
     }
+    name_build();
     match info.location() {
         Some(location) => last_record(Message::Panic, location, &info.message()),
         None => last_record(Message::Panic, &"hypervisor", &info.message()),
     }
-    backtrace(frame_pointer());
+    let rbp = frame_pointer();
+    backtrace(rbp, rbp);
     print_at_the_end(format_args!("levelhead: verdict BUG\n"));
     exit(Verdict::Bug)
 }
@@ -63,6 +71,7 @@ extern "C" fn lh_exception(frame: &ExceptionFrame) -> ! {
     if DYING.swap(true, Ordering::AcqRel) {
         exit(Verdict::Bug);
     }
+    name_build();
     let what = format_args!("exception {} ({}) in the hypervisor", frame.vector, name(frame.vector));
     last_record(Message::Exception, &format_args!("RIP {:#x}", frame.rip), &what);
     print_at_the_end(format_args!(
@@ -79,7 +88,13 @@ extern "C" fn lh_exception(frame: &ExceptionFrame) -> ! {
     for (name, value) in names.iter().chain(&numbered).zip(frame.general) {
         print_at_the_end(format_args!("  {name:<3} {value:#018x}\n"));
     }
-    backtrace(frame.general.get(4).copied().unwrap_or(0));
+    let rbp = frame.general.get(4).copied().unwrap_or(0);
+    // A call to where no code is has left its return address on top of the stack and no frame yet.
+    let returned = (!is_code(frame.rip)).then(|| read_stack::<1>(frame.rsp)).flatten();
+    if let Some([caller]) = returned.filter(|[caller]| is_code(*caller)) {
+        print_at_the_end(format_args!("  at {caller:#x}\n"));
+    }
+    backtrace(frame.rsp, rbp);
     print_at_the_end(format_args!("levelhead: verdict BUG\n"));
     exit(Verdict::Bug)
 }
@@ -87,6 +102,11 @@ extern "C" fn lh_exception(frame: &ExceptionFrame) -> ! {
 /// The record of what ended the machine, on a line of its own whatever was being printed.
 fn last_record(message: Message, place: &dyn fmt::Display, what: &dyn fmt::Display) {
     print_at_the_end(format_args!("\n{}\n", Record { message, place, what: Some(what), remedy: None }));
+}
+
+/// Says whose addresses follow: the log may have lost its beginning.
+fn name_build() {
+    print_at_the_end(format_args!("\nlevelhead: build-id {BuildId}"));
 }
 
 /// The name of an exception vector (APM2 8.2).
@@ -121,25 +141,38 @@ fn frame_pointer() -> u64 {
     rbp
 }
 
-/// Prints return addresses for as long as the chain climbs one stack. The values are checked, not trusted.
-fn backtrace(mut rbp: u64) {
-    const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
+/// Prints the return addresses of the frames that RBP leads to, from RSP up, for as long as the chain climbs one stack. The
+/// values are checked, not trusted. xtask turns these lines into functions (xtask/src/symbols.rs).
+fn backtrace(rsp: u64, rbp: u64) {
     const MOST_BYTES_PER_FRAME: u64 = 0x10000;
+    let (mut top, mut rbp) = (rsp, rbp);
     for _ in 0..24 {
-        if rbp < KERNEL_HALF || rbp & 7 != 0 {
+        if rbp < top || rbp - top > MOST_BYTES_PER_FRAME {
             break;
         }
-        let frame: *const [u64; 2] = core::ptr::with_exposed_provenance(rbp as usize);
-        // SAFETY: an aligned address in the host's half that a frame chain led to; if it is not mapped after all, the
-        // page fault finds DYING set and ends the machine.
-        let [next, ret] = unsafe { frame.read() };
-        if ret < KERNEL_HALF {
+        let Some([next, ret]) = read_stack(rbp) else { break };
+        if !is_code(ret) {
             break;
         }
         print_at_the_end(format_args!("  at {ret:#x}\n"));
-        if next <= rbp || next - rbp > MOST_BYTES_PER_FRAME {
-            break;
-        }
-        rbp = next;
+        (top, rbp) = (rbp + 16, next);
     }
+}
+
+/// Whether the image has code at that address.
+fn is_code(address: u64) -> bool {
+    let (start, end) = ((&raw const lh_text_start).addr(), (&raw const lh_text_end).addr());
+    (start as u64..end as u64).contains(&address)
+}
+
+/// The words at that address, if a stack of the hypervisor's can be there.
+fn read_stack<const N: usize>(at: u64) -> Option<[u64; N]> {
+    const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
+    if at < KERNEL_HALF || at & 7 != 0 {
+        return None;
+    }
+    let words: *const [u64; N] = core::ptr::with_exposed_provenance(at as usize);
+    // SAFETY: an aligned address in the host's half that a stack pointer or a frame chain led to; if it is not mapped after
+    // all, the page fault finds DYING set and ends the machine.
+    Some(unsafe { words.read() })
 }

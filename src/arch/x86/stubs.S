@@ -13,6 +13,7 @@
 .code64
 .balign 32
 .global lh_stubs
+.type lh_stubs, @function
 lh_stubs:
 .set vector, 0
 .rept 256
@@ -32,8 +33,10 @@ lh_stubs:
     .endif
     .set vector, vector + 1
 .endr
+.size lh_stubs, . - lh_stubs
 
 .balign 32
+.type lh_exception_entry, @function
 lh_exception_entry:                 # stack: vector, error code, RIP, CS, RFLAGS, RSP, SS
     push    r15
     push    r14
@@ -55,3 +58,4 @@ lh_exception_entry:                 # stack: vector, error code, RIP, CS, RFLAGS
     and     rsp, -16
     call    lh_exception
     ud2
+.size lh_exception_entry, . - lh_exception_entry
