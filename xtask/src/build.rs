@@ -13,6 +13,29 @@ pub struct Tree {
     pub root: PathBuf,
     /// Cargo's target directory.
     pub target: PathBuf,
+    /// The profile that the hypervisor and the guests are built by.
+    pub profile: Profile,
+}
+
+/// A profile of Cargo.toml.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// What is run, tested and measured. Its addresses lead to functions and lines.
+    Release,
+    /// The same code with everything a debugger can use: types and variables.
+    Debugging,
+}
+
+impl Profile {
+    const ALL: [Self; 2] = [Self::Release, Self::Debugging];
+
+    /// What Cargo calls it, and its folder.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Debugging => "debugging",
+        }
+    }
 }
 
 impl Tree {
@@ -36,7 +59,8 @@ impl Tree {
             let value = metadata.get(key).and_then(serde_json::Value::as_str);
             value.map(PathBuf::from).with_context(|| format!("cargo metadata has no {key}"))
         };
-        Ok(Self { root: path("workspace_root")?, target: path("target_directory")? })
+        let (root, target) = (path("workspace_root")?, path("target_directory")?);
+        Ok(Self { root, target, profile: Profile::Release })
     }
 
     /// The hypervisor's image.
@@ -44,9 +68,14 @@ impl Tree {
         self.binary("levelhead")
     }
 
-    /// A release binary: a guest or the hypervisor.
+    /// The images of the hypervisor that builds of all profiles leave.
+    pub fn hypervisors(&self) -> Vec<PathBuf> {
+        Profile::ALL.map(|profile| Self { profile, ..self.clone() }.hypervisor()).into()
+    }
+
+    /// A binary of the profile: a guest or the hypervisor.
     pub fn binary(&self, name: &str) -> PathBuf {
-        self.target.join("release").join(name)
+        self.target.join(self.profile.name()).join(name)
     }
 
     /// A folder under the target directory, made if it is missing.
@@ -64,11 +93,12 @@ impl Tree {
         path.strip_prefix(&self.root).unwrap_or(path).display()
     }
 
-    /// The command that builds the hypervisor and the guests for running: release, both in one go.
+    /// The command that builds the hypervisor and the guests for running, both in one go.
     pub fn build_command(&self) -> Command {
         let mut command = cargo();
         command.current_dir(&self.root);
-        command.args(["build", "--release", "--package", "levelhead", "--package", "guests"]);
+        command.args(["build", "--profile", self.profile.name()]);
+        command.args(["--package", "levelhead", "--package", "guests"]);
         command
     }
 

@@ -5,9 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use levelhead::config::Partition;
 
 use crate::build::Tree;
 use crate::config::{self, LoadedConfig, Problems};
+use crate::symbols::Guest;
 
 /// How a line of a configuration file begins that tells this tool which devices QEMU needs for it. To everything
 /// else it is a comment.
@@ -56,6 +58,19 @@ pub fn load(tree: &Tree, path: &Path, guests: Guests) -> Result<LoadedConfig, Pr
         Ok(path)
     };
     config::load(path, &find)
+}
+
+/// The partitions of the configuration file at `path`, whose guests have been built, with the kernel of each.
+///
+/// # Errors
+/// As [`load`].
+pub fn guests(tree: &Tree, path: &Path) -> Result<Vec<Guest>, Problems> {
+    let loaded = load(tree, path, Guests::Built)?;
+    let guest = |partition: &Partition| {
+        let kernel = loaded.images.get(usize::from(partition.kernel.0))?.path.clone();
+        Some(Guest { name: partition.name.clone(), kernel })
+    };
+    Ok(loaded.config.partitions.iter().filter_map(guest).collect())
 }
 
 /// Packs as [`pack`] and writes the bundle to `target/bundles/`.

@@ -257,6 +257,7 @@ impl Case {
         machine.memory.clone_from(&self.memory);
         machine.accel.clone_from(&self.accel);
         machine.icount = self.icount;
+        machine.root.clone_from(&tree.root);
         machine.append = match self.guest_direct {
             Some(_) => self.append.clone(),
             None => run::append(std::slice::from_ref(&self.append)),
@@ -270,7 +271,9 @@ impl Case {
         let initrd = folder.join("bundle");
         match (&config, self.bundle) {
             (Some(config), cut) => {
-                let mut bytes = bundle::pack(tree, &self.edited(config, folder)?, bundle::Guests::Built)?;
+                let config = self.edited(config, folder)?;
+                machine.guests = bundle::guests(tree, &config)?;
+                let mut bytes = bundle::pack(tree, &config, bundle::Guests::Built)?;
                 if cut == Some(Bundle::Truncated) {
                     bytes.truncate(bytes.len() / 2);
                 }

@@ -5,6 +5,7 @@
 //! * `gate`: what must not be there, proved;
 //! * `bench`: what an interrupt costs;
 //! * `config`: judge and pack configurations;
+//! * `symbolise`: what the addresses in a log mean;
 //! * `build`: the hypervisor and the guests;
 //! * `docs`: documents that follow from the code.
 //!
@@ -25,6 +26,7 @@ mod process;
 mod qemu;
 mod run;
 mod setup;
+mod symbols;
 mod test;
 
 use std::ffi::OsString;
@@ -67,6 +69,10 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --json                 as a JSON array
       --setup --qemu PATH --verbose     as above
 
+  symbolise [LOG]            print a console log (default: standard input) with functions and lines for its addresses
+      --image PATH           of this image of the hypervisor, if not of one built here
+      --config FILE          also for the guests of this configuration
+
   config check FILE ...      judge configurations: every mistake at once, or one line for each partition
       --json                 as a JSON array
   config pack FILE -o OUT    judge a configuration and make its bundle
@@ -97,6 +103,7 @@ enum Verb {
     Test(test::Options),
     Gate(gates::Options),
     Bench(bench::Options),
+    Symbolise(symbols::Options),
     Build,
     Docs,
     Config(ConfigVerb),
@@ -141,6 +148,7 @@ fn perform(verb: &Verb) -> Result<()> {
         Verb::Test(options) => test::test(&tree, options),
         Verb::Gate(options) => gates::run(&tree, options),
         Verb::Bench(options) => bench::intx(&tree, options),
+        Verb::Symbolise(options) => symbols::symbolise(&tree, options),
         Verb::Build => tree.build(),
         Verb::Docs => docs::write(&tree),
         Verb::Config(ConfigVerb::Check(options)) => check::check(&tree, options),
@@ -164,13 +172,15 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         "test" => parse_test(&mut words),
         "gate" => parse_gate(&mut words),
         "bench" => parse_bench(&mut words),
+        "symbolise" => parse_symbolise(&mut words),
         "build" => alone(&mut words, Verb::Build),
         "docs" => alone(&mut words, Verb::Docs),
         "config" => parse_config(&mut words),
         "help" => Ok(Verb::Help),
         other => {
             bail!(
-                "there is no verb {other:?}; the verbs are run, test, gate, bench, config, build, docs and help"
+                "there is no verb {other:?}; the verbs are run, test, gate, bench, symbolise, config, build, docs \
+                 and help"
             )
         }
     }
@@ -274,6 +284,20 @@ fn parse_bench(words: &mut lexopt::Parser) -> Result<Verb> {
         Some(other) => bail!("there is no bench {other:?}; `bench intx` is the one there is"),
         None => bail!("bench what? `cargo xtask bench intx`"),
     }
+}
+
+fn parse_symbolise(words: &mut lexopt::Parser) -> Result<Verb> {
+    let mut options = symbols::Options::default();
+    while let Some(word) = words.next()? {
+        match word {
+            Long("image") => options.image = Some(words.value()?.into()),
+            Long("config") => options.config = Some(words.value()?.string()?),
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            Value(path) if options.log.is_none() => options.log = Some(path.into()),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Verb::Symbolise(options))
 }
 
 fn parse_config(words: &mut lexopt::Parser) -> Result<Verb> {
@@ -402,6 +426,7 @@ mod tests {
         assert!(matches!(parse(["build"]).unwrap(), Verb::Build));
         assert!(matches!(parse(["bench", "intx", "--json"]).unwrap(), Verb::Bench(_)));
         assert!(matches!(parse(["gate", "no-std", "--json"]).unwrap(), Verb::Gate(_)));
+        assert!(matches!(parse(["symbolise", "log", "--image", "a"]).unwrap(), Verb::Symbolise(_)));
         let check = parse(["config", "check", "a", "--json", "b"]).unwrap();
         assert!(
             matches!(check, Verb::Config(ConfigVerb::Check(options)) if options.json && options.configs == ["a", "b"])

@@ -133,7 +133,7 @@ fn read_lines(stream: impl Read, name: Stream, sender: &Sender<(Stream, String)>
 }
 
 /// The line as text that is safe on a terminal: a guest's escape sequences must not reach it.
-fn clean(line: &[u8]) -> String {
+pub fn clean(line: &[u8]) -> String {
     String::from_utf8_lossy(line)
         .trim_end_matches(['\r', '\n'])
         .chars()

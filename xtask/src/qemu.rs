@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::process::{self, End, Stream};
+use crate::symbols::{Guest, Symbols};
 
 /// The name QEMU is looked up by.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -42,6 +43,10 @@ pub struct Machine {
     pub append: String,
     /// Further words, devices above all.
     pub words: Vec<String>,
+    /// The guests whose addresses in the console get names, beside the kernel's.
+    pub guests: Vec<Guest>,
+    /// Where the paths of sources in those names are shown from.
+    pub root: PathBuf,
 }
 
 impl Machine {
@@ -59,6 +64,8 @@ impl Machine {
             initrd: None,
             append: String::new(),
             words: Vec::new(),
+            guests: Vec::new(),
+            root: PathBuf::new(),
         }
     }
 
@@ -112,7 +119,8 @@ impl Machine {
         line
     }
 
-    /// Runs the machine until it ends or `limit` has passed, handing each console line on as it comes.
+    /// Runs the machine until it ends or `limit` has passed, handing each console line on as it comes, with names for the
+    /// addresses in it.
     ///
     /// # Errors
     /// When QEMU cannot be started.
@@ -120,11 +128,14 @@ impl Machine {
         let start = Instant::now();
         let mut console = Vec::new();
         let mut complaints = Vec::new();
+        let mut symbols = Symbols::new(&self.root, [self.kernel.clone()], &self.guests);
         let mut command = Command::new(&self.qemu);
         let end = process::run(command.args(self.arguments()), limit, |stream, line| match stream {
             Stream::Out => {
-                on_line(line);
-                console.push(line.to_owned());
+                for line in symbols.lines(line) {
+                    on_line(&line);
+                    console.push(line);
+                }
             }
             Stream::Err => complaints.push(line.to_owned()),
         })?;

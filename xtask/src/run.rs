@@ -69,6 +69,8 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
 
     let mut machine = Machine::new(qemu, tree.hypervisor());
     machine.initrd = Some(bundle::pack_to_scratch(tree, &config)?);
+    machine.guests = bundle::guests(tree, &config)?;
+    machine.root.clone_from(&tree.root);
     machine.append = append(&options.append);
     machine.words = if options.devices.is_empty() {
         bundle::qemu_words(&config)?
