@@ -14,13 +14,14 @@ pub mod table;
 use std::env;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsRawFd as _;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use anyhow::{Result, bail};
-use terminal_size::{Width, terminal_size_of};
+use terminal_size::{Width, terminal_size_using_fd};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use table::Table;
@@ -114,12 +115,16 @@ pub struct Console {
 impl Console {
     /// Standard output, which carries results.
     pub fn stdout() -> Self {
-        Self::new(Box::new(io::stdout()), Reader::of(&io::stdout()), || width(terminal_size_of(io::stdout())))
+        Self::new(Box::new(io::stdout()), Reader::of(&io::stdout()), || {
+            width(terminal_size_using_fd(io::stdout().as_raw_fd()))
+        })
     }
 
     /// Standard error, which carries what this tool says about itself.
     pub fn stderr() -> Self {
-        Self::new(Box::new(io::stderr()), Reader::of(&io::stderr()), || width(terminal_size_of(io::stderr())))
+        Self::new(Box::new(io::stderr()), Reader::of(&io::stderr()), || {
+            width(terminal_size_using_fd(io::stderr().as_raw_fd()))
+        })
     }
 
     /// Where lines for people go: standard output, unless that is taken by a report for machines.
