@@ -12,7 +12,7 @@ use levelhead::emulate::{
     Unsupported, WalkError, cr8_write, intercepted_length, string_io,
 };
 use levelhead::hypercall::{ABI_VERSION, feature};
-use levelhead::intx::MaskReasons;
+use levelhead::intx::{MaskReasons, count};
 use levelhead::message::Message;
 use levelhead::pci::{ConfigPorts, Width as ConfigWidth, config_ports};
 use levelhead::svm::Fault;
@@ -102,7 +102,7 @@ impl Partition {
             Exit::WriteMsr => self.write_msr(machine),
             Exit::NestedFault(fault) => self.device_access(machine, fault),
             Exit::Hlt => {
-                self.exits.hlt += 1;
+                count(&mut self.exits.hlt);
                 return match self.skip(Intercepted::Hlt) {
                     Ok(()) => Next::Halt,
                     Err(trouble) => self.give_up(trouble, exit),
@@ -114,7 +114,7 @@ impl Partition {
                 Err(trouble) => Err(trouble),
             },
             Exit::Hypercall => {
-                self.exits.hypercall += 1;
+                count(&mut self.exits.hypercall);
                 match self.skip(Intercepted::Vmmcall) {
                     Ok(()) => return self.hypercall(machine),
                     Err(trouble) => Err(trouble),
@@ -124,23 +124,23 @@ impl Partition {
             Exit::Cpuid => self.cpuid(),
             Exit::WriteCr8 => self.write_cr8(),
             Exit::FlushCaches { discards } => {
-                self.exits.other += 1;
+                count(&mut self.exits.other);
                 // Caches are coherent with everything a partition reaches, so there is nothing to write back for it.
                 self.skip(if discards { Intercepted::Invd } else { Intercepted::Wbinvd })
             }
             Exit::Exception { vector, error_code } => {
-                self.exits.other += 1;
+                count(&mut self.exits.other);
                 match Fault::new(vector, error_code) {
                     Some(fault) => return Next::Inject(fault),
                     None => Err(Trouble::End(Message::ForeignException)),
                 }
             }
             Exit::Undefined(_) => {
-                self.exits.other += 1;
+                count(&mut self.exits.other);
                 Err(Trouble::Fault(Fault::INVALID_OPCODE))
             }
             Exit::Rdpmc => {
-                self.exits.other += 1;
+                count(&mut self.exits.other);
                 Err(Trouble::Fault(Fault::GENERAL_PROTECTION))
             }
             Exit::Shutdown => Err(Trouble::End(Message::TripleFault)),
@@ -186,7 +186,7 @@ impl Partition {
         const MOST: u32 = 10_000;
         let rip = self.world.vmcb.rip();
         let (last, times) = self.again;
-        self.again = (rip, if last == rip { times + 1 } else { 1 });
+        self.again = (rip, if last == rip { times.saturating_add(1) } else { 1 });
         if self.again.1 > MOST {
             return Next::End(End::Fault { message: Message::InstructionUnreadable, exit });
         }
@@ -238,7 +238,7 @@ impl Partition {
     }
 
     fn cpuid(&mut self) -> Result<(), Trouble> {
-        self.exits.cpuid += 1;
+        count(&mut self.exits.cpuid);
         self.skip(Intercepted::Cpuid)?;
         let vmcb = &mut self.world.vmcb;
         let regs = &mut self.world.frame.regs;
@@ -261,7 +261,7 @@ impl Partition {
     }
 
     fn write_cr8(&mut self) -> Result<(), Trouble> {
-        self.exits.other += 1;
+        count(&mut self.exits.other);
         let write = cr8_write(&self.current_code()?, self.world.vmcb.code_size())?;
         let value = match write.source {
             Gpr::Rax => self.world.vmcb.rax(),
@@ -285,7 +285,7 @@ impl Partition {
     // Model-specific registers.
 
     fn read_msr(&mut self) -> Result<(), Trouble> {
-        self.exits.msr += 1;
+        count(&mut self.exits.msr);
         let number = self.world.frame.regs[Gpr::Rcx] as u32;
         let vmcb = &self.world.vmcb;
         let value = match number {
@@ -307,7 +307,7 @@ impl Partition {
 
     #[inline]
     fn write_msr(&mut self, machine: &Machine) -> Result<(), Trouble> {
-        self.exits.msr += 1;
+        count(&mut self.exits.msr);
         let number = self.world.frame.regs[Gpr::Rcx] as u32;
         let value = self.world.frame.regs[Gpr::Rdx] << 32 | self.world.vmcb.rax() & 0xffff_ffff;
         // Judged first: an instruction that faults does not retire.
@@ -362,7 +362,7 @@ impl Partition {
 
     #[inline]
     fn device_access(&mut self, machine: &Machine, fault: NestedFault) -> Result<(), Trouble> {
-        self.exits.mmio += 1;
+        count(&mut self.exits.mmio);
         if fault.fetch {
             return Err(Trouble::End(Message::FetchFromNoMemory));
         }
@@ -374,10 +374,11 @@ impl Partition {
         }
         let at = fault.address.raw();
         let lapic = self.chips.lapic(BOOT).map_or(u64::MAX, |lapic| lapic.mmio_base().raw());
-        let place = if at.wrapping_sub(lapic) < LAPIC_MMIO_BYTES {
-            Place::LocalApic(at - lapic)
-        } else if at.wrapping_sub(IO_APIC) < IO_APIC_BYTES {
-            Place::IoApic(at - IO_APIC)
+        let (in_lapic, in_io_apic) = (at.wrapping_sub(lapic), at.wrapping_sub(IO_APIC));
+        let place = if in_lapic < LAPIC_MMIO_BYTES {
+            Place::LocalApic(in_lapic)
+        } else if in_io_apic < IO_APIC_BYTES {
+            Place::IoApic(in_io_apic)
         } else if BAR_WINDOW.contains(fault.address, 1) {
             // Nothing is decoded there now: all-ones, as on a bus.
             Place::Nothing
@@ -429,7 +430,7 @@ impl Partition {
     // Ports.
 
     fn io(&mut self, machine: &Machine, io: IoAccess) -> Result<Option<End>, Trouble> {
-        self.exits.io += 1;
+        count(&mut self.exits.io);
         if io.string {
             return self.string_io(machine, io);
         }

@@ -7,7 +7,7 @@ use levelhead::hypercall::{
     ABI_VERSION, Buffer, Call, CallError, Caller, LedgerRecord, Reply, SourceId as Index, SourceInfo, Target,
     answer, feature,
 };
-use levelhead::intx::{Completion, MaskReasons, Notifier, Service, SourceId, SourceReport};
+use levelhead::intx::{Completion, MaskReasons, Notifier, Service, SourceId, SourceReport, count};
 use levelhead::virq::PINS;
 
 use crate::machine::Machine;
@@ -93,7 +93,7 @@ impl Partition {
                 Some(control) => match machine.lines.replace(control, source, new, Completion::Handover) {
                     Ok(replacing) => {
                         if let Some(function) = self.function_mut(index) {
-                            function.replacements += 1;
+                            count(&mut function.replacements);
                         }
                         return Next::Replace(replacing);
                     }
@@ -172,7 +172,7 @@ impl Partition {
             done = 0;
             while done < buffer.bytes {
                 let mut chunk = [0; TEXT_CHUNK];
-                let bytes = (buffer.bytes - done).min(TEXT_CHUNK as u64);
+                let bytes = buffer.bytes.saturating_sub(done).min(TEXT_CHUNK as u64);
                 let Some(part) = chunk.get_mut(..bytes as usize) else { break };
                 let at: Option<GuestPhys> = buffer.address.checked_add(done);
                 let read = at.ok_or(CallError::BadAddress).map(|at| self.ram.read(at, part));
@@ -180,7 +180,7 @@ impl Partition {
                 if print {
                     part.iter().for_each(|byte| self.put(*byte));
                 }
-                done += bytes;
+                done = done.saturating_add(bytes);
             }
         }
         Ok([done, 0, 0])
@@ -190,7 +190,7 @@ impl Partition {
 /// How many sources sit on the report's line.
 pub(crate) fn sharers(machine: &Machine, report: &SourceReport) -> usize {
     let on_line = |source| machine.lines.source_report(source).is_some_and(|other| other.gsi == report.gsi);
-    machine.lines.sources().filter(|source| on_line(*source)).count()
+    machine.lines.sources().fold(0, |count: usize, source| count.saturating_add(on_line(source).into()))
 }
 
 /// The books of a source in the guest's layout.

@@ -9,7 +9,7 @@
 
 use levelhead::decide::MAX_SOURCES;
 use levelhead::hypercall::answer;
-use levelhead::intx::{Completion, MaskReasons, Notifier, Replacing, SourceId};
+use levelhead::intx::{Completion, MaskReasons, Notifier, Replacing, SourceId, count};
 use levelhead::irq::Vector;
 use levelhead::svm::{self, NmiMask, interrupted_delivery};
 use levelhead::vcpu::Exit;
@@ -56,7 +56,8 @@ struct Entry {
     retries: u32,
 }
 
-/// Runs a guest until it ends.
+/// Runs a guest until it ends. Out of line, as the gate `no-panic` begins here.
+#[inline(never)]
 pub(crate) fn run(cpu: &mut ThisCpu, machine: &Machine, partition: &mut Partition) -> End {
     let mut entry = Entry::default();
     loop {
@@ -65,18 +66,18 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &Machine, partition: &mut Partitio
         let exit = leave(machine, partition, &mut entry);
         let next = match exit {
             Exit::Interrupt => {
-                partition.exits.interrupt += 1;
+                count(&mut partition.exits.interrupt);
                 let arrived = cpu.window();
                 take(machine, partition, arrived);
                 Next::Enter
             }
             // Taken by the host's own stub as soon as GIF was set; there is nothing to do for the guest.
             Exit::Nmi | Exit::Smi | Exit::Init | Exit::InterruptWindow => {
-                partition.exits.other += 1;
+                count(&mut partition.exits.other);
                 Next::Enter
             }
             Exit::Iret => {
-                partition.exits.other += 1;
+                count(&mut partition.exits.other);
                 let vmcb = &mut partition.world.vmcb;
                 vmcb.intercept_iret(false);
                 entry.nmi = NmiMask::Returning { rip: vmcb.rip(), rsp: vmcb.rsp() };
@@ -175,7 +176,7 @@ pub(crate) fn take(machine: &Machine, partition: &mut Partition, arrived: Arrive
         let mut wires = Partition::wires(&mut partition.chips, partition.index, machine);
         if let Some(deliveries) = &mut machine.lines.assert(vector, &mut wires) {
             machine.apic.eoi();
-            partition.interrupts += 1;
+            count(&mut partition.interrupts);
             partition.deliver(deliveries);
         } else {
             take_local(machine, partition, vector);
@@ -255,6 +256,7 @@ fn retire<'m>(
 }
 
 /// Silences every source of a guest that runs no more, and closes its books: what was in service ends as a reset.
+#[inline(never)]
 pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &Machine, partition: &mut Partition) {
     machine.apic.disarm_timer();
     let sources: [Option<SourceId>; MAX_SOURCES as usize] = {

@@ -52,7 +52,11 @@ impl<const N: usize> LineBuffer<N> {
             _ => self.append(&[b'\\', b'x', hex_digit(byte >> 4), hex_digit(byte & 0xf)]),
         }
         // The next byte must fit, whatever its form.
-        if N - self.used < Self::ESCAPE_BYTES { Some(self.hand_out(State::Broken)) } else { None }
+        if N.saturating_sub(self.used) < Self::ESCAPE_BYTES {
+            Some(self.hand_out(State::Broken))
+        } else {
+            None
+        }
     }
 
     /// What has been collected of an unfinished line, for a guest that ends without finishing it.
@@ -66,7 +70,7 @@ impl<const N: usize> LineBuffer<N> {
     fn append(&mut self, text: &[u8]) {
         if let Some(free) = self.bytes.get_mut(self.used..).and_then(|rest| rest.get_mut(..text.len())) {
             free.copy_from_slice(text);
-            self.used += text.len();
+            self.used = self.used.saturating_add(text.len());
         }
     }
 

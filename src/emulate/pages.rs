@@ -144,7 +144,8 @@ impl<M: GuestMemory> GuestMemory for Recorder<'_, M> {
         let entry = self.memory.read_u64(at)?;
         self.entries.set(self.entries.get().and_then(|mut entries| {
             *entries.read.get_mut(entries.count)? = (at, entry);
-            entries.count += 1;
+            // Below the length of `read`, as has just been seen.
+            entries.count = entries.count.wrapping_add(1);
             Some(entries)
         }));
         Ok(entry)

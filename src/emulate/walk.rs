@@ -243,7 +243,8 @@ impl Paging {
         while level > 0 {
             level -= 1;
             let shift = 12 + 9 * level;
-            let at = GuestPhys::new(table + (linear >> shift & 0x1ff) * 8);
+            // A table is aligned to its size, so this adds.
+            let at = GuestPhys::new(table | ((linear >> shift & 0x1ff) * 8));
             let entry = memory.read_u64(at).map_err(|NotRam| WalkError::Table(at))?;
             if entry & PRESENT == 0 {
                 return Err(WalkError::NotPresent { level });
@@ -256,7 +257,7 @@ impl Paging {
             }
             if large {
                 // Between the PAT bit (12) and the page's address.
-                reserved |= (1 << shift) - (1 << 13);
+                reserved |= (1_u64 << shift).wrapping_sub(1 << 13);
             }
             if entry & reserved != 0 {
                 return Err(WalkError::Reserved { level });
@@ -291,7 +292,7 @@ impl Paging {
     ) -> Result<Translation, WalkError> {
         const LARGE_RESERVED: u64 = 1 << 21;
         let read = |table: u64, index: u64, level| {
-            let at = GuestPhys::new(table + index * 4);
+            let at = GuestPhys::new(table | (index * 4));
             let entry = memory.read_u32(at).map_err(|NotRam| WalkError::Table(at))?;
             if u64::from(entry) & PRESENT == 0 {
                 return Err(WalkError::NotPresent { level });

@@ -78,7 +78,7 @@ pub use gate::{Gate, Sample, Sharing};
 pub use handler::{
     Deliveries, Delivery, LineIo, Registrations, Replacement, Replacing, SourceId, SourceInfo,
 };
-pub use ledger::{Account, Completion, Imbalance, Ledger};
+pub use ledger::{Account, Completion, Imbalance, Ledger, count};
 pub use line::{Effects, Event, Line, LineState, Service, SourceState};
 pub use notifier::{Control, Entered, Notifier, NotifierSlot, Parity, Retired, Retiring};
 pub use reasons::MaskReasons;

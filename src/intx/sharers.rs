@@ -30,9 +30,9 @@ impl SharerSet {
     /// Every place.
     pub const ALL: Self = Self(u8::MAX);
 
-    /// One source.
+    /// One source. A place is below [`MAX_SHARERS`], so nothing wraps.
     pub const fn only(sharer: Sharer) -> Self {
-        Self(1 << sharer.0)
+        Self(1_u8.wrapping_shl(sharer.0 as u32))
     }
 
     /// Whether nobody is in it.

@@ -385,7 +385,7 @@ impl LineTable {
 
     /// Every assigned source.
     pub fn sources(&self) -> impl Iterator<Item = SourceId> + '_ {
-        (0..).zip(&self.sources).filter_map(|(number, place)| place.map(|_| SourceId(number)))
+        (0..=u8::MAX).zip(&self.sources).filter_map(|(number, place)| place.map(|_| SourceId(number)))
     }
 
     /// A source's state and books, or `None` if there is no such source.

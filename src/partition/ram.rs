@@ -111,8 +111,7 @@ impl Ram {
 
     /// Copies `bytes` to guest memory; all of it is RAM, or nothing is written.
     pub(crate) fn write(&self, at: GuestPhys, bytes: &[u8]) -> Result<(), NotRam> {
-        let mut check = bytes.len();
-        self.walk(at, bytes.len(), |_, run| check -= run)?;
+        self.walk(at, bytes.len(), |_, _| ())?;
         let mut rest = bytes;
         self.walk(at, bytes.len(), |host, run| {
             let (now, later) = rest.split_at_checked(run).unwrap_or((rest, &[]));
@@ -125,11 +124,11 @@ impl Ram {
     /// Calls `each` for every contiguous host run of `[at, at + bytes)`.
     fn walk(&self, at: GuestPhys, bytes: usize, mut each: impl FnMut(HostPhys, usize)) -> Result<(), NotRam> {
         let mut offset = 0;
-        while offset < bytes {
+        while let Some(rest) = bytes.checked_sub(offset).filter(|rest| *rest > 0) {
             let (host, left) = at.checked_add(offset as u64).and_then(|at| self.locate(at)).ok_or(NotRam)?;
-            let run = usize::try_from(left).unwrap_or(usize::MAX).min(bytes - offset);
+            let run = usize::try_from(left).unwrap_or(usize::MAX).min(rest);
             each(host, run);
-            offset += run;
+            offset = offset.saturating_add(run);
         }
         Ok(())
     }
@@ -152,8 +151,9 @@ impl Ram {
     #[inline]
     fn locate(&self, at: GuestPhys) -> Option<(HostPhys, u64)> {
         self.pieces.iter().find_map(|piece| {
-            let offset = at.raw().checked_sub(piece.guest.raw()).filter(|offset| *offset < piece.bytes)?;
-            Some((piece.host.checked_add(offset)?, piece.bytes - offset))
+            let offset = at.raw().checked_sub(piece.guest.raw())?;
+            let left = piece.bytes.checked_sub(offset).filter(|left| *left > 0)?;
+            Some((piece.host.checked_add(offset)?, left))
         })
     }
 }
@@ -167,11 +167,11 @@ impl GuestMemory for Ram {
             unsafe { into.as_mut_ptr().copy_from_nonoverlapping(direct(host), into.len()) };
             return Ok(());
         }
-        let mut done = 0;
-        self.walk(at, into.len(), |_, run| done += run)?;
+        self.walk(at, into.len(), |_, _| ())?;
+        let bytes = into.len();
         let mut rest = into;
-        self.walk(at, done, |host, run| {
-            let (now, later) = core::mem::take(&mut rest).split_at_mut(run);
+        self.walk(at, bytes, |host, run| {
+            let (now, later) = core::mem::take(&mut rest).split_at_mut_checked(run).unwrap_or_default();
             // SAFETY: `walk` gives runs of the guest's own RAM, which the direct map covers; no reference to it exists.
             unsafe { now.as_mut_ptr().copy_from_nonoverlapping(direct(host), now.len()) };
             rest = later;

@@ -36,7 +36,8 @@ impl EcamWindow {
 
     /// The first byte to map.
     pub const fn start(&self) -> HostPhys {
-        HostPhys::new(self.base.raw() + self.first_bus as u64 * BYTES_PER_BUS)
+        // `new` found room for more than that.
+        HostPhys::new(self.base.raw().wrapping_add(self.first_bus as u64 * BYTES_PER_BUS))
     }
 
     /// How many bytes to map, a multiple of 1 MiB.

@@ -238,9 +238,9 @@ impl VirtualBars {
                     (false, BarKind::Memory64 { .. }) => *register & !0xffff_ffff | u64::from(written),
                     (false, BarKind::Memory32 { .. } | BarKind::Io) => u64::from(written),
                 };
-                *register = whole & !(*bytes - 1);
+                *register = whole & !bytes.wrapping_sub(1);
             }
-            Slot::Ports { bytes, register, .. } => *register = written & !(*bytes - 1),
+            Slot::Ports { bytes, register, .. } => *register = written & !bytes.wrapping_sub(1),
             Slot::Empty | Slot::Upper => {}
         }
     }

@@ -130,6 +130,11 @@ const fn index(address: u64, level: u32) -> usize {
     (address >> (12 + 9 * level) & 0x1ff) as usize
 }
 
+/// The first address behind the page of `bytes`, a power of two, that `at` is in.
+const fn behind(at: u64, bytes: u64) -> u64 {
+    (at | bytes.wrapping_sub(1)).saturating_add(1)
+}
+
 /// What a walk down to `level` found.
 enum Slot {
     /// The entry at the level asked for, or a large page above it.
@@ -197,9 +202,10 @@ impl NestedTables {
         }
         let mut at = guest.raw();
         while at < end {
-            let frame = HostPhys::new(host.raw() + (at - guest.raw()));
+            // Between the bounds that were checked above.
+            let frame = HostPhys::new(host.raw().wrapping_add(at.wrapping_sub(guest.raw())));
             match self.map_page(store, at, frame, end - at, memory) {
-                Some(size) => at += size,
+                Some(size) => at = at.saturating_add(size),
                 None => {
                     self.clear(store, guest.raw(), at);
                     return Err(MapError::OutOfTables);
@@ -263,7 +269,7 @@ impl NestedTables {
                     PAGE_BYTES
                 }
             };
-            at = (at & !(step - 1)) + step;
+            at = behind(at, step);
         }
         None
     }
@@ -271,7 +277,7 @@ impl NestedTables {
     /// Clears the leaves of a range whose edges do not cut a large page; returns how many bytes were mapped.
     fn clear(&self, store: &mut impl TableStore, start: u64, end: u64) -> u64 {
         let mut at = start;
-        let mut cleared = 0;
+        let mut cleared = 0_u64;
         while at < end {
             let step = match self.find(store, at) {
                 Slot::Missing { bytes } => bytes,
@@ -279,12 +285,12 @@ impl NestedTables {
                     let size = PAGE_BYTES << (9 * level);
                     if Entry(store.read(table, index)).is_present() {
                         store.write(table, index, 0);
-                        cleared += size;
+                        cleared = cleared.saturating_add(size);
                     }
                     size
                 }
             };
-            at = (at & !(step - 1)) + step;
+            at = behind(at, step);
         }
         cleared
     }

@@ -50,11 +50,11 @@ impl HostConfig {
         self.accesses.load(Ordering::Relaxed)
     }
 
-    /// Offset in the mapped window.
+    /// Offset in the mapped window, whose addresses begin at its start.
     fn place(&self, bdf: Bdf, offset: Offset) -> Option<(&Registers, usize)> {
         let (window, registers) = self.ecam.as_ref()?;
         let address = window.address(bdf, offset)?;
-        Some((registers, (address.raw() - window.start().raw()) as usize))
+        Some((registers, address.raw().wrapping_sub(window.start().raw()) as usize))
     }
 
     fn read<T: Register + PortRead>(&self, bdf: Bdf, offset: Offset) -> T {

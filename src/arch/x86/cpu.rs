@@ -67,10 +67,11 @@ impl Iterator for Arrived {
     fn next(&mut self) -> Option<Vector> {
         for (index, word) in self.0.iter_mut().enumerate().rev() {
             if *word != 0 {
-                let bit = 63 - word.leading_zeros();
+                // Less than 64, so that both halves of the number below stay apart.
+                let bit = 63 ^ word.leading_zeros();
                 *word &= !(1 << bit);
                 // The stubs of exceptions never set a bit, so new() does not refuse.
-                return Vector::new((index as u32 * 64 + bit) as u8);
+                return Vector::new(((index as u32) << 6 | bit) as u8);
             }
         }
         None

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 
 use levelhead::addr::HostPhys;
 use levelhead::frames::Frames;
+use levelhead::intx::count;
 use levelhead::ioapic::{
     MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_VERSION, Rte, Version, low_register, programming,
 };
@@ -97,7 +98,7 @@ impl IoApics {
     /// Completes `vector` at the input's chip.
     pub(crate) fn directed_eoi(&mut self, gsi: Gsi, vector: Vector) {
         if let Some((chip, _, counts)) = self.chip(gsi) {
-            counts.writes += 1;
+            count(&mut counts.writes);
             chip.registers.write(MMIO_EOI as usize, u32::from(vector.get()));
         }
     }
@@ -128,14 +129,14 @@ impl Chip {
     #[inline]
     fn write(&mut self, counts: &mut Accesses, register: u8, value: u32) {
         self.select(counts, register);
-        counts.writes += 1;
+        count(&mut counts.writes);
         self.registers.write(MMIO_DATA as usize, value);
     }
 
     #[inline]
     fn select(&mut self, counts: &mut Accesses, register: u8) {
         if self.selected != register {
-            counts.writes += 1;
+            count(&mut counts.writes);
             self.registers.write(MMIO_INDEX as usize, u32::from(register));
             self.selected = register;
         }

@@ -76,7 +76,7 @@ pub(crate) struct OutOfMemory;
 /// The address at which the direct map shows `physical`.
 pub(crate) fn direct(physical: HostPhys) -> *mut u8 {
     // The direct map covers 64 TiB; a larger address cannot come from a memory map of this architecture's CPUs.
-    core::ptr::with_exposed_provenance_mut((DIRECT_BASE + physical.raw()) as usize)
+    core::ptr::with_exposed_provenance_mut(DIRECT_BASE.wrapping_add(physical.raw()) as usize)
 }
 
 /// The image's place in physical memory, `delta` bytes above its link address.

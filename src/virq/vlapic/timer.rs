@@ -68,7 +68,7 @@ impl Timer {
         let begun = u64::from(divided << self.shift() != left_tsc);
         // A period stretched to the floor counts longer than the guest's initial value; it never reads above
         // it.
-        u32::try_from(divided + begun).map_or(self.initial, |count| count.min(self.initial))
+        u32::try_from(divided.saturating_add(begun)).map_or(self.initial, |count| count.min(self.initial))
     }
 
     /// Loads the initial count and starts; zero stops.
