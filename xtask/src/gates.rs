@@ -5,6 +5,7 @@
 //! that must be caught, or the gate fails.
 
 mod levels;
+mod no_panic;
 mod no_std;
 mod safety;
 mod source;
@@ -13,7 +14,6 @@ mod unsafe_code;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use serde_json::json;
 
 use crate::Reported;
 use crate::build::{Tree, cargo};
@@ -22,12 +22,13 @@ use crate::docs;
 use crate::test::{Report, Step, Verdict, succeeds};
 
 /// Every gate, the quick ones first.
-pub const GATES: [Step; 6] = [
+pub const GATES: [Step; 7] = [
     Step { name: "host/levels", run: |tree, _| judge(levels::check(&tree.root)) },
     Step { name: "host/unsafe", run: |tree, _| judge(unsafe_code::check(&tree.root)) },
     Step { name: "host/safety", run: |tree, _| judge(safety::check(&tree.root)) },
     Step { name: "host/documents", run: |tree, _| judge(docs::outdated(tree)) },
     Step { name: "host/no-std", run: |tree, _| judge(no_std::check(tree)) },
+    Step { name: "host/no-panic", run: |tree, _| judge(no_panic::check(tree)) },
     Step { name: "host/doc", run: doc },
 ];
 
@@ -36,7 +37,7 @@ pub const GATES: [Step; 6] = [
 pub struct Options {
     /// Names of gates; none means all.
     pub names: Vec<String>,
-    /// Whether to print one JSON array instead of lines.
+    /// Whether to report as JSON, in the form of `test`.
     pub json: bool,
 }
 
@@ -46,35 +47,17 @@ pub struct Options {
 /// When a gate fails, or when a name is that of no gate.
 pub fn run(tree: &Tree, options: &Options) -> Result<()> {
     let gates = named(&options.names)?;
-    let report = Report::new(gates.len(), Console::stdout(), false);
-    let mut objects = Vec::new();
-    let mut failed = false;
-    for gate in gates {
-        let start = Instant::now();
-        let verdict = (gate.run)(tree, false);
-        let took = start.elapsed();
-        failed |= matches!(verdict, Verdict::Failed(_));
-        if options.json {
-            let lines = match &verdict {
-                Verdict::Failed(lines) => lines.as_slice(),
-                Verdict::Passed | Verdict::Skipped(_) => &[],
-            };
-            objects.push(json!({
-                "gate": short(&gate),
-                "passed": verdict == Verdict::Passed,
-                "breaches": lines,
-                "seconds": took.as_secs_f64(),
-            }));
-        } else {
-            report.record(gate.name, verdict, Some(took));
+    let report = Report::new(gates.len(), Console::beside(options.json), options.json);
+    report.during(|| {
+        for gate in gates {
+            let start = Instant::now();
+            report.begin(gate.name);
+            let verdict = (gate.run)(tree, false);
+            report.record(gate.name, verdict, Some(start.elapsed()));
         }
-    }
-    if options.json {
-        println!("{:#}", serde_json::Value::Array(objects));
-    } else {
-        report.close();
-    }
-    if failed {
+    });
+    report.close();
+    if report.has_failed() {
         bail!(Reported);
     }
     Ok(())

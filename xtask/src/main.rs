@@ -62,8 +62,9 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --seed S               the first one's seed; default 0
       --setup                install QEMU, rustfmt and clippy first if they are missing
 
-  gate [NAME ...]            run proof gates, all without a NAME: levels, unsafe, safety, no-std, doc
-      --json                 as a JSON array
+  gate [NAME ...]            run proof gates, all without a NAME: levels, unsafe, safety, documents, no-std, no-panic,
+                             doc
+      --json                 one JSON object per line, as for `test`
 
   bench intx                 count instructions and VM exits per interrupt, bare and under Levelhead
       --json                 as a JSON array

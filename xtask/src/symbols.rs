@@ -31,7 +31,20 @@ use crate::{bundle, process};
 const MOST_FRAMES: usize = 16;
 
 /// Section contents in memory of their own.
-type Section = EndianRcSlice<RunTimeEndian>;
+pub type Section = EndianRcSlice<RunTimeEndian>;
+
+/// What an ELF file says about the functions and lines of its code.
+///
+/// # Errors
+/// When that is damaged.
+pub fn debug<'data>(file: &impl object::Object<'data>) -> Result<Context<Section>> {
+    let endian = if file.is_little_endian() { RunTimeEndian::Little } else { RunTimeEndian::Big };
+    let section = |id: SectionId| -> Result<Section> {
+        let data = file.section_by_name(id.name()).map_or(Ok(&[][..]), |section| section.data())?;
+        Ok(Section::new(Rc::from(data), endian))
+    };
+    Dwarf::load(section).and_then(|dwarf| Ok(Context::from_dwarf(dwarf)?))
+}
 
 /// An ELF file and what it says about its code.
 struct Image {
@@ -47,13 +60,7 @@ impl Image {
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let file =
             object::File::parse(&*bytes).with_context(|| format!("{} is no ELF file", path.display()))?;
-        let endian = if file.is_little_endian() { RunTimeEndian::Little } else { RunTimeEndian::Big };
-        let section = |id: SectionId| -> Result<Section> {
-            let data = file.section_by_name(id.name()).map_or(Ok(&[][..]), |section| section.data())?;
-            Ok(Section::new(Rc::from(data), endian))
-        };
-        let debug = Dwarf::load(section).and_then(|dwarf| Ok(Context::from_dwarf(dwarf)?));
-        let debug = debug.with_context(|| format!("{}: debug information", path.display()))?;
+        let debug = debug(&file).with_context(|| format!("{}: debug information", path.display()))?;
 
         let code = file.sections().filter(|section| section.kind() == SectionKind::Text);
         let code = code.map(|section| section.address()..section.address().saturating_add(section.size()));
