@@ -16,12 +16,13 @@ pub(crate) mod ram;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use levelhead::device::{LineBuffer, Uart};
+use levelhead::border::Ports;
+use levelhead::device::LineBuffer;
 use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::intx::{Deliveries, Notifier, SourceId};
 use levelhead::irq::Pin;
+use levelhead::pci::VirtualConfig;
 use levelhead::pci::virtual_bar::{Mapping, Mappings};
-use levelhead::pci::{ConfigPorts, VirtualConfig};
 use levelhead::svm::{NestedTables, Reach};
 use levelhead::virq::{Contributor, PinSet, Vcpu};
 
@@ -69,18 +70,15 @@ pub(crate) struct Partition {
     pub(crate) ram: Ram,
     pub(crate) chips: Chips,
     pub(crate) functions: Vec<Function>,
-    pub(crate) ports: ConfigPorts,
+    pub(crate) ports: Ports,
     pub(crate) pages: CodePages,
     pub(crate) decoded: DecodeCache,
     pub(crate) exits: Exits,
     /// Lines' interrupts taken on this CPU for this partition.
     pub(crate) interrupts: u64,
     pub(crate) user_hypercalls: bool,
-    pub(crate) debug_port: Option<u16>,
-    pub(crate) exit_port: Option<u16>,
     /// MTRRdefType as the guest wrote it; the memory types themselves are the nested tables' business.
     pub(crate) mtrr_def_type: u64,
-    pub(crate) uart: Uart,
     /// Where an instruction was last tried again, and how often.
     pub(crate) again: (u64, u32),
     nested: NestedTables,
