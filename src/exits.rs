@@ -116,10 +116,10 @@ impl Partition {
             Exit::ReadMsr => self.read_msr(),
             Exit::Cpuid => self.cpuid(),
             Exit::WriteCr8 => self.write_cr8(),
-            Exit::FlushCaches { discards } => {
+            Exit::FlushCaches { .. } => {
                 count(&mut self.exits.other);
                 // Caches are coherent with everything a partition reaches, so there is nothing to write back for it.
-                self.skip(if discards { Intercepted::Invd } else { Intercepted::Wbinvd })
+                self.skip(Intercepted::Wbinvd)
             }
             Exit::Exception { vector, error_code } => {
                 count(&mut self.exits.other);
