@@ -9,7 +9,7 @@ use levelhead::addr::GuestPhys;
 use levelhead::border::Ports;
 use levelhead::config::{Bundle, Partition as Configured};
 use levelhead::decide::PartitionPlan;
-use levelhead::device::LineBuffer;
+use levelhead::device::{LineBuffer, PrintBudget};
 use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::frames::Frames;
 use levelhead::guest::{GuestMemory, Payload, plan};
@@ -116,6 +116,7 @@ pub(crate) fn build(
         pool,
         console: configured.console,
         line: LineBuffer::new(),
+        budget: PrintBudget::new(),
         due: PinSet::EMPTY,
     };
     partition.remap();
