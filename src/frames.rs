@@ -44,6 +44,11 @@ impl Range {
         HostPhys::new(self.end)
     }
 
+    /// Whether a byte is in both.
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+
     /// Length in bytes.
     pub const fn bytes(self) -> u64 {
         self.end.saturating_sub(self.start)
@@ -76,6 +81,14 @@ impl Frames {
     pub fn add(&mut self, range: Range) -> Result<(), TooManyRanges> {
         self.reserve(range)?;
         self.insert(range)
+    }
+
+    /// Whether all of `range` is free.
+    pub fn has(&self, range: Range) -> bool {
+        let shared =
+            |free: &Range| Range { start: free.start.max(range.start), end: free.end.min(range.end) }.bytes();
+        // The ranges never overlap, so no page is counted twice.
+        self.ranges.iter().map(shared).fold(0u64, u64::saturating_add) == range.bytes()
     }
 
     /// Takes `range` out, wherever it overlaps free memory.
@@ -147,6 +160,22 @@ mod tests {
             frames.add(Range { start: n * 0x3000, end: n * 0x3000 + 0x1000 }).unwrap();
         }
         assert_eq!(frames.add(Range { start: 0xfff_0000, end: 0xfff_1000 }), Err(TooManyRanges));
+    }
+
+    #[test]
+    fn a_range_is_had_only_whole_and_over_neighbouring_pieces() {
+        let page = |from, to| Range { start: from * PAGE_BYTES, end: to * PAGE_BYTES };
+        let mut frames = Frames::new();
+        frames.add(page(4, 8)).unwrap();
+        frames.add(page(8, 12)).unwrap();
+        frames.add(page(13, 14)).unwrap();
+        for (range, had) in
+            [(page(4, 12), true), (page(5, 9), true), (page(3, 5), false), (page(11, 14), false)]
+        {
+            assert_eq!(frames.has(range), had, "{range:?}");
+        }
+        frames.reserve(page(6, 7)).unwrap();
+        assert!(!frames.has(page(4, 12)));
     }
 
     proptest! {

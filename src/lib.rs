@@ -21,14 +21,13 @@
 //! | 1 resources | [`frames`], [`vcpu`] |
 //! | 2 formats | [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
 //! | 3 machines | [`intx`], [`virq`], [`device`], [`config`], [`facts`] |
-//! | 4 systems | [`guest`], [`border`], [`decide`] |
+//! | 4 systems | [`guest`], [`decide`] |
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 pub mod addr;
-pub mod border;
 pub mod config;
 pub mod cpuid;
 pub mod decide;

@@ -64,6 +64,9 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
 
     // Memory: what is free, then page tables and descriptor tables of our own.
     let mut frames = setup::free_memory(&loader, delta);
+    // SAFETY: entry.S's identity map is still on, and nothing was allocated yet.
+    #[expect(unsafe_code, reason = "looks into the bundle early")]
+    let misplaced = unsafe { setup::claim_places(&loader, delta, &mut frames) };
     // SAFETY: once, on the boot CPU; the ranges are usable RAM, and `frames` is what is free of it.
     #[expect(unsafe_code, reason = "switches page tables")]
     let mut space = unsafe { AddressSpace::build(delta, loader.ranges(MemoryKind::Usable), &mut frames) }?;
@@ -107,8 +110,17 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
 
     // Partitions: judge the bundle, find and assign their devices, install their lines, load their images.
     let (space, frames) = (&mut space, &mut frames);
-    let system =
-        system::System { loader: &loader, platform, chips, cpus: &cpus, apic, io_apics, space, frames };
+    let system = system::System {
+        loader: &loader,
+        misplaced,
+        platform,
+        chips,
+        cpus: &cpus,
+        apic,
+        io_apics,
+        space,
+        frames,
+    };
     let (machine, placed) = system.build()?;
     report::lines(machine, &placed);
 

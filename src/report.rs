@@ -60,6 +60,13 @@ impl From<Refusal> for BootError {
     }
 }
 
+impl From<Vec<Refusal>> for BootError {
+    /// At least one.
+    fn from(refusals: Vec<Refusal>) -> Self {
+        Self(refusals)
+    }
+}
+
 impl From<Rejection> for BootError {
     fn from(rejection: Rejection) -> Self {
         Self(rejection.refusals())

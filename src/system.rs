@@ -10,6 +10,7 @@ use levelhead::config;
 use levelhead::decide::{Plan, decide, places, unrouted};
 use levelhead::facts::{Facts, IoApic, MemoryKind, PlaceOnBus, Routing};
 use levelhead::frames::{Frames, Range};
+use levelhead::guest::{Fault, judge};
 use levelhead::intx::{Completion, Control, Gate, LineTable, Notifier, SourceId, Targets};
 use levelhead::irq::{ApicId, CpuId, Gsi, Pin};
 use levelhead::message::{Message, Refusal};
@@ -22,7 +23,7 @@ use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::ioapic::IoApics;
 use crate::arch::x86::lapic::LocalApic;
 use crate::arch::x86::paging::{AddressSpace, OutOfMemory, direct};
-use crate::boot::pvh::BootInfo;
+use crate::boot::pvh::{BootInfo, REACH};
 use crate::machine::Machine;
 use crate::partition::assign::Assigner;
 use crate::partition::{Partition, build};
@@ -40,6 +41,8 @@ const TIMER_MEASURE_TICKS: u64 = 10_000_000;
 /// What boot found out about the machine, before it becomes partitions.
 pub(crate) struct System<'a> {
     pub(crate) loader: &'a BootInfo,
+    /// What is wrong with the places that the configuration gives memory.
+    pub(crate) misplaced: Vec<Refusal>,
     pub(crate) platform: Platform,
     pub(crate) chips: Vec<IoApic>,
     pub(crate) cpus: &'a [(CpuId, ApicId)],
@@ -69,9 +72,14 @@ impl System<'_> {
     }
 
     /// Judges the bundle, assigns its devices, loads its images.
-    pub(crate) fn build(self) -> Result<(&'static Machine, Vec<Placed>), BootError> {
+    pub(crate) fn build(mut self) -> Result<(&'static Machine, Vec<Placed>), BootError> {
         let module = bundle(self.loader)?;
         let (config, bundle) = config::unpack(module)?;
+        let mut refusals = core::mem::take(&mut self.misplaced);
+        refusals.extend(judge(&config, bundle.images()).iter().map(Fault::refusal));
+        if !refusals.is_empty() {
+            return Err(BootError::from(refusals));
+        }
         info!("bundle of {} KiB, {} partition(s)", module.len() >> 10, config.partitions.len());
 
         let host_config = HostConfig::new(self.platform.ecam, self.space, self.frames)?;
@@ -174,10 +182,11 @@ fn bundle(loader: &BootInfo) -> Result<&'static [u8], BootError> {
     let message = Message::BundleMissing;
     let (at, bytes) = loader.module.ok_or_else(|| Refusal::new(message, "loader", message.meaning()))?;
     let end = at.raw().checked_add(bytes);
-    let in_ram = |range: Range| range.start() <= at && end.is_some_and(|end| end <= range.end().raw());
+    let in_ram =
+        |range: Range| range.start() <= at && end.is_some_and(|end| end <= range.end().raw() && end <= REACH);
     let length = usize::try_from(bytes).ok();
     let (true, Some(length)) = (loader.ranges(MemoryKind::Usable).any(in_ram), length) else {
-        let what = format!("the bundle at {at} ({bytes} bytes) does not lie in usable memory");
+        let what = format!("the bundle at {at} ({bytes} bytes) does not lie in usable memory below 4 GiB");
         return Err(Refusal::new(Message::BundlePlace, "loader", what).into());
     };
     // SAFETY: usable RAM in the direct map, reserved by free_memory before anything was allocated, so nobody writes it.

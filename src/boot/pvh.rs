@@ -13,7 +13,7 @@ const MAX_ENTRIES: usize = 64;
 const MAX_COMMAND_LINE: usize = 1024;
 const MAGIC: u32 = 0x336e_c578;
 /// Only memory that entry.S identity-maps can be read here.
-const REACH: u64 = 1 << 32;
+pub(crate) const REACH: u64 = 1 << 32;
 
 /// Why the hand-over was refused.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +113,23 @@ impl BootInfo {
             info.entries += 1;
         }
         Ok(info)
+    }
+
+    /// The bytes of the module, if it lies in usable memory that can be read this early.
+    ///
+    /// # Safety
+    ///
+    /// Called with entry.S's tables on; the slice must be gone when they are, and before any memory is reused.
+    pub(crate) unsafe fn early_module(&self) -> Option<&[u8]> {
+        let (at, bytes) = self.module?;
+        let end = at.raw().checked_add(bytes).filter(|end| at.raw() != 0 && *end <= REACH)?;
+        let in_ram = |range: Range| range.start() <= at && end <= range.end().raw();
+        if !self.ranges(MemoryKind::Usable).any(in_ram) {
+            return None;
+        }
+        let start: *const u8 = core::ptr::with_exposed_provenance(at.raw() as usize);
+        // SAFETY: usable RAM inside the identity map; nobody writes it while boot is on its first steps.
+        Some(unsafe { core::slice::from_raw_parts(start, bytes as usize) })
     }
 
     /// The memory map.

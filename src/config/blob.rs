@@ -8,8 +8,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::addr::HostPhys;
 use crate::irq::{CpuId, Gsi, Pin};
 use crate::pci::Bdf;
+use crate::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, StormLimit};
 
 use super::model::{Config, Device, ImageIndex, MaskPolicy, Module, Partition};
 use super::validate::{MAX_CMDLINE_BYTES, MAX_DEVICES, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS};
@@ -72,6 +74,7 @@ pub(super) fn encode(config: &Config) -> Vec<u8> {
             name,
             cpus,
             memory_bytes,
+            memory_at,
             kernel,
             modules,
             cmdline,
@@ -85,6 +88,7 @@ pub(super) fn encode(config: &Config) -> Vec<u8> {
         out.text(name);
         out.list(cpus, |out, cpu| out.bytes(&[cpu.0]));
         out.bytes(&memory_bytes.to_le_bytes());
+        out.option(memory_at.map(|at| at.raw().to_le_bytes()));
         out.bytes(&kernel.0.to_le_bytes());
         out.list(modules, |out, Module { image, cmdline }| {
             out.bytes(&image.0.to_le_bytes());
@@ -96,7 +100,7 @@ pub(super) fn encode(config: &Config) -> Vec<u8> {
         out.option(exit_port.map(u16::to_le_bytes));
         out.flag(*user_hypercalls);
         out.flag(*control);
-        out.list(devices, |out, Device { bdf, gsi, mask, vpin }| {
+        out.list(devices, |out, Device { bdf, gsi, mask, vpin, policy }| {
             out.bytes(&[bdf.bus(), bdf.device(), bdf.function()]);
             out.option(gsi.map(|gsi| gsi.0.to_le_bytes()));
             out.bytes(&[match mask {
@@ -105,6 +109,7 @@ pub(super) fn encode(config: &Config) -> Vec<u8> {
                 MaskPolicy::Function => 2,
             }]);
             out.option(vpin.map(|pin| [pin.0]));
+            out.policy(policy);
         });
     });
     out.0
@@ -118,6 +123,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Config, BlobError> {
             name: input.text("name", MAX_NAME_BYTES)?,
             cpus: input.list("cpus", MAX_CPUS, |input| Ok(CpuId(input.u8("cpus")?)))?,
             memory_bytes: input.u64("memory")?,
+            memory_at: input.option("memory-at", |input| input.u64("memory-at").map(HostPhys::new))?,
             kernel: ImageIndex(input.u16("kernel")?),
             modules: input.list("modules", MAX_MODULES, |input| {
                 Ok(Module {
@@ -135,8 +141,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Config, BlobError> {
                 Ok(Device {
                     bdf: input.bdf("device.bdf")?,
                     gsi: input.option("device.gsi", |input| Ok(Gsi(input.u32("device.gsi")?)))?,
-                    mask: input.mask("device.mask")?,
+                    mask: input
+                        .choice("device.mask", &[MaskPolicy::Auto, MaskPolicy::Line, MaskPolicy::Function])?,
                     vpin: input.option("device.vpin", |input| Ok(Pin(input.u8("device.vpin")?)))?,
+                    policy: input.policy()?,
                 })
             })?,
         })
@@ -170,6 +178,28 @@ impl Writer {
     fn option<const N: usize>(&mut self, value: Option<[u8; N]>) {
         self.flag(value.is_some());
         self.bytes(value.as_ref().map_or(&[], <[u8; N]>::as_slice));
+    }
+
+    fn policy(&mut self, DevicePolicy { storm, never_eoi, no_reset }: &DevicePolicy) {
+        self.flag(storm.is_some());
+        if let Some(StormLimit { limit, window_ms, pause_ms, retries }) = storm {
+            for number in [limit, window_ms, pause_ms, retries] {
+                self.bytes(&number.to_le_bytes());
+            }
+        }
+        self.flag(never_eoi.is_some());
+        if let Some(EoiDeadline { action, after_ms }) = never_eoi {
+            self.bytes(&[match action {
+                NeverEoi::Hold => 0,
+                NeverEoi::Complete => 1,
+                NeverEoi::Quarantine => 2,
+            }]);
+            self.bytes(&after_ms.to_le_bytes());
+        }
+        self.bytes(&[match no_reset {
+            NoReset::Mask => 0,
+            NoReset::Refuse => 1,
+        }]);
     }
 
     fn list<T>(&mut self, items: &[T], write: impl Fn(&mut Self, &T)) {
@@ -252,14 +282,32 @@ impl<'a> Reader<'a> {
             .ok_or(BlobError { problem: BlobProblem::Meaningless(raw.into()), ..start })
     }
 
-    fn mask(&mut self, field: &'static str) -> Result<MaskPolicy, BlobError> {
+    /// One of `values`, by its number.
+    fn choice<T: Copy>(&mut self, field: &'static str, values: &[T]) -> Result<T, BlobError> {
         let start = self.error(field, BlobProblem::Truncated);
-        match self.u8(field)? {
-            0 => Ok(MaskPolicy::Auto),
-            1 => Ok(MaskPolicy::Line),
-            2 => Ok(MaskPolicy::Function),
-            other => Err(BlobError { problem: BlobProblem::Meaningless(other.into()), ..start }),
-        }
+        let number = self.u8(field)?;
+        let meaningless = BlobError { problem: BlobProblem::Meaningless(number.into()), ..start };
+        values.get(usize::from(number)).copied().ok_or(meaningless)
+    }
+
+    fn policy(&mut self) -> Result<DevicePolicy, BlobError> {
+        let storm = self.option("storm-limit", |input| {
+            Ok(StormLimit {
+                limit: input.u32("storm-limit")?,
+                window_ms: input.u32("storm-window")?,
+                pause_ms: input.u32("storm-pause")?,
+                retries: input.u32("storm-retries")?,
+            })
+        })?;
+        let never_eoi = self.option("never-eoi", |input| {
+            let actions = [NeverEoi::Hold, NeverEoi::Complete, NeverEoi::Quarantine];
+            Ok(EoiDeadline {
+                action: input.choice("never-eoi", &actions)?,
+                after_ms: input.u32("never-eoi-after")?,
+            })
+        })?;
+        let no_reset = self.choice("no-reset", &[NoReset::Mask, NoReset::Refuse])?;
+        Ok(DevicePolicy { storm, never_eoi, no_reset })
     }
 
     fn option<T>(

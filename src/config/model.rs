@@ -5,8 +5,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::addr::HostPhys;
 use crate::irq::{CpuId, Gsi, Pin};
 use crate::pci::Bdf;
+use crate::policy::DevicePolicy;
 
 use super::validate::VIRTUAL_PINS;
 
@@ -26,6 +28,8 @@ pub struct Partition {
     pub cpus: Vec<CpuId>,
     /// Guest memory in bytes, whole pages.
     pub memory_bytes: u64,
+    /// Where on the machine that memory lies, in one piece; `None` leaves the choice to the hypervisor.
+    pub memory_at: Option<HostPhys>,
     /// The image that is started.
     pub kernel: ImageIndex,
     /// Images that are loaded beside the kernel.
@@ -41,7 +45,7 @@ pub struct Partition {
     pub exit_port: Option<u16>,
     /// Whether guest code at CPL 1 to 3 may make hypercalls. CPL 0 always may.
     pub user_hypercalls: bool,
-    /// Whether it may control the interrupt sources of other partitions.
+    /// Whether it may control the interrupt sources of other partitions. Not supported yet: must be `false`.
     pub control: bool,
     /// The PCI functions it owns.
     pub devices: Vec<Device>,
@@ -68,6 +72,8 @@ pub struct Device {
     pub mask: MaskPolicy,
     /// The input of the guest's IO-APIC that its line drives; `None` chooses the one numbered like the GSI.
     pub vpin: Option<Pin>,
+    /// What is done when it, or its guest, misbehaves.
+    pub policy: DevicePolicy,
 }
 
 impl Device {
@@ -89,6 +95,22 @@ pub enum MaskPolicy {
     /// At the function, by Interrupt Disable in its command register (PCI 3.0 6.2.2): silences nobody else, needs
     /// a function of PCI 2.3 or later.
     Function,
+}
+
+impl MaskPolicy {
+    /// All of them, in the order of the documents.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Line, Self::Function];
+}
+
+impl fmt::Display for MaskPolicy {
+    /// As the configuration spells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Line => "line",
+            Self::Function => "function",
+        })
+    }
 }
 
 /// The number of an image in its bundle, counted from 0.

@@ -7,8 +7,10 @@ use proptest::collection;
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 use super::*;
+use crate::addr::HostPhys;
 use crate::irq::{CpuId, Gsi, Pin};
 use crate::pci::Bdf;
+use crate::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, StormLimit};
 
 fn device(slot: u8, gsi: Option<u32>, vpin: Option<u8>) -> Device {
     Device {
@@ -16,6 +18,7 @@ fn device(slot: u8, gsi: Option<u32>, vpin: Option<u8>) -> Device {
         gsi: gsi.map(Gsi),
         mask: MaskPolicy::Auto,
         vpin: vpin.map(Pin),
+        policy: DevicePolicy::default(),
     }
 }
 
@@ -24,6 +27,7 @@ fn partition(name: &str, cpu: u8) -> Partition {
         name: name.into(),
         cpus: vec![CpuId(cpu)],
         memory_bytes: 32 << 20,
+        memory_at: None,
         kernel: ImageIndex(0),
         modules: vec![Module { image: ImageIndex(1), cmdline: "file words".into() }],
         cmdline: "one two".into(),
@@ -31,7 +35,7 @@ fn partition(name: &str, cpu: u8) -> Partition {
         debug_port: Some(0xe9),
         exit_port: Some(0xf4),
         user_hypercalls: false,
-        control: true,
+        control: false,
         devices: vec![],
     }
 }
@@ -106,6 +110,50 @@ fn each_rule_names_its_key_and_its_remedy() {
         (
             |c| c.partitions[0].memory_bytes = (1 << 20) + 1,
             "ERROR Config/memory-pages: partition[0].memory: 1048577 bytes are not whole pages of 4096; to do: 1052672 would be",
+        ),
+        (
+            |c| c.partitions[0].memory_at = Some(HostPhys::new(0x20_0800)),
+            "ERROR Config/memory-place: partition[0].memory-at: 0x200800 is not the start of a page of 4096 bytes; to do: \
+             0x200000 would be; a multiple of 2 MiB is best",
+        ),
+        (
+            |c| c.partitions[0].memory_at = Some(HostPhys::new(0xf_f000)),
+            "ERROR Config/memory-place: partition[0].memory-at: no partition's memory can lie at 0xff000; to do: \
+             place it from 0x100000 on, so that it ends below 0x10000000000000",
+        ),
+        (
+            |c| c.partitions[0].memory_at = Some(HostPhys::new((1 << 52) - (16 << 20))),
+            "ERROR Config/memory-place: partition[0].memory-at: no partition's memory can lie at 0xfffffff000000; to do: \
+             place it from 0x100000 on, so that it ends below 0x10000000000000",
+        ),
+        (
+            |c| {
+                c.partitions.push(partition("other", 1));
+                c.partitions[0].memory_at = Some(HostPhys::new(0x400_0000));
+                c.partitions[1].memory_at = Some(HostPhys::new(0x5ff_f000));
+            },
+            "ERROR Config/memory-taken: partition[1].memory-at: 0x5fff000 to 0x5ffffff is the memory of \
+             partition[0].memory-at too; to do: place them apart, or leave one of the `memory-at` out",
+        ),
+        (
+            |c| c.partitions[0].control = true,
+            "ERROR Config/control-unsupported: partition[0].control: control over other partitions is not supported yet; to do: \
+             leave it out",
+        ),
+        (
+            |c| {
+                c.partitions[0].devices[1].policy.storm =
+                    Some(StormLimit { window_ms: 0, ..StormLimit::new(1) })
+            },
+            "ERROR Config/policy-range: partition[0].device[1].storm-window: 0 is out of range; to do: use 1 to 60000",
+        ),
+        (
+            |c| {
+                c.partitions[0].devices[1].policy.never_eoi =
+                    Some(EoiDeadline { action: NeverEoi::Hold, after_ms: 3_600_001 });
+            },
+            "ERROR Config/policy-range: partition[0].device[1].never-eoi-after: 3600001 is out of range; to do: \
+             use 1 to 3600000",
         ),
         (
             |c| c.partitions[0].kernel = ImageIndex(2),
@@ -214,12 +262,23 @@ fn limits_themselves_are_allowed() {
         p.name = "n".repeat(MAX_NAME_BYTES);
         p.cmdline = "x".repeat(MAX_CMDLINE_BYTES);
         p.memory_bytes = MAX_MEMORY_BYTES;
+        p.memory_at = Some(HostPhys::new(MAX_MEMORY_END - MAX_MEMORY_BYTES));
         p.debug_port = Some(0x3f7);
         p.exit_port = Some(0xfffc);
         p.devices = (0..24).map(|n| device(n, Some(255 - u32::from(n)), Some(n))).collect();
     });
     assert_eq!(edges, [""; 0]);
     assert_eq!(broken_by(|c| c.partitions[0].memory_bytes = MIN_MEMORY_BYTES), [""; 0]);
+}
+
+#[test]
+fn memory_side_by_side_is_allowed() {
+    let neighbours = broken_by(|c| {
+        c.partitions.push(partition("other", 1));
+        c.partitions[0].memory_at = Some(HostPhys::new(MIN_MEMORY_AT));
+        c.partitions[1].memory_at = Some(HostPhys::new(MIN_MEMORY_AT + (32 << 20)));
+    });
+    assert_eq!(neighbours, [""; 0]);
 }
 
 #[test]
@@ -300,6 +359,95 @@ fn every_flipped_bit_of_a_bundle_is_refused() {
     assert!(unpack(&bytes).is_ok());
 }
 
+/// Damage at random, the same in every run.
+struct Damage(u64);
+
+impl Damage {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 as usize % end
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.below(256) as u8
+    }
+}
+
+#[test]
+fn damage_of_many_bits_and_splices_of_two_bundles_are_refused() {
+    let mut other = demo();
+    other.partitions[0].cmdline = "three".into();
+    let one = pack(&demo(), &IMAGES).unwrap();
+    let two = pack(&other, &[IMAGES[1], IMAGES[0]]).unwrap();
+    let mut damage = Damage(0x1e5e_1bad);
+    for round in 0..4000 {
+        let mut bytes = one.clone();
+        match round % 3 {
+            // Bits anywhere.
+            0 => {
+                for _ in 0..=damage.below(64) {
+                    let at = damage.below(bytes.len());
+                    bytes[at] ^= 1 << damage.below(8);
+                }
+            }
+            // A burst.
+            1 => {
+                let start = damage.below(bytes.len());
+                let end = bytes.len().min(start + 1 + damage.below(5000));
+                bytes[start..end].fill_with(|| damage.byte());
+            }
+            // The end of another bundle behind this one's start.
+            _ => {
+                let at = damage.below(bytes.len().min(two.len()));
+                bytes.truncate(at);
+                bytes.extend_from_slice(&two[at..]);
+            }
+        }
+        if bytes != one && bytes != two {
+            assert!(unpack(&bytes).is_err(), "round {round}");
+        }
+    }
+    for page in (0..one.len().min(two.len())).step_by(4096) {
+        let spliced = [&one[..page], &two[page..]].concat();
+        assert!(spliced == two || unpack(&spliced).is_err(), "spliced at {page:#x}");
+    }
+}
+
+/// The checksums guard against accidents alone: whatever stands behind a right one is judged as well.
+#[test]
+fn a_forged_configuration_is_decoded_or_refused_by_its_form() {
+    let good = blob::encode(&demo());
+    let mut damage = Damage(0xf0_1bad);
+    let (mut decoded, mut refused) = (0, 0);
+    for round in 0..20_000 {
+        let mut forged = good.clone();
+        match round % 4 {
+            0 => {
+                let at = damage.below(forged.len());
+                forged[at] = damage.byte();
+            }
+            1 => {
+                let at = damage.below(forged.len() - 8);
+                let count = [u64::MAX, 1 << 63, 1 << 32, 33, 257][damage.below(5)];
+                forged[at..at + 8].copy_from_slice(&count.to_le_bytes());
+            }
+            2 => forged.truncate(damage.below(good.len())),
+            _ => forged.fill_with(|| damage.byte()),
+        }
+        match unpack(&bundle::write(&forged, &IMAGES).unwrap()) {
+            Ok((config, _)) => {
+                assert_eq!(blob::encode(&config), forged, "round {round}");
+                decoded += 1;
+            }
+            Err(Rejection::Blob(_) | Rejection::Rules(_)) => refused += 1,
+            Err(other) => panic!("round {round}: {other}"),
+        }
+    }
+    assert!(decoded > 100 && refused > 10_000, "{decoded} decoded, {refused} refused");
+}
+
 /// Replaces bytes of the header and signs it again: what the checks behind the checksum say.
 fn forged(offset: usize, with: &[u8]) -> Rejection {
     let mut bytes = pack(&demo(), &IMAGES).unwrap();
@@ -315,7 +463,9 @@ fn a_well_signed_lie_is_refused_by_name() {
     let (config, kernel) = (24, 24 + 128);
     let cases = [
         (0, &b"ELF"[..], BundleError::Magic),
-        (8, &[2], BundleError::Revision(2)),
+        (8, &[1], BundleError::Revision(1)),
+        (8, &[3], BundleError::Revision(3)),
+        (8, &[0xff; 4], BundleError::Revision(u32::MAX)),
         (12, &[0], BundleError::SectionCount(0)),
         (12, &[0xff; 4], BundleError::SectionCount(0xffff_ffff)),
         (config, &[2], BundleError::Kind { section: 0, kind: 2 }),
@@ -355,18 +505,42 @@ fn oversized_counts_in_a_blob_allocate_nothing() {
     assert_eq!(oversized, Err(BlobError { offset: 0, field: "partition", problem }));
 }
 
+fn any_policy() -> impl Strategy<Value = DevicePolicy> {
+    let action = prop_oneof![Just(NeverEoi::Hold), Just(NeverEoi::Complete), Just(NeverEoi::Quarantine)];
+    let no_reset = prop_oneof![Just(NoReset::Mask), Just(NoReset::Refuse)];
+    (any::<(Option<(u32, u32, u32, u32)>, Option<u32>)>(), action, no_reset).prop_map(
+        |((storm, after), action, no_reset)| DevicePolicy {
+            storm: storm.map(|(limit, window_ms, pause_ms, retries)| StormLimit {
+                limit,
+                window_ms,
+                pause_ms,
+                retries,
+            }),
+            never_eoi: after.map(|after_ms| EoiDeadline { action, after_ms }),
+            no_reset,
+        },
+    )
+}
+
 fn any_config() -> impl Strategy<Value = Config> {
     let device = (any::<(u8, Option<u32>, Option<u8>)>(), 0..32u8, 0..8u8).prop_flat_map(
         |((bus, gsi, vpin), slot, function)| {
             let bdf = Bdf::new(bus, slot, function).unwrap();
-            prop_oneof![Just(MaskPolicy::Auto), Just(MaskPolicy::Line), Just(MaskPolicy::Function)]
-                .prop_map(move |mask| Device { bdf, gsi: gsi.map(Gsi), mask, vpin: vpin.map(Pin) })
+            let mask =
+                prop_oneof![Just(MaskPolicy::Auto), Just(MaskPolicy::Line), Just(MaskPolicy::Function)];
+            (mask, any_policy()).prop_map(move |(mask, policy)| Device {
+                bdf,
+                gsi: gsi.map(Gsi),
+                mask,
+                vpin: vpin.map(Pin),
+                policy,
+            })
         },
     );
     let module =
         (any::<u16>(), "\\PC{0,9}").prop_map(|(image, cmdline)| Module { image: ImageIndex(image), cmdline });
     let texts = ("\\PC{0,7}", ".{0,40}");
-    let numbers = any::<(u64, u16, Option<u16>, Option<u16>, bool, bool, bool)>();
+    let numbers = any::<(u64, Option<u64>, u16, Option<u16>, Option<u16>, bool, bool, bool)>();
     let lists = (
         collection::vec(any::<u8>().prop_map(CpuId), 0..4),
         collection::vec(module, 0..3),
@@ -374,11 +548,13 @@ fn any_config() -> impl Strategy<Value = Config> {
     );
     let partition =
         (texts, numbers, lists).prop_map(|((name, cmdline), numbers, (cpus, modules, devices))| {
-            let (memory_bytes, kernel, debug_port, exit_port, console, user_hypercalls, control) = numbers;
+            let (memory_bytes, memory_at, kernel, debug_port, exit_port, console, user_hypercalls, control) =
+                numbers;
             Partition {
                 name,
                 cpus,
                 memory_bytes,
+                memory_at: memory_at.map(HostPhys::new),
                 kernel: ImageIndex(kernel),
                 modules,
                 cmdline,
@@ -422,7 +598,7 @@ proptest! {
         if let Ok(config) = blob::decode(&bytes) {
             prop_assert_eq!(blob::encode(&config), bytes.clone());
         }
-        let magic = b"LVLHDBDL\x01\0\0\0";
+        let magic = b"LVLHDBDL\x02\0\0\0";
         if let Some(start) = bytes.first_chunk_mut::<12>() {
             *start = *magic;
         }

@@ -11,10 +11,11 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::RangeInclusive;
 
-use crate::addr::{PAGE_BYTES, page_align_up};
+use crate::addr::{HostPhys, PAGE_BYTES, page_align_up};
 use crate::irq::{CpuId, Gsi, Pin};
 use crate::message::{Message, Refusal};
 use crate::pci::Bdf;
+use crate::policy::{DevicePolicy, EoiDeadline, StormLimit};
 
 use super::model::{Config, Device, ImageIndex, Partition};
 
@@ -32,6 +33,11 @@ pub const MAX_CMDLINE_BYTES: usize = 4095;
 pub const MIN_MEMORY_BYTES: u64 = 1 << 20;
 /// The most guest memory: together with the hole below 4 GiB it fits one level-4 entry of a page table.
 pub const MAX_MEMORY_BYTES: u64 = 256 << 30;
+/// The first address at which a partition's memory may be placed: below are firmware's areas, and the page where the other
+/// CPUs start.
+pub const MIN_MEMORY_AT: u64 = 1 << 20;
+/// The end of the largest physical address space that x86-64 has (APM2 5.3: 52 bits).
+pub const MAX_MEMORY_END: u64 = 1 << 52;
 /// How many global system interrupts may be named. More than a CPU has vectors would be of no use.
 pub const MAX_GSIS: u32 = 256;
 /// The inputs of a guest's IO-APIC.
@@ -154,6 +160,19 @@ pub enum Rule {
     MemorySize(u64),
     /// Memory is whole pages of 4 KiB.
     MemoryPages(u64),
+    /// Memory is placed at the start of a page.
+    PlacePages(HostPhys),
+    /// Memory is placed from [`MIN_MEMORY_AT`] to [`MAX_MEMORY_END`].
+    PlaceRange(HostPhys),
+    /// A piece of the machine's memory belongs to one partition.
+    PlaceTaken {
+        /// What both claim.
+        shared: RangeInclusive<u64>,
+        /// The other claim.
+        first: KeyPath,
+    },
+    /// No partition controls the sources of another: that is not supported yet.
+    ControlUnsupported,
     /// An image exists in the bundle.
     NoSuchImage {
         /// The image.
@@ -196,6 +215,13 @@ pub enum Rule {
         /// The other sharer.
         first: KeyPath,
     },
+    /// The numbers of a device's policy are within their bounds.
+    PolicyRange {
+        /// The number.
+        found: u32,
+        /// Its bounds.
+        bounds: RangeInclusive<u32>,
+    },
     /// A virtual pin is below [`VIRTUAL_PINS`].
     VpinRange(Pin),
     /// A line with a GSI that is no virtual pin needs its pin said.
@@ -226,6 +252,13 @@ impl fmt::Display for Rule {
             Self::MemorySize(bytes) if *bytes < MIN_MEMORY_BYTES => write!(f, "{bytes} bytes are too few"),
             Self::MemorySize(bytes) => write!(f, "{bytes} bytes are too many"),
             Self::MemoryPages(bytes) => write!(f, "{bytes} bytes are not whole pages of {PAGE_BYTES}"),
+            Self::PlacePages(at) => write!(f, "{at} is not the start of a page of {PAGE_BYTES} bytes"),
+            Self::PlaceRange(at) => write!(f, "no partition's memory can lie at {at}"),
+            Self::PlaceTaken { shared, first } => {
+                write!(f, "{:#x} to {:#x} is the memory of {first} too", shared.start(), shared.end())
+            }
+            Self::ControlUnsupported => f.write_str("control over other partitions is not supported yet"),
+            Self::PolicyRange { found, .. } => write!(f, "{found} is out of range"),
             Self::NoSuchImage { index, images } => write!(f, "{index} of only {images}"),
             Self::ModuleCount(found) => write!(f, "{found} modules are too many"),
             Self::CmdlineLength(found) => write!(f, "a command line of {found} bytes is too long"),
@@ -260,6 +293,10 @@ impl Rule {
             Self::CpuTaken { .. } => Message::CpuTaken,
             Self::MemorySize(_) => Message::MemorySize,
             Self::MemoryPages(_) => Message::MemoryPages,
+            Self::PlacePages(_) | Self::PlaceRange(_) => Message::MemoryPlace,
+            Self::PlaceTaken { .. } => Message::MemoryTaken,
+            Self::ControlUnsupported => Message::ControlUnsupported,
+            Self::PolicyRange { .. } => Message::PolicyRange,
             Self::NoSuchImage { .. } => Message::NoSuchImage,
             Self::ModuleCount(_) => Message::ModuleCount,
             Self::CmdlineLength(_) => Message::CmdlineLength,
@@ -290,6 +327,13 @@ impl Rule {
                 Some(whole) => write!(f, "{whole} would be"),
                 None => f.write_str("use whole pages"),
             },
+            Self::PlacePages(at) => write!(f, "{} would be; a multiple of 2 MiB is best", at.page()),
+            Self::PlaceRange(_) => {
+                write!(f, "place it from {MIN_MEMORY_AT:#x} on, so that it ends below {MAX_MEMORY_END:#x}")
+            }
+            Self::PlaceTaken { .. } => f.write_str("place them apart, or leave one of the `memory-at` out"),
+            Self::ControlUnsupported => f.write_str("leave it out"),
+            Self::PolicyRange { bounds, .. } => write!(f, "use {} to {}", bounds.start(), bounds.end()),
             Self::NoSuchImage { .. } => f.write_str("pack the image too"),
             Self::ModuleCount(_) => write!(f, "use at most {MAX_MODULES}"),
             Self::CmdlineLength(_) => write!(f, "use at most {MAX_CMDLINE_BYTES}"),
@@ -347,6 +391,7 @@ struct Judge<'a> {
     cpus: Owners<CpuId>,
     functions: Owners<Bdf>,
     lines: Owners<Gsi>,
+    places: Vec<(RangeInclusive<u64>, KeyPath)>,
 }
 
 impl<'a> Judge<'a> {
@@ -358,6 +403,9 @@ impl<'a> Judge<'a> {
         self.name(path.key("name"), &partition.name);
         self.cpus(&path.key("cpus"), &partition.cpus);
         self.memory(path.key("memory"), partition.memory_bytes);
+        if let Some(at) = partition.memory_at {
+            self.place(path.key("memory-at"), at, partition.memory_bytes);
+        }
         self.image(path.key("kernel"), partition.kernel);
         let modules = path.key("modules");
         if partition.modules.len() > MAX_MODULES {
@@ -369,6 +417,9 @@ impl<'a> Judge<'a> {
         }
         self.cmdline(path.key("cmdline"), &partition.cmdline);
         self.ports(path, partition);
+        if partition.control {
+            self.broken(path.key("control"), Rule::ControlUnsupported);
+        }
         let devices = path.key("device");
         if partition.devices.len() > MAX_DEVICES {
             self.broken(devices.clone(), Rule::DeviceCount(partition.devices.len()));
@@ -411,6 +462,28 @@ impl<'a> Judge<'a> {
         } else if !bytes.is_multiple_of(PAGE_BYTES) {
             self.broken(path, Rule::MemoryPages(bytes));
         }
+    }
+
+    fn place(&mut self, path: KeyPath, at: HostPhys, bytes: u64) {
+        if !at.is_aligned(PAGE_BYTES) {
+            self.broken(path, Rule::PlacePages(at));
+            return;
+        }
+        // A partition of no size claims a byte, which changes nothing: its size is refused.
+        let last = at.checked_add(bytes.max(1) - 1).map(HostPhys::raw);
+        let Some(last) = last.filter(|last| at.raw() >= MIN_MEMORY_AT && *last < MAX_MEMORY_END) else {
+            self.broken(path, Rule::PlaceRange(at));
+            return;
+        };
+        let claim = at.raw()..=last;
+        let mut others = self.places.iter();
+        let other = others.find(|(other, _)| claim.start() <= other.end() && other.start() <= claim.end());
+        if let Some((other, first)) = other {
+            let shared = *claim.start().max(other.start())..=*claim.end().min(other.end());
+            let first = first.clone();
+            self.broken(path.clone(), Rule::PlaceTaken { shared, first });
+        }
+        self.places.push((claim, path));
     }
 
     fn image(&mut self, path: KeyPath, index: ImageIndex) {
@@ -456,6 +529,7 @@ impl<'a> Judge<'a> {
         if let Some(first) = self.functions.claim(device.bdf, &function) {
             self.broken(function, Rule::FunctionTaken { bdf: device.bdf, first });
         }
+        self.policy(path, &device.policy);
         let mut pin_path = path.key("gsi");
         if let Some(pin) = device.vpin {
             pin_path = path.key("vpin");
@@ -483,6 +557,24 @@ impl<'a> Judge<'a> {
             && let Some(first) = pins.claim(pin, &pin_path)
         {
             self.broken(pin_path, Rule::VpinTaken { pin, first });
+        }
+    }
+
+    fn policy(&mut self, path: &KeyPath, policy: &DevicePolicy) {
+        let storm = policy.storm.into_iter().flat_map(|storm| {
+            [
+                ("storm-limit", storm.limit, StormLimit::LIMIT),
+                ("storm-window", storm.window_ms, StormLimit::WINDOW_MS),
+                ("storm-pause", storm.pause_ms, StormLimit::PAUSE_MS),
+                ("storm-retries", storm.retries, StormLimit::RETRIES),
+            ]
+        });
+        let deadline =
+            policy.never_eoi.map(|deadline| ("never-eoi-after", deadline.after_ms, EoiDeadline::AFTER_MS));
+        for (key, found, bounds) in storm.chain(deadline) {
+            if !bounds.contains(&found) {
+                self.broken(path.key(key), Rule::PolicyRange { found, bounds });
+            }
         }
     }
 }

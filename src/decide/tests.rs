@@ -6,6 +6,7 @@ use crate::irq::{Polarity, TriggerMode};
 use crate::pci::fake::{FakeFunction, Machine, bdf};
 use crate::pci::route::PrtEntry;
 use crate::pci::{Topology, enumerate};
+use crate::policy::DevicePolicy;
 use std::borrow::ToOwned;
 use std::vec;
 
@@ -54,7 +55,7 @@ fn routed(machine: &Machine) -> Facts {
 }
 
 fn device(at: &str) -> Device {
-    Device { bdf: bdf(at), gsi: None, mask: MaskPolicy::Auto, vpin: None }
+    Device { bdf: bdf(at), gsi: None, mask: MaskPolicy::Auto, vpin: None, policy: DevicePolicy::default() }
 }
 
 fn partition(name: &str, cpu: u8, devices: &[Device]) -> Partition {
@@ -62,6 +63,7 @@ fn partition(name: &str, cpu: u8, devices: &[Device]) -> Partition {
         name: name.to_owned(),
         cpus: vec![CpuId(cpu)],
         memory_bytes: 64 << 20,
+        memory_at: None,
         kernel: ImageIndex(0),
         modules: Vec::new(),
         cmdline: String::new(),

@@ -18,6 +18,10 @@ use super::elf::Elf;
 use super::memory::GuestMemory;
 use super::{Placement, multiboot};
 
+/// What the header of Linux's x86 boot protocol begins with, behind a jump.
+const LINUX_MAGIC: &[u8] = b"HdrS";
+const LINUX_MAGIC_AT: usize = 0x202;
+
 /// How a guest is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -39,6 +43,12 @@ impl fmt::Display for Protocol {
 /// Why an image is not loadable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageError {
+    /// It has no bytes.
+    Empty,
+    /// It is a Linux kernel in the form of its boot protocol.
+    LinuxKernel,
+    /// It begins as an ELF and ends, after so many bytes, before its header does.
+    HeaderCutOff(usize),
     /// It is of no format that was looked for.
     Unrecognised {
         /// Whether it is at least an ELF.
@@ -93,6 +103,13 @@ pub enum Problem {
 impl fmt::Display for ImageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Empty => f.write_str("not bootable: the file is empty"),
+            Self::LinuxKernel => f.write_str(
+                "not bootable: a Linux bzImage (`HdrS` at byte 0x202), whose boot protocol is not supported yet",
+            ),
+            Self::HeaderCutOff(bytes) => {
+                write!(f, "not bootable: an ELF that is cut off within its header, after {bytes} bytes")
+            }
             Self::Unrecognised { elf } => write!(
                 f,
                 "not bootable: {}, and no Multiboot header (0x1badb002) in its first 8 KiB",
@@ -148,6 +165,9 @@ pub(super) struct LoadedImage<'a> {
 
 /// Finds out what `file` is and where it goes.
 pub(super) fn load<'a>(file: &'a [u8], memory: &GuestMemory) -> Result<LoadedImage<'a>, ImageError> {
+    if file.is_empty() {
+        return Err(ImageError::Empty);
+    }
     let elf = Elf::parse(file)?;
     let (protocol, placements, field, entry) = match (multiboot::Header::find(file)?, elf) {
         (Some(multiboot::Header { addresses: Some(addresses), offset }), _) => {
@@ -162,6 +182,9 @@ pub(super) fn load<'a>(file: &'a [u8], memory: &GuestMemory) -> Result<LoadedIma
             Some(entry) => (Protocol::Pvh, elf.segments(memory)?, "XEN_ELFNOTE_PHYS32_ENTRY", entry),
             None => return Err(ImageError::Unrecognised { elf: true }),
         },
+        (None, None) if file.get(LINUX_MAGIC_AT..).is_some_and(|rest| rest.starts_with(LINUX_MAGIC)) => {
+            return Err(ImageError::LinuxKernel);
+        }
         (None, None) => return Err(ImageError::Unrecognised { elf: false }),
     };
     let entry = entry_within(&placements, Field::Header(field), entry)?;

@@ -18,12 +18,13 @@ mod memory;
 mod multiboot;
 
 use alloc::borrow::Cow;
+use alloc::string::ToString as _;
 use alloc::vec::Vec;
 use core::fmt;
 
 use crate::addr::{GuestPhys, page_align_up};
-use crate::config::{Bundle, Image, ImageIndex, Partition};
-use crate::message::Message;
+use crate::config::{Config, Image, ImageIndex, KeyPath, Partition};
+use crate::message::{Message, Refusal};
 
 use boot_data::{Facts, LoadedModule};
 
@@ -46,12 +47,14 @@ pub struct Payload<'a> {
 }
 
 impl<'a> Payload<'a> {
-    /// What `partition` names in `bundle`.
+    /// What `partition` names among the images of its bundle.
     ///
     /// # Errors
     /// [`PlanError::NoSuchImage`], which a judged configuration excludes.
-    pub fn of(partition: &'a Partition, bundle: &Bundle<'a>) -> Result<Self, PlanError> {
-        let image = |index| bundle.image(index).ok_or(PlanError::NoSuchImage(index));
+    pub fn of(partition: &'a Partition, images: &[Image<'a>]) -> Result<Self, PlanError> {
+        let image = |index: ImageIndex| {
+            images.get(usize::from(index.0)).copied().ok_or(PlanError::NoSuchImage(index))
+        };
         let modules = partition.modules.iter().map(|module| Ok((image(module.image)?, &*module.cmdline)));
         Ok(Self {
             kernel: image(partition.kernel)?,
@@ -147,11 +150,51 @@ impl PlanError {
     pub const fn message(&self) -> Message {
         match self {
             Self::NoSuchImage(_) => Message::NoSuchImage,
+            Self::Kernel(ImageError::Field { problem: Problem::OutsideMemory { .. }, .. }) => {
+                Message::KernelOutsideMemory
+            }
             Self::Kernel(_) => Message::KernelUnusable,
             Self::NoRoomForModule { .. } => Message::ModuleTooLarge,
             Self::NoRoomForBootData { .. } => Message::BootDataTooLarge,
         }
     }
+}
+
+/// A partition whose images cannot be booted in its memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The key to change.
+    pub path: KeyPath,
+    /// What is wrong.
+    pub error: PlanError,
+}
+
+impl Fault {
+    /// The record of it.
+    pub fn refusal(&self) -> Refusal {
+        Refusal::new(self.error.message(), self.path.to_string(), self.error.to_string())
+    }
+}
+
+/// Judges the images of a configuration that keeps its own rules: everything that keeps a partition from being loaded, at
+/// most one fault for each. The host asks this when it reads a configuration, the hypervisor again when it boots.
+pub fn judge(config: &Config, images: &[Image<'_>]) -> Vec<Fault> {
+    let partitions = (0..).zip(&config.partitions);
+    partitions.filter_map(|(index, partition)| judge_partition(index, partition, images)).collect()
+}
+
+/// The first fault of partition number `index`, if it has one. One whose memory is of no size that memory can have is not
+/// judged.
+pub fn judge_partition(index: usize, partition: &Partition, images: &[Image<'_>]) -> Option<Fault> {
+    let memory = GuestMemory::new(partition.memory_bytes)?;
+    let error = Payload::of(partition, images).and_then(|payload| plan(&payload, &memory).map(drop)).err()?;
+    let path = KeyPath::root().key("partition").index(index);
+    let path = match error {
+        PlanError::NoRoomForModule { module, .. } => path.key("modules").index(module).key("file"),
+        PlanError::NoRoomForBootData { .. } => path.key("memory"),
+        PlanError::NoSuchImage(_) | PlanError::Kernel(_) => path.key("kernel"),
+    };
+    Some(Fault { path, error })
 }
 
 /// Plans how `payload` is loaded into a guest with `memory` and started.

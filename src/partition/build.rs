@@ -6,16 +6,16 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use levelhead::addr::GuestPhys;
-use levelhead::border::Ports;
 use levelhead::config::{Bundle, Partition as Configured};
 use levelhead::decide::PartitionPlan;
-use levelhead::device::{LineBuffer, PrintBudget};
+use levelhead::device::{LineBuffer, Uart};
 use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::frames::Frames;
 use levelhead::guest::{GuestMemory, Payload, plan};
 use levelhead::intx::SourceId;
 use levelhead::irq::Pin;
 use levelhead::message::{Message, Refusal};
+use levelhead::pci::ConfigPorts;
 use levelhead::svm::{NestedTables, Setup};
 use levelhead::vcpu::Gpr;
 use levelhead::virq::{LapicModel, PinSet};
@@ -54,14 +54,14 @@ pub(crate) fn build(
         let mib = configured.memory_bytes >> 20;
         refuse(Message::MemoryMissing, format!("the machine has not enough memory left: {mib} MiB wanted"))
     };
-    let ram = Ram::allocate(memory.ram(), frames).map_err(no_room)?;
+    let ram = Ram::allocate(memory.ram(), configured.memory_at, frames).map_err(no_room)?;
     let mut pool = TablePool::allocate(ram.tables_needed() + BAR_TABLES, frames).map_err(no_room)?;
     let world = World::allocate(frames).map_err(no_room)?;
     let nested = NestedTables::new(&mut pool).ok_or(OutOfMemory).map_err(no_room)?;
     ram.map(&nested, &mut pool).map_err(|error| bug("nested tables", &error))?;
 
-    let payload =
-        Payload::of(configured, bundle).map_err(|error| refuse(error.message(), error.to_string()))?;
+    let payload = Payload::of(configured, bundle.images())
+        .map_err(|error| refuse(error.message(), error.to_string()))?;
     let boot = plan(&payload, &memory).map_err(|error| refuse(error.message(), error.to_string()))?;
     for placement in &boot.placements {
         ram.write(placement.at, &placement.bytes)
@@ -91,8 +91,9 @@ pub(crate) fn build(
     world.frame.regs[Gpr::Rbx] = u64::from(boot.entry.ebx);
     world.vmcb.check().map_err(|error| bug("control block", &error))?;
     info!(
-        "partition {name}: {} MiB, {:?} image, entry {:#x}, {} device(s)",
+        "partition {name}: {} MiB{}, {:?} image, entry {:#x}, {} device(s)",
         configured.memory_bytes >> 20,
+        fmt::from_fn(|f| configured.memory_at.map_or(Ok(()), |at| write!(f, " at {at}"))),
         boot.protocol,
         boot.entry.eip,
         functions.len()
@@ -104,19 +105,21 @@ pub(crate) fn build(
         ram,
         chips,
         functions,
-        ports: Ports::new(configured.debug_port, configured.exit_port),
+        ports: ConfigPorts::RESET,
         pages: CodePages::new(),
         decoded: DecodeCache::new(),
         exits: Exits::default(),
         interrupts: 0,
         user_hypercalls: configured.user_hypercalls,
+        debug_port: configured.debug_port,
+        exit_port: configured.exit_port,
         mtrr_def_type: 0,
+        uart: Uart::new(),
         again: (0, 0),
         nested,
         pool,
         console: configured.console,
         line: LineBuffer::new(),
-        budget: PrintBudget::new(),
         due: PinSet::EMPTY,
     };
     partition.remap();

@@ -42,13 +42,20 @@ pub(crate) struct Ram {
 }
 
 impl Ram {
-    /// Takes memory for every range, zeroed, in as few pieces as the host has room for.
+    /// Takes memory for every range, zeroed: one behind the other from `place` on, which was taken out of `frames` for this
+    /// partition before; without one, in as few pieces as the host has room for.
     pub(crate) fn allocate(
         ranges: impl Iterator<Item = (GuestPhys, u64)>,
+        mut place: Option<HostPhys>,
         frames: &mut Frames,
     ) -> Result<Self, OutOfMemory> {
         let mut ram = Self::default();
         for (start, bytes) in ranges {
+            if let Some(host) = place {
+                ram.pieces.push(Piece { guest: start, host, bytes });
+                place = Some(host.checked_add(bytes).ok_or(OutOfMemory)?);
+                continue;
+            }
             let mut offset = 0;
             while offset < bytes {
                 let piece = Self::piece(bytes - offset, frames)?;

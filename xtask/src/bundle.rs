@@ -47,8 +47,6 @@ pub fn pack(tree: &Tree, path: &Path, guests: Guests) -> Result<Vec<u8>> {
 pub fn load(tree: &Tree, path: &Path, guests: Guests) -> Result<LoadedConfig, Problems> {
     let built = OnceCell::new();
     let find = |name: &str| {
-        let is_guest = tree.root.join("guests/src/bin").join(name).with_extension("rs").is_file();
-        ensure!(is_guest, "there is no guest {name:?} in guests/src/bin/");
         if guests == Guests::Build {
             let build = || tree.build().map_err(|error| format!("{error:#}"));
             built.get_or_init(build).clone().map_err(|why| anyhow!("guest {name:?}: {why}"))?;
@@ -57,7 +55,18 @@ pub fn load(tree: &Tree, path: &Path, guests: Guests) -> Result<LoadedConfig, Pr
         ensure!(path.is_file(), "guest {name:?} is not built: there is no {}", tree.shown(&path));
         Ok(path)
     };
-    config::load(path, &find)
+    config::load(path, config::Guests { names: &guest_names(tree), find: &find })
+}
+
+/// What the project's own guests are called; none if they cannot be listed.
+fn guest_names(tree: &Tree) -> Vec<String> {
+    let entries = fs::read_dir(tree.root.join("guests/src/bin")).into_iter().flatten().flatten();
+    let sources =
+        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|ext| ext == "rs"));
+    let mut names: Vec<_> =
+        sources.filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned())).collect();
+    names.sort();
+    names
 }
 
 /// The partitions of the configuration file at `path`, whose guests have been built, with the kernel of each.

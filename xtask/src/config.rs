@@ -1,50 +1,33 @@
 //! Configuration files: from TOML to the library's [`Config`], and with the images it names into a bundle.
 //!
-//! The keys, with their defaults:
-//!
-//! ```toml
-//! [[partition]]
-//! name = "demo"                   # required
-//! cpus = [0]                      # required
-//! memory = "32M"                  # required: "64M", "1G", or bytes
-//! kernel = "guest:echo"           # required: an image
-//! cmdline = ""
-//! modules = [{ file = "env", cmdline = "" }]    # file: an image; default []
-//! console = true                  # show what it writes to COM1
-//! debug-port = 0xe9               # default: none
-//! exit-port = 0xf4                # default: none
-//! user-hypercalls = false
-//! control = false
-//!
-//! [[partition.device]]
-//! bdf = "00:03.0"                 # required
-//! gsi = 23                        # default: what the firmware's _PRT says
-//! mask = "auto"                   # "auto", "line" or "function"
-//! vpin = 23                       # default: the number of the GSI
-//! ```
-//!
 //! An image is a path relative to the file, or `guest:` and the name of one of the project's own guests.
 //!
-//! This file knows the keys; `reader` knows TOML and how mistakes are told; the library knows the rules.
+//! `keys` has the keys, what they mean and what can be wrong with them; this file makes the library's values of them; `reader`
+//! knows TOML and how mistakes are told; the library knows the rules.
 
+pub mod keys;
 mod reader;
 
 use std::fs;
+use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use levelhead::addr::HostPhys;
 use levelhead::config::{
-    self, Config, Device, Image, ImageIndex, MAX_GSIS, MAX_IMAGE_NAME_BYTES, MAX_IMAGES, MaskPolicy, Module,
-    Partition, VIRTUAL_PINS,
+    self, Config, Device, Image, ImageIndex, MAX_GSIS, MAX_IMAGE_NAME_BYTES, MAX_IMAGES, MAX_MEMORY_END,
+    MaskPolicy, Module, Partition, VIRTUAL_PINS,
 };
-use levelhead::guest::{self, GuestMemory, Payload};
+use levelhead::guest::{self, HOLE_START};
 use levelhead::irq::{CpuId, Gsi, Pin};
-use levelhead::message::Message;
+use levelhead::message::{Message, Refusal};
 use levelhead::pci::Bdf;
+use levelhead::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, StormLimit};
 use toml::de::DeValue;
 
 pub use reader::{Finding, Problems};
-use reader::{Mistake, Read, Reader, Table, flag, number, size, text};
+use reader::{Mistake, Read, Reader, Table, choice, flag, nearest, number, size, text};
 
 /// What an image's name starts with when it is one of the project's own guests.
 const GUEST_PREFIX: &str = "guest:";
@@ -52,10 +35,21 @@ const GUEST_PREFIX: &str = "guest:";
 /// Stands for a function that was not said.
 const LAST_FUNCTION: Bdf = Bdf::new(0xff, 0x1f, 7).unwrap();
 
-/// Finds the file of a guest by its name.
-pub type Resolve<'a> = &'a dyn Fn(&str) -> Result<PathBuf>;
+/// The largest configuration file, in bytes: far more than the most partitions and devices need.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// The largest image: more than a guest has memory below its hole for devices, where images are loaded.
+const MAX_IMAGE_BYTES: u64 = HOLE_START;
 
-/// A configuration that keeps all rules, and the files of its images.
+/// The project's own guests.
+#[derive(Clone, Copy)]
+pub struct Guests<'a> {
+    /// What they are called.
+    pub names: &'a [String],
+    /// Finds the program of one of them.
+    pub find: &'a dyn Fn(&str) -> Result<PathBuf>,
+}
+
+/// A configuration that keeps all rules, and its images.
 #[derive(Debug)]
 pub struct LoadedConfig {
     /// The configuration.
@@ -66,170 +60,258 @@ pub struct LoadedConfig {
     path: PathBuf,
 }
 
-/// The file of an image.
+/// An image.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ImageFile {
     /// What the bundle and the guest call it.
     pub name: String,
-    /// Where it is.
+    /// Its file.
     pub path: PathBuf,
+    /// What it holds.
+    pub bytes: Vec<u8>,
 }
 
-/// Reads and judges the configuration file at `path`.
+/// Reads and judges the configuration file at `path`, with the images it names.
 ///
 /// # Errors
-/// Everything that is wrong with it, one line each: file, line, column, key, what is wrong, what would be right.
+/// Everything that is wrong with it, one record each: file, line, column, key, what is wrong, what would be right.
 /// A file whose syntax is wrong is not judged any further.
-pub fn load(path: &Path, resolve: Resolve<'_>) -> Result<LoadedConfig, Problems> {
-    let shown = path.display();
-    let content = fs::read_to_string(path).map_err(|error| {
-        let remedy = "name a file of configs/ without its `.toml`, or the path of a configuration";
-        Problems::of_file(shown.to_string(), Message::NoSuchFile, format!("cannot be read: {error}"), remedy)
-    })?;
+pub fn load(path: &Path, guests: Guests<'_>) -> Result<LoadedConfig, Problems> {
+    let shown = path.display().to_string();
+    let content = content(path)?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    let mut images = Images { folder, resolve, files: Vec::new() };
+    let mut images = Images { folder, guests, files: Vec::new() };
 
-    let mut reader = Reader::new(shown.to_string(), &content);
-    let partitions = reader
-        .document(|file| file.tables("partition", "[[partition]]", |table| partition(table, &mut images)))?;
+    let mut reader = Reader::new(shown, &content);
+    let mut unread = Vec::new();
+    let partitions = reader.document(|file| {
+        file.tables(&keys::PARTITION, |table| {
+            let partition = partition(table, &mut images);
+            unread.push(!partition.1);
+            partition.0
+        })
+    })?;
     let config = Config { partitions };
-    for violation in config::validate(&config, images.files.len()).err().unwrap_or_default() {
+    // Of an image that is missing nothing else is to be said; the key has its mistake already.
+    let count = images.files.len().max(1);
+    for violation in config::validate(&config, count).err().unwrap_or_default() {
         let remedy = violation.rule.remedy().to_string();
         reader.broken(
             &violation.path,
             Mistake::new(violation.rule.message(), violation.rule.to_string(), remedy),
         );
     }
+    let views = images.views();
+    for (index, partition) in config.partitions.iter().enumerate() {
+        if unread.get(index) == Some(&true) {
+            continue;
+        }
+        if let Some(fault) = guest::judge_partition(index, partition, &views) {
+            let (message, what) = (fault.error.message(), fault.error.to_string());
+            reader.broken(&fault.path, Mistake::new(message, what, message.remedy()));
+        }
+    }
     reader.finish()?;
     Ok(LoadedConfig { config, images: images.files, path: path.to_owned() })
 }
 
-/// Reads the images and packs them with the configuration. Every kernel must be loadable into its partition.
-///
-/// # Errors
-/// An image that cannot be read, or that no guest could be started from.
-pub fn pack(loaded: &LoadedConfig) -> Result<Vec<u8>> {
-    let read = |image: &ImageFile| {
-        fs::read(&image.path).with_context(|| format!("cannot read image {}", image.path.display()))
+/// The text of the file at `path`.
+fn content(path: &Path) -> Result<String, Problems> {
+    let shown = path.display().to_string();
+    let unreadable = |what: String| {
+        let remedy = "name a file of configs/ without its `.toml`, or the path of a configuration";
+        Problems::of_file(shown.clone(), Message::NoSuchFile, what, remedy)
     };
-    let contents = loaded.images.iter().map(read).collect::<Result<Vec<_>>>()?;
-    let images = loaded.images.iter().zip(&contents);
-    let images: Vec<_> = images.map(|(file, bytes)| Image { name: &file.name, bytes }).collect();
-    let shown = loaded.path.display();
-    let bundle = config::pack(&loaded.config, &images).with_context(|| shown.to_string())?;
-
-    let (config, view) = config::unpack(&bundle).with_context(|| shown.to_string())?;
-    for partition in &config.partitions {
-        let kernel = loaded.images.get(usize::from(partition.kernel.0));
-        let kernel = kernel.map_or(Path::new(""), |image| &image.path);
-        let about = || format!("{shown}: partition {} cannot boot {}", partition.name, kernel.display());
-        let memory = GuestMemory::new(partition.memory_bytes).with_context(about)?;
-        Payload::of(partition, &view)
-            .and_then(|payload| guest::plan(&payload, &memory).map(drop))
-            .with_context(about)?;
+    let about = fs::metadata(path).map_err(|error| unreadable(format!("cannot be read: {error}")))?;
+    if !about.is_file() {
+        return Err(unreadable(kind_of(&about).to_owned()));
     }
-    Ok(bundle)
+    if about.len() > MAX_FILE_BYTES {
+        let what = format!("{} bytes are no configuration", about.len());
+        let remedy = format!("write at most {MAX_FILE_BYTES}");
+        return Err(Problems::of_file(shown, Message::FileTooLarge, what, &remedy));
+    }
+    let bytes = fs::read(path).map_err(|error| unreadable(format!("cannot be read: {error}")))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let what = format!("the byte {:#04x} is not UTF-8", error.as_bytes()[good]);
+        let before = String::from_utf8_lossy(&error.as_bytes()[..good]).into_owned();
+        Problems::at_end_of(shown, &before, Refusal::new(Message::NotUtf8, "file", what))
+    })
 }
 
-/// A partition. What is missing or wrong has been noted, so that anything harmless may stand for it.
-fn partition(table: &mut Table<'_, '_>, images: &mut Images<'_>) -> Partition {
-    Partition {
-        name: table.required("name", "name = \"demo\"", text).unwrap_or_default(),
-        cpus: {
-            let example = "cpus = [0]";
-            table.required("cpus", example, |_| Ok(()));
-            table.list("cpus", example, |value| number(value, u8::MAX).map(CpuId))
-        },
-        memory_bytes: table.required("memory", "memory = \"64M\"", size).unwrap_or(1 << 30),
-        kernel: table
-            .required("kernel", "kernel = \"guest:echo\"", |value| images.index(value))
-            .unwrap_or(ImageIndex(0)),
-        modules: table.tables("modules", "modules = [{ file = \"name\" }]", |table| Module {
-            image: table
-                .required("file", "file = \"name\"", |value| images.index(value))
-                .unwrap_or(ImageIndex(0)),
-            cmdline: table.optional("cmdline", text).unwrap_or_default(),
-        }),
-        cmdline: table.optional("cmdline", text).unwrap_or_default(),
-        console: table.optional("console", flag).unwrap_or(true),
-        debug_port: table.optional("debug-port", |value| number(value, format_args!("{:#x}", u16::MAX))),
-        exit_port: table.optional("exit-port", |value| number(value, format_args!("{:#x}", u16::MAX))),
-        user_hypercalls: table.optional("user-hypercalls", flag).unwrap_or(false),
-        control: table.optional("control", flag).unwrap_or(false),
-        devices: table.tables("device", "[[partition.device]]", device),
-    }
+/// What a file that is none is.
+fn kind_of(about: &fs::Metadata) -> &'static str {
+    if about.is_dir() { "it is a directory" } else { "it is no regular file" }
+}
+
+/// Packs a configuration with its images.
+///
+/// # Errors
+/// What a judged configuration excludes.
+pub fn pack(loaded: &LoadedConfig) -> Result<Vec<u8>> {
+    let images: Vec<_> = loaded.images.iter().map(ImageFile::view).collect();
+    config::pack(&loaded.config, &images).with_context(|| loaded.path.display().to_string())
+}
+
+/// A partition, and whether all of its images were found. What is missing or wrong has been noted, so that anything
+/// harmless may stand for it.
+fn partition(table: &mut Table<'_, '_>, images: &mut Images<'_>) -> (Partition, bool) {
+    let name = table.required(&keys::NAME, text).unwrap_or_default();
+    table.required(&keys::CPUS, |_| Ok(()));
+    let cpus = table.list(&keys::CPUS, |value| number(value, u8::MAX).map(CpuId));
+    let memory_bytes = table.required(&keys::MEMORY, size).unwrap_or(1 << 30);
+    let memory_at = table.optional(&keys::MEMORY_AT, address);
+    let kernel = table.required(&keys::KERNEL, |value| images.index(value));
+    let mut complete = kernel.is_some();
+    let modules = table.tables(&keys::MODULES, |table| {
+        let image = table.required(&keys::FILE, |value| images.index(value));
+        complete &= image.is_some();
+        Module {
+            image: image.unwrap_or(ImageIndex(0)),
+            cmdline: table.optional(&keys::MODULE_CMDLINE, text).unwrap_or_default(),
+        }
+    });
+    let partition = Partition {
+        name,
+        cpus,
+        memory_bytes,
+        memory_at,
+        kernel: kernel.unwrap_or(ImageIndex(0)),
+        modules,
+        cmdline: table.optional(&keys::CMDLINE, text).unwrap_or_default(),
+        console: table.optional(&keys::CONSOLE, flag).unwrap_or(true),
+        debug_port: table.optional(&keys::DEBUG_PORT, port),
+        exit_port: table.optional(&keys::EXIT_PORT, port),
+        user_hypercalls: table.optional(&keys::USER_HYPERCALLS, flag).unwrap_or(false),
+        control: table.optional(&keys::CONTROL, flag).unwrap_or(false),
+        devices: table.tables(&keys::DEVICE, device),
+    };
+    (partition, complete)
 }
 
 fn device(table: &mut Table<'_, '_>) -> Device {
     Device {
-        bdf: table.required("bdf", "bdf = \"00:03.0\"", function).unwrap_or(LAST_FUNCTION),
-        gsi: table.optional("gsi", |value| number(value, MAX_GSIS - 1).map(Gsi)),
-        mask: table.optional("mask", mask).unwrap_or_default(),
-        vpin: table.optional("vpin", |value| number(value, VIRTUAL_PINS - 1).map(Pin)),
+        bdf: table.required(&keys::BDF, function).unwrap_or(LAST_FUNCTION),
+        gsi: table.optional(&keys::GSI, |value| number(value, MAX_GSIS - 1).map(Gsi)),
+        vpin: table.optional(&keys::VPIN, |value| number(value, VIRTUAL_PINS - 1).map(Pin)),
+        mask: table
+            .optional(&keys::MASK, |value| choice(value, &MaskPolicy::ALL, "way to mask a line"))
+            .unwrap_or_default(),
+        policy: policy(table),
     }
+}
+
+fn policy(table: &mut Table<'_, '_>) -> DevicePolicy {
+    let storm = table
+        .optional(&keys::STORM_LIMIT, |value| number(value, StormLimit::LIMIT.end()))
+        .map(StormLimit::new);
+    let mut more = |key, bounds: RangeInclusive<u32>| {
+        table.companion(key, &keys::STORM_LIMIT, |value| number(value, bounds.end()))
+    };
+    let window_ms = more(&keys::STORM_WINDOW, StormLimit::WINDOW_MS);
+    let pause_ms = more(&keys::STORM_PAUSE, StormLimit::PAUSE_MS);
+    let retries = more(&keys::STORM_RETRIES, StormLimit::RETRIES);
+    let action = |value: &DeValue<'_>| choice(value, &NeverEoi::ALL, "answer to a missing EOI");
+    let never_eoi = table.optional(&keys::NEVER_EOI, action).map(EoiDeadline::new);
+    let after = |value: &DeValue<'_>| number(value, EoiDeadline::AFTER_MS.end());
+    let after_ms = table.companion(&keys::NEVER_EOI_AFTER, &keys::NEVER_EOI, after);
+    DevicePolicy {
+        storm: storm.map(|storm| StormLimit {
+            window_ms: window_ms.unwrap_or(storm.window_ms),
+            pause_ms: pause_ms.unwrap_or(storm.pause_ms),
+            retries: retries.unwrap_or(storm.retries),
+            ..storm
+        }),
+        never_eoi: never_eoi
+            .map(|deadline| EoiDeadline { after_ms: after_ms.unwrap_or(deadline.after_ms), ..deadline }),
+        no_reset: table
+            .optional(&keys::NO_RESET, |value| choice(value, &NoReset::ALL, "answer to a missing reset"))
+            .unwrap_or_default(),
+    }
+}
+
+fn port(value: &DeValue<'_>) -> Read<u16> {
+    number(value, format_args!("{:#x}", u16::MAX))
+}
+
+fn address(value: &DeValue<'_>) -> Read<HostPhys> {
+    number(value, format_args!("{:#x}", MAX_MEMORY_END - 1)).map(HostPhys::new)
 }
 
 fn function(value: &DeValue<'_>) -> Read<Bdf> {
     let text = text(value)?;
     text.parse().map_err(|_| {
-        Mistake::value(
-            format!("{text:?} is no PCI function"),
-            "write bus, device and function in hexadecimal, as in \"00:1f.2\"",
-        )
+        let remedy = match text.split_once(':') {
+            Some(("0000", rest)) if rest.parse::<Bdf>().is_ok() => {
+                format!("leave the segment out, as in \"{rest}\"")
+            }
+            Some((_, rest)) if rest.parse::<Bdf>().is_ok() => {
+                "name a function of PCI segment 0: no other is supported yet".to_owned()
+            }
+            _ => "write bus, device and function in hexadecimal, as in \"00:1f.2\"".to_owned(),
+        };
+        Mistake::value(format!("{text:?} is no PCI function"), remedy)
     })
-}
-
-fn mask(value: &DeValue<'_>) -> Read<MaskPolicy> {
-    match &*text(value)? {
-        "auto" => Ok(MaskPolicy::Auto),
-        "line" => Ok(MaskPolicy::Line),
-        "function" => Ok(MaskPolicy::Function),
-        other => {
-            let remedy = "write \"auto\", \"line\" or \"function\"";
-            Err(Mistake::value(format!("{other:?} is no way to mask a line"), remedy))
-        }
-    }
 }
 
 /// The images that were named so far.
 struct Images<'a> {
     /// Where paths start.
     folder: &'a Path,
-    resolve: Resolve<'a>,
+    guests: Guests<'a>,
     files: Vec<ImageFile>,
 }
 
+impl ImageFile {
+    fn view(&self) -> Image<'_> {
+        Image { name: &self.name, bytes: &self.bytes }
+    }
+}
+
 impl Images<'_> {
-    fn index(&mut self, value: &DeValue<'_>) -> Read<ImageIndex> {
-        let file = self.find(&text(value)?)?;
-        let known = self.files.iter().position(|other| other.path == file.path);
-        let index = known.unwrap_or_else(|| {
-            self.files.push(file);
-            self.files.len() - 1
-        });
-        u16::try_from(index).ok().filter(|_| index < MAX_IMAGES).map(ImageIndex).ok_or_else(|| {
-            Mistake::new(
-                Message::ImageCount,
-                "one image too many",
-                format!("use at most {MAX_IMAGES} different ones"),
-            )
-        })
+    fn views(&self) -> Vec<Image<'_>> {
+        self.files.iter().map(ImageFile::view).collect()
     }
 
-    fn find(&self, named: &str) -> Read<ImageFile> {
+    fn index(&mut self, value: &DeValue<'_>) -> Read<ImageIndex> {
+        let (name, path) = self.find(&text(value)?)?;
+        let known = self.files.iter().position(|other| other.path == path);
+        let index = known.unwrap_or(self.files.len());
+        let counted =
+            u16::try_from(index).ok().filter(|_| index < MAX_IMAGES).map(ImageIndex).ok_or_else(|| {
+                let remedy = format!("use at most {MAX_IMAGES} different ones");
+                Mistake::new(Message::ImageCount, "one image too many", remedy)
+            })?;
+        if known.is_none() {
+            let bytes = read_image(&path)?;
+            self.files.push(ImageFile { name, path, bytes });
+        }
+        Ok(counted)
+    }
+
+    /// What an image is called, and its file.
+    fn find(&self, named: &str) -> Read<(String, PathBuf)> {
         if let Some(guest) = named.strip_prefix(GUEST_PREFIX) {
-            let path = (self.resolve)(guest).map_err(|error| {
-                let remedy = "name one of the project's guests, or a file";
+            if !self.guests.names.iter().any(|known| known == guest) {
+                let names = self.guests.names.iter().map(String::as_str);
+                let remedy = match nearest(guest, names) {
+                    Some(known) => format!("did you mean \"{GUEST_PREFIX}{known}\"?"),
+                    None => format!("name one of {}, or a file", self.guests.names.join(", ")),
+                };
+                return Err(Mistake::new(
+                    Message::NoSuchFile,
+                    format!("there is no guest {guest:?}"),
+                    remedy,
+                ));
+            }
+            let path = (self.guests.find)(guest).map_err(|error| {
+                let remedy = "build the guests (cargo xtask build), or name a file";
                 Mistake::new(Message::NoSuchFile, format!("{error:#}"), remedy)
             })?;
-            return Ok(ImageFile { name: guest.to_owned(), path });
+            return Ok((guest.to_owned(), path));
         }
         let path = self.folder.join(named);
-        if !path.is_file() {
-            let what = format!("there is no file {}", path.display());
-            let remedy = "name a file relative to this one, or `guest:NAME`";
-            return Err(Mistake::new(Message::NoSuchFile, what, remedy));
-        }
         // The name becomes the first word of a guest's command line.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = name.replace(|c: char| c.is_whitespace() || c.is_control(), "_");
@@ -238,8 +320,33 @@ impl Images<'_> {
             let remedy = format!("use at most {MAX_IMAGE_NAME_BYTES}");
             return Err(Mistake::new(Message::ImageName, what, remedy));
         }
-        Ok(ImageFile { name, path })
+        Ok((name, path))
     }
+}
+
+/// The bytes of an image.
+fn read_image(path: &Path) -> Read<Vec<u8>> {
+    let shown = path.display();
+    let refuse = |what| {
+        let remedy = "name a file relative to this one, or `guest:NAME`";
+        Err(Mistake::new(Message::NoSuchFile, what, remedy))
+    };
+    let about = match fs::metadata(path) {
+        Ok(about) => about,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return refuse(format!("there is no file {shown}"));
+        }
+        Err(error) => return refuse(format!("{shown} cannot be read: {error}")),
+    };
+    if !about.is_file() {
+        return refuse(format!("{shown}: {}", kind_of(&about)));
+    }
+    if about.len() > MAX_IMAGE_BYTES {
+        let what = format!("{shown} has {} bytes", about.len());
+        let remedy = format!("name one of at most {MAX_IMAGE_BYTES}: images are loaded below 3 GiB");
+        return Err(Mistake::new(Message::FileTooLarge, what, remedy));
+    }
+    fs::read(path).or_else(|error| refuse(format!("{shown} cannot be read: {error}")))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use levelhead::message::{Level, Message, Party};
 
 use crate::build::Tree;
+use crate::config::keys::{Key, SECTIONS};
 
 /// A document and what writes it.
 struct Document {
@@ -15,7 +16,13 @@ struct Document {
     write: fn() -> String,
 }
 
-const DOCUMENTS: [Document; 1] = [Document { path: "docs/messages.md", write: messages }];
+const DOCUMENTS: [Document; 2] = [
+    Document { path: "docs/messages.md", write: messages },
+    Document { path: "docs/config.md", write: configuration },
+];
+
+/// A whole configuration with comments.
+const EXAMPLE: &str = include_str!("config/example.toml");
 
 /// Writes all of them.
 ///
@@ -85,6 +92,78 @@ fn messages() -> String {
     out
 }
 
+/// The language of configurations.
+fn configuration() -> String {
+    let mut out = String::from(
+        "# Configurations\n\n\
+         <!-- Written by `cargo xtask docs` from xtask/src/config/keys.rs. -->\n\n\
+         A configuration is a TOML file. It divides a machine into partitions, and says of each which CPU, memory, program and \
+         PCI functions it has.\n\n\
+         ```sh\n\
+         cargo xtask config check mine.toml            # every mistake at once, or a line for each partition\n\
+         cargo xtask run mine.toml                     # boots it in QEMU\n\
+         cargo xtask config pack mine.toml -o mine.bundle    # the boot module for the machine itself\n\
+         ```\n\n\
+         A mistake is a record with file, line, column and key, what is wrong, and what would be right:\n\n\
+         ```text\n\
+         mine.toml:9:8: ERROR Config/vpin-range: partition[0].device[0].vpin: the guest's IO-APIC has no pin 24; to do: use 0 to 23\n\
+         ```\n\n\
+         [messages.md](messages.md) explains each code. The hypervisor judges the bundle again by the same rules when it boots, \
+         and then what only the\nmachine can answer: whether it has such a CPU, function and line.\n\n\
+         ## A whole example\n\n```toml\n",
+    );
+    out += EXAMPLE;
+    out += "```\n";
+    for section in SECTIONS {
+        out += &format!(
+            "\n## Keys: {}\n\n| key | type | default | range | meaning | example | codes |\n\
+             | --- | --- | --- | --- | --- | --- | --- |\n",
+            section.heading
+        );
+        section.keys.iter().for_each(|key| out += &row(key));
+    }
+    out + "\nOf any key there may also be said: [`unknown-key`](messages.md#config), `missing-key`, `wrong-type`, `wrong-value`; of \
+           the file: `toml-syntax`,\n`not-utf-8`, `no-such-file`, `file-too-large`. A key that is required has no default. Integers \
+           may be written as TOML allows: `0xf4`, `1_000`.\n\n\
+           ## How images are found\n\n\
+           A path is relative to the folder of the configuration file, or absolute. `guest:NAME` is one of the project's own \
+           programs\n(`guests/src/bin/NAME.rs`, see [guests/README.md](../guests/README.md)); `config check`, `config pack` and \
+           `run` build them first. A file that several keys name\nis packed once. Its name, without the folders and with `_` for \
+           blanks, is the first word of the guest's command line.\n\n\
+           A kernel is a Multiboot 1 image or an ELF with a PVH note, linked into the partition's memory: from 1 MiB on, or \
+           below 640 KiB. If it\nis both, Multiboot counts. A Linux bzImage is not supported yet.\n\n\
+           ## How lines and virtual pins are chosen\n\n\
+           * A function without an interrupt pin needs neither `gsi` nor `vpin`.\n\
+           * The *line* is `gsi`, if it is there. Else the firmware's `_PRT` says where the function's pin leads, when the machine \
+           boots. QEMU's `q35` answers\n  (slot 3: GSI 23, slot 5: 21, slot 6: 22); its `pc` does not, and needs `gsi`.\n\
+           * Each line has one function. Two functions on one line are refused.\n\
+           * The *virtual pin* is `vpin`, if it is there, else the number of the line. A guest's IO-APIC has the inputs 0 to 23, so \
+           a line from 24 on\n  needs `vpin`. The Interrupt Line register of the function reads the pin.\n\n\
+           ## Lines for QEMU\n\n\
+           A line that begins with `# qemu:` is a comment to TOML; `cargo xtask run` and the tests give its words to QEMU, split at \
+           blanks, without quoting.\nThey say which devices the emulated machine has (`-device edu,addr=5` is `00:05.0`; slots are \
+           hexadecimal). `run --device ...` takes the place of all\nof them. `config check`, `config pack` and the hypervisor do \
+           not read them.\n\n\
+           ## What the guest finds\n\n\
+           [README.md](../README.md#your-own-configuration) describes the guest's platform, \
+           [hypercalls.md](hypercalls.md) its calls.\n"
+}
+
+/// The row of a key.
+fn row(key: &Key) -> String {
+    let codes: Vec<_> = key.messages.iter().map(|message| format!("`{}`", message.code())).collect();
+    let cells = [
+        format!("`{}`", key.name),
+        key.kind.to_owned(),
+        key.default.unwrap_or("required").to_owned(),
+        (key.range)(),
+        key.meaning.to_owned(),
+        format!("`{}`", key.example),
+        codes.join(", "),
+    ];
+    format!("| {} |\n", cells.map(|text| cell(&text)).join(" | "))
+}
+
 /// Text as it may stand in a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
@@ -93,6 +172,25 @@ fn cell(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_key_has_its_row_and_the_example_is_whole() {
+        let text = configuration();
+        assert!(text.contains(EXAMPLE));
+        assert!(text.contains("| `bdf` | string | required | "), "{text}");
+        assert!(
+            text.contains("| `storm-window` | integer | 100 | 1 to 60000 ms; with `storm-limit` | "),
+            "{text}"
+        );
+        for section in SECTIONS {
+            let (_, rest) = text.split_once(&format!("## Keys: {}\n", section.heading)).unwrap();
+            let table = rest.split("\n## ").next().unwrap();
+            assert!(
+                section.keys.iter().all(|key| table.contains(&format!("| `{}` | ", key.name))),
+                "{table}"
+            );
+        }
+    }
 
     #[test]
     fn every_message_has_its_row() {

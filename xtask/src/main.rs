@@ -79,7 +79,7 @@ cargo xtask <verb>: build, run, test and measure Levelhead
   config pack FILE -o OUT    judge a configuration and make its bundle
 
   build                      build the hypervisor and the guests (release)
-  docs                       write the documents that follow from the code: docs/messages.md
+  docs                       write the documents that follow from the code: docs/messages.md, docs/config.md
   help                       show this
 
 Every verb takes --color auto|always|never. `auto` means: when a terminal watches, NO_COLOR is unset and TERM is not dumb.

@@ -12,6 +12,11 @@ use levelhead::message::{Message, Refusal};
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
+use super::keys::{self, Key};
+
+/// What the parser says of a key that a table has already.
+const DUPLICATE: &str = "duplicate key";
+
 /// What is wrong with a value, and what would be right.
 #[derive(Debug)]
 pub struct Mistake {
@@ -68,6 +73,11 @@ impl Problems {
         }])
     }
 
+    /// One thing wrong with `file` at the place where `before` ends.
+    pub fn at_end_of(file: String, before: &str, refusal: Refusal) -> Self {
+        Self(vec![Finding { file, position: Some(position(before)), refusal }])
+    }
+
     /// Each of them.
     pub fn findings(&self) -> &[Finding] {
         &self.0
@@ -109,6 +119,12 @@ impl Mistake {
     }
 }
 
+/// The line and the column, in characters, at which `before` ends.
+fn position(before: &str) -> (usize, usize) {
+    let line = before.matches('\n').count() + 1;
+    (line, before.chars().rev().take_while(|&c| c != '\n').count() + 1)
+}
+
 /// The problems of one file as they are found, and where its keys stand.
 pub struct Reader<'t> {
     /// The file, as messages shall call it.
@@ -131,8 +147,16 @@ impl<'t> Reader<'t> {
     pub fn document<T>(&mut self, read: impl FnOnce(&mut Table<'_, 't>) -> T) -> Result<T, Problems> {
         let (document, errors) = DeTable::parse_recoverable(self.text);
         for error in errors {
-            let mistake = Mistake::new(Message::TomlSyntax, error.message(), "correct the TOML syntax");
-            self.problem(error.span().unwrap_or_default(), String::new(), mistake);
+            let span = error.span().unwrap_or_default();
+            let mistake = match self.text.get(span.clone()) {
+                Some(key) if error.message() == DUPLICATE && !key.contains('\n') => Mistake::new(
+                    Message::TomlSyntax,
+                    format!("{key} is there twice"),
+                    "write each key of a table once",
+                ),
+                _ => Mistake::new(Message::TomlSyntax, error.message(), "correct the TOML syntax"),
+            };
+            self.problem(span, String::new(), mistake);
         }
         self.finish()?;
         let span = document.span();
@@ -184,12 +208,10 @@ impl<'t> Reader<'t> {
 
     fn describe(&self, Problem { span, path, mistake }: &Problem) -> Finding {
         let before = self.text.get(..span.start).unwrap_or(self.text);
-        let line = before.matches('\n').count() + 1;
-        let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
         let Mistake { message, what, remedy } = mistake;
         let place = if path.is_empty() { "file" } else { path };
         let refusal = Refusal::new(*message, place, what).remedy(remedy);
-        Finding { file: self.file.clone(), position: Some((line, column)), refusal }
+        Finding { file: self.file.clone(), position: Some(position(before)), refusal }
     }
 
     fn table<T>(
@@ -219,43 +241,58 @@ impl<'r, 't> Table<'r, 't> {
     /// The value of `key`, if it is there and nothing is wrong with it.
     pub fn optional<T>(
         &mut self,
-        key: &'static str,
+        key: &'static Key,
         read: impl FnOnce(&DeValue<'t>) -> Read<T>,
     ) -> Option<T> {
-        let value = self.find(key)?;
-        let path = self.path.key(key);
+        let value = self.find(key.name)?;
+        let path = self.path.key(key.name);
         read(value.get_ref()).map_err(|mistake| self.reader.broken(&path, mistake)).ok()
     }
 
-    /// As [`Self::optional`], but the key must be there. `example` is a line that would be right.
+    /// As [`Self::optional`], but the key must be there.
     pub fn required<T>(
         &mut self,
-        key: &'static str,
-        example: &str,
+        key: &'static Key,
         read: impl FnOnce(&DeValue<'t>) -> Read<T>,
     ) -> Option<T> {
-        if self.find(key).is_none() {
-            let mistake = Mistake::new(Message::MissingKey, "missing", format!("add it, as in `{example}`"));
-            self.reader.broken(&self.path.key(key), mistake);
+        if self.find(key.name).is_none() {
+            let remedy = format!("add it, as in `{}`", key.example);
+            self.broken(key, Mistake::new(Message::MissingKey, "missing", remedy));
         }
         self.optional(key, read)
     }
 
+    /// As [`Self::optional`] for a key that says more about `other`, which must be there then.
+    pub fn companion<T>(
+        &mut self,
+        key: &'static Key,
+        other: &'static Key,
+        read: impl FnOnce(&DeValue<'t>) -> Read<T>,
+    ) -> Option<T> {
+        let value = self.optional(key, read);
+        if self.find(key.name).is_some() && self.find(other.name).is_none() {
+            let what = format!("without `{}` it means nothing", other.name);
+            let remedy = format!("add `{}`, or remove this key", other.example);
+            self.broken(key, Mistake::new(Message::CompanionMissing, what, remedy));
+        }
+        value
+    }
+
+    /// Notes a mistake at `key`.
+    fn broken(&mut self, key: &'static Key, mistake: Mistake) {
+        self.reader.broken(&self.path.key(key.name), mistake);
+    }
+
     /// The elements of the array `key` before the first that something is wrong with, so that their indices are
     /// those of the file; none if it is not there.
-    pub fn list<T>(
-        &mut self,
-        key: &'static str,
-        example: &str,
-        mut read: impl FnMut(&DeValue<'t>) -> Read<T>,
-    ) -> Vec<T> {
+    pub fn list<T>(&mut self, key: &'static Key, mut read: impl FnMut(&DeValue<'t>) -> Read<T>) -> Vec<T> {
         let mut values = Vec::new();
-        for (path, value) in self.elements(key, example) {
+        for (path, value) in self.elements(key) {
             self.reader.spans.insert(path.to_string(), value.span());
             values.push(match read(value.get_ref()) {
                 Ok(value) => Some(value),
                 Err(mistake) => {
-                    self.reader.problem(value.span(), self.path.key(key).to_string(), mistake);
+                    self.reader.problem(value.span(), self.path.key(key.name).to_string(), mistake);
                     None
                 }
             });
@@ -264,19 +301,14 @@ impl<'r, 't> Table<'r, 't> {
     }
 
     /// As [`Self::list`] for an array of tables, each read by `read`.
-    pub fn tables<T>(
-        &mut self,
-        key: &'static str,
-        example: &str,
-        mut read: impl FnMut(&mut Table<'_, 't>) -> T,
-    ) -> Vec<T> {
+    pub fn tables<T>(&mut self, key: &'static Key, mut read: impl FnMut(&mut Table<'_, 't>) -> T) -> Vec<T> {
         let mut values = Vec::new();
-        for (path, value) in self.elements(key, example) {
+        for (path, value) in self.elements(key) {
             values.push(match value.get_ref() {
                 DeValue::Table(table) => Some(self.reader.table(&path, value.span(), table, &mut read)),
                 other => {
-                    let mistake = Mistake::type_of(other, format!("write tables, as in `{example}`"));
-                    self.reader.problem(value.span(), self.path.key(key).to_string(), mistake);
+                    let mistake = Mistake::type_of(other, format!("write tables, as in `{}`", key.example));
+                    self.reader.problem(value.span(), self.path.key(key.name).to_string(), mistake);
                     None
                 }
             });
@@ -284,15 +316,21 @@ impl<'r, 't> Table<'r, 't> {
         values.into_iter().map_while(std::convert::identity).collect()
     }
 
-    fn elements(&mut self, key: &'static str, example: &str) -> Vec<(KeyPath, &'r Spanned<DeValue<'t>>)> {
-        let Some(value) = self.find(key) else { return Vec::new() };
-        let path = self.path.key(key);
+    fn elements(&mut self, key: &'static Key) -> Vec<(KeyPath, &'r Spanned<DeValue<'t>>)> {
+        let Some(value) = self.find(key.name) else { return Vec::new() };
+        let path = self.path.key(key.name);
         match value.get_ref() {
             DeValue::Array(array) => {
                 array.iter().enumerate().map(|(index, value)| (path.index(index), value)).collect()
             }
             other => {
-                let mistake = Mistake::type_of(other, format!("write an array, as in `{example}`"));
+                let remedy = match other {
+                    DeValue::Table(_) if key.example.starts_with("[[") => {
+                        format!("write `{}` with two brackets: there may be several", key.example)
+                    }
+                    _ => format!("write an array, as in `{}`", key.example),
+                };
+                let mistake = Mistake::type_of(other, remedy);
                 self.reader.broken(&path, mistake);
                 Vec::new()
             }
@@ -315,9 +353,10 @@ impl<'r, 't> Table<'r, 't> {
             if self.known.contains(&name) {
                 continue;
             }
-            let remedy = match self.known.iter().find(|known| is_misspelt(name, known)) {
+            let remedy = match nearest(name, self.known.iter().copied()) {
                 Some(known) => format!("did you mean `{known}`?"),
-                None => format!("the keys here are {}", self.known.join(", ")),
+                None => keys::elsewhere(name)
+                    .unwrap_or_else(|| format!("the keys here are {}", self.known.join(", "))),
             };
             let path = self.path.to_string();
             let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
@@ -344,9 +383,29 @@ pub fn number<T: TryFrom<u64>>(value: &DeValue<'_>, most: impl fmt::Display) -> 
     number.ok_or_else(|| Mistake::value(format!("{integer} is out of range"), remedy))
 }
 
+/// One of `choices`, by its word. `noun` completes "is no ...".
+pub fn choice<T: Copy + fmt::Display>(value: &DeValue<'_>, choices: &[T], noun: &str) -> Read<T> {
+    let written = text(value)?;
+    if let Some(choice) = choices.iter().find(|choice| choice.to_string() == written) {
+        return Ok(*choice);
+    }
+    let words: Vec<String> = choices.iter().map(|choice| format!("\"{choice}\"")).collect();
+    let names: Vec<String> = choices.iter().map(T::to_string).collect();
+    let remedy = match (nearest(&written, names.iter().map(String::as_str)), words.split_last()) {
+        (Some(known), _) => format!("did you mean \"{known}\"?"),
+        (None, Some((last, first))) => format!("write {} or {last}", first.join(", ")),
+        (None, None) => String::new(),
+    };
+    Err(Mistake::value(format!("{written:?} is no {noun}"), remedy))
+}
+
 /// A size in bytes: an integer, or a string of an integer and one of the binary units K, M and G.
 pub fn size(value: &DeValue<'_>) -> Read<u64> {
-    let remedy = "write \"64M\", \"1G\" or a number of bytes";
+    let remedy = match value {
+        DeValue::String(text) => meant_size(text),
+        _ => None,
+    };
+    let remedy = remedy.unwrap_or_else(|| "write \"64M\", \"1G\" or a number of bytes".to_owned());
     let (shown, bytes) = match value {
         DeValue::Integer(integer) => (integer.to_string(), unsigned(integer)),
         DeValue::String(text) => (format!("{text:?}"), parse_size(text)),
@@ -368,6 +427,19 @@ fn parse_size(text: &str) -> Option<u64> {
     };
     let count: u64 = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())??;
     count.checked_mul(1 << shift)
+}
+
+/// A right spelling of what is nearly a size: in lower case, with blanks, or with the unit written out.
+fn meant_size(text: &str) -> Option<String> {
+    let squeezed: String = text.chars().filter(|c| !c.is_whitespace()).collect::<String>().to_uppercase();
+    let bare = squeezed.strip_suffix("IB").or_else(|| squeezed.strip_suffix('B')).unwrap_or(&squeezed);
+    parse_size(bare)?;
+    Some(format!("write \"{bare}\""))
+}
+
+/// What `written` was probably meant to be.
+pub fn nearest<'k>(written: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    known.into_iter().find(|known| is_misspelt(written, known))
 }
 
 fn with_article(noun: &str) -> String {

@@ -28,11 +28,19 @@ impl Folder {
     /// Loads `text` beside a loadable kernel that is both a file and the guest `echo`.
     fn load(&self, text: &str) -> Result<LoadedConfig> {
         let kernel = self.file("kernel.elf", multiboot_kernel());
-        let resolve = |guest: &str| match guest {
-            "echo" => Ok(kernel.clone()),
-            other => bail!("there is no guest `{other}`"),
-        };
-        Ok(load(&self.file("test.toml", text), &resolve)?)
+        let find = |_: &str| Ok(kernel.clone());
+        let names = ["echo".to_owned(), "mb-echo".to_owned()];
+        Ok(load(&self.file("test.toml", text), Guests { names: &names, find: &find })?)
+    }
+}
+
+impl Folder {
+    /// The messages for `text`, without the path of the folder and of the file.
+    fn errors(&self, text: &str) -> Vec<String> {
+        let error = self.load(text).expect_err(text).to_string();
+        let prefix = format!("{}:", self.0.join("test.toml").display());
+        let folder = format!("{}/", self.0.display());
+        error.lines().map(|line| line.strip_prefix(&prefix).expect(line).replace(&folder, "")).collect()
     }
 }
 
@@ -52,11 +60,7 @@ fn multiboot_kernel() -> Vec<u8> {
 
 /// The messages for `text`, without the path of the file.
 fn errors(text: &str) -> Vec<String> {
-    let folder = Folder::new();
-    let error = folder.load(text).expect_err(text).to_string();
-    let prefix = format!("{}:", folder.0.join("test.toml").display());
-    let folder = format!("{}/", folder.0.display());
-    error.lines().map(|line| line.strip_prefix(&prefix).expect(line).replace(&folder, "")).collect()
+    Folder::new().errors(text)
 }
 
 const GOOD: &str = r#"
@@ -78,6 +82,7 @@ fn what_is_left_out_has_its_default() {
         name: "demo".into(),
         cpus: vec![CpuId(0)],
         memory_bytes: 32 << 20,
+        memory_at: None,
         kernel: ImageIndex(0),
         modules: vec![],
         cmdline: String::new(),
@@ -100,6 +105,7 @@ fn every_key_reaches_the_hypervisor() {
         name = "all"
         cpus = [3]
         memory = 0x200_0000
+        memory-at = 0x4000_0000
         kernel = "kernel.elf"
         modules = [{ file = "the environment", cmdline = "env" }, { file = "the environment" }]
         cmdline = "one two"
@@ -107,7 +113,7 @@ fn every_key_reaches_the_hypervisor() {
         debug-port = 0xe9
         exit-port = 244
         user-hypercalls = true
-        control = true
+        control = false
 
         [[partition.device]]
         bdf = "00:1f.7"
@@ -118,6 +124,13 @@ fn every_key_reaches_the_hypervisor() {
         [[partition.device]]
         bdf = "ff:00.0"
         mask = "line"
+        storm-limit = 10
+        storm-window = 20
+        storm-pause = 30
+        storm-retries = 0
+        never-eoi = "complete"
+        never-eoi-after = 50
+        no-reset = "refuse"
     "#;
     let loaded = folder.load(text).unwrap();
     let bundle = pack(&loaded).unwrap();
@@ -127,11 +140,18 @@ fn every_key_reaches_the_hypervisor() {
     assert_eq!(names, [("kernel.elf", 36), ("the_environment", 10)], "each file once");
 
     let module = |cmdline: &str| Module { image: ImageIndex(1), cmdline: cmdline.into() };
-    let device = |bdf: &str, gsi, mask, vpin| Device { bdf: bdf.parse().unwrap(), gsi, mask, vpin };
+    let device =
+        |bdf: &str, gsi, mask, vpin, policy| Device { bdf: bdf.parse().unwrap(), gsi, mask, vpin, policy };
+    let policy = DevicePolicy {
+        storm: Some(StormLimit { limit: 10, window_ms: 20, pause_ms: 30, retries: 0 }),
+        never_eoi: Some(EoiDeadline { action: NeverEoi::Complete, after_ms: 50 }),
+        no_reset: NoReset::Refuse,
+    };
     let expected = Partition {
         name: "all".into(),
         cpus: vec![CpuId(3)],
         memory_bytes: 32 << 20,
+        memory_at: Some(HostPhys::new(0x4000_0000)),
         kernel: ImageIndex(0),
         modules: vec![module("env"), module("")],
         cmdline: "one two".into(),
@@ -139,10 +159,10 @@ fn every_key_reaches_the_hypervisor() {
         debug_port: Some(0xe9),
         exit_port: Some(0xf4),
         user_hypercalls: true,
-        control: true,
+        control: false,
         devices: vec![
-            device("00:1f.7", Some(Gsi(40)), MaskPolicy::Function, Some(Pin(5))),
-            device("ff:00.0", None, MaskPolicy::Line, None),
+            device("00:1f.7", Some(Gsi(40)), MaskPolicy::Function, Some(Pin(5)), DevicePolicy::default()),
+            device("ff:00.0", None, MaskPolicy::Line, None, policy),
         ],
     };
     assert_eq!(config.partitions, [expected]);
@@ -153,10 +173,11 @@ fn the_demonstration_is_a_configuration() {
     let folder = Folder::new();
     let kernel = folder.file("echo", multiboot_kernel());
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/demo.toml");
-    let loaded = load(&path, &|guest| {
+    let find = |guest: &str| {
         assert_eq!(guest, "echo");
         Ok(kernel.clone())
-    });
+    };
+    let loaded = load(&path, Guests { names: &["echo".to_owned()], find: &find });
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
     let bdfs: Vec<_> =
         loaded.config.partitions[0].devices.iter().map(|d| (d.bdf.to_string(), d.gsi)).collect();
@@ -166,7 +187,7 @@ fn the_demonstration_is_a_configuration() {
 
 #[test]
 fn sizes_have_binary_units() {
-    let sizes = [("1048576", 1 << 20), ("\"2097152\"", 2 << 20), ("\"1024K\"", 1 << 20), ("\"2G\"", 2 << 30)];
+    let sizes = [("3145728", 3 << 20), ("\"2097152\"", 2 << 20), ("\"2048K\"", 2 << 20), ("\"2G\"", 2 << 30)];
     for (written, bytes) in sizes {
         let text = GOOD.replace("\"32M\"", written);
         assert_eq!(Folder::new().load(&text).unwrap().config.partitions[0].memory_bytes, bytes, "{written}");
@@ -207,7 +228,7 @@ fn each_mistake_is_told_with_its_place_and_remedy() {
         (&good_with("cmdlien = ''"), "7:1: ERROR Config/unknown-key: partition[0].cmdlien: unknown key; to do: did you mean `cmdline`?".into()),
         (
             &good_with("[[partition.device]]\nbdf = '00:03.0'\nirq = 3"),
-            "9:1: ERROR Config/unknown-key: partition[0].device[0].irq: unknown key; to do: the keys here are bdf, gsi, mask, vpin".into(),
+            "9:1: ERROR Config/unknown-key: partition[0].device[0].irq: unknown key; to do: the keys here are bdf, gsi, vpin, mask, storm-limit, storm-window, storm-pause, storm-retries, never-eoi, never-eoi-after, no-reset".into(),
         ),
         (
             &good_with("console = 1"),
@@ -247,7 +268,7 @@ fn each_mistake_is_told_with_its_place_and_remedy() {
         ),
         (
             &GOOD.replace("guest:echo", "guest:eco"),
-            "6:10: ERROR Config/no-such-file: partition[0].kernel: there is no guest `eco`; to do: name one of the project's guests, or a file".into(),
+            "6:10: ERROR Config/no-such-file: partition[0].kernel: there is no guest \"eco\"; to do: did you mean \"guest:echo\"?".into(),
         ),
         (
             &good_with("modules = [{ file = 'initrd' }]"),
@@ -329,7 +350,10 @@ fn wrong_syntax_is_told_in_one_go_too() {
     assert!(broken[0].starts_with("2:8: "), "{broken:?}");
     assert!(broken.iter().all(|line| line.ends_with("; to do: correct the TOML syntax")), "{broken:?}");
     let twice = errors("[[partition]]\nname = 'a'\nname = 'b'\n");
-    assert_eq!(twice, ["3:1: ERROR Config/toml-syntax: file: duplicate key; to do: correct the TOML syntax"]);
+    assert_eq!(
+        twice,
+        ["3:1: ERROR Config/toml-syntax: file: name is there twice; to do: write each key of a table once"]
+    );
 }
 
 #[test]
@@ -341,22 +365,250 @@ fn columns_count_characters() {
 }
 
 #[test]
-fn a_kernel_that_cannot_boot_is_refused_when_packing() {
+fn the_example_of_the_documents_is_a_configuration() {
+    let loaded = Folder::new().load(include_str!("example.toml")).unwrap();
+    assert_eq!(loaded.config.partitions.len(), 2);
+    pack(&loaded).unwrap();
+}
+
+/// Every key of the table is read where the table says, and no other: an empty table is of no key's type.
+#[test]
+fn the_reader_knows_exactly_the_keys_of_the_documents() {
+    for section in &keys::SECTIONS {
+        let (head, place) = match section.heading {
+            "the file" => ("", ""),
+            "[[partition]]" => ("[[partition]]\n", "partition[0]."),
+            "[[partition.device]]" => ("[[partition]]\n[[partition.device]]\n", "partition[0].device[0]."),
+            _ => ("[[partition]]\n[[partition.modules]]\n", "partition[0].modules[0]."),
+        };
+        for key in section.keys {
+            let broken = errors(&format!("{head}{} = {{}}", key.name));
+            let expected = format!("ERROR Config/wrong-type: {place}{}: ", key.name);
+            assert!(broken.iter().any(|line| line.contains(&expected)), "{expected}: {broken:?}");
+        }
+        let unknown = errors(&format!("{head}quite-another = 1"));
+        let unknown = unknown.iter().find(|line| line.contains("quite-another: unknown key")).unwrap();
+        let (_, listed) = unknown.split_once("the keys here are ").unwrap();
+        let mut listed: Vec<_> = listed.split(", ").collect();
+        let mut defined: Vec<_> = section.keys.iter().map(|key| key.name).collect();
+        listed.sort_unstable();
+        defined.sort_unstable();
+        assert_eq!(listed, defined, "{}", section.heading);
+    }
+}
+
+/// A message about a configuration is named by the key it speaks of.
+#[test]
+fn every_rule_is_named_by_a_key() {
+    let named: Vec<_> =
+        keys::SECTIONS.iter().flat_map(|section| section.keys).flat_map(|key| key.messages).collect();
+    let general = [
+        "toml-syntax",
+        "unknown-key",
+        "missing-key",
+        "wrong-type",
+        "wrong-value",
+        "not-utf-8",
+        "option-value",
+        "selftest-cpus",
+        "prt-places",
+        "option-unknown",
+    ];
+    for message in Message::ALL.iter().filter(|message| message.party() == levelhead::message::Party::Config)
+    {
+        let code = message.code();
+        let about_bundle = code.starts_with("bundle-");
+        assert!(about_bundle || general.contains(&code) || named.contains(&message), "{code}");
+    }
+}
+
+#[test]
+fn images_that_are_not_what_they_claim_are_told_with_the_other_mistakes() {
     let folder = Folder::new();
+    fs::create_dir(folder.0.join("folder")).unwrap();
+    folder.file("empty", "");
     folder.file("script", "#!/bin/sh");
-    let loaded = folder.load(&GOOD.replace("guest:echo", "script")).unwrap();
-    let error = format!("{:#}", pack(&loaded).unwrap_err());
-    let expected = format!(
-        "{0}/test.toml: partition demo cannot boot {0}/script: kernel: not bootable: no ELF, and no Multiboot header \
-         (0x1badb002) in its first 8 KiB",
-        folder.0.display()
+    let mut elf = vec![0; 64];
+    elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    folder.file("cut", &elf[..15]);
+    elf[18] = 0xb7;
+    folder.file("arm", &elf);
+    elf[4] = 9;
+    folder.file("class", &elf);
+    let mut linux = vec![0; 0x400];
+    linux[0x202..0x206].copy_from_slice(b"HdrS");
+    folder.file("bzImage", &linux);
+    let mut high = multiboot_kernel();
+    for word in [3, 4] {
+        high[word * 4..word * 4 + 4].copy_from_slice(&0x1000_0000_u32.to_le_bytes());
+    }
+    high[28..32].copy_from_slice(&0x1000_0020_u32.to_le_bytes());
+    folder.file("high", &high);
+    folder.file("large", vec![1; 40 << 20]);
+    for (image, expected) in [
+        ("folder", "no-such-file: partition[0].kernel: folder: it is a directory"),
+        ("/dev/null", "no-such-file: partition[0].kernel: /dev/null: it is no regular file"),
+        ("empty", "kernel-unusable: partition[0].kernel: kernel: not bootable: the file is empty"),
+        (
+            "script",
+            "kernel-unusable: partition[0].kernel: kernel: not bootable: no ELF, and no Multiboot header",
+        ),
+        (
+            "cut",
+            "kernel-unusable: partition[0].kernel: kernel: not bootable: an ELF that is cut off within its header, after 15 bytes",
+        ),
+        ("arm", "kernel-unusable: partition[0].kernel: kernel: e_machine is 0xb7: expected 3 or 62, x86"),
+        ("class", "kernel-unusable: partition[0].kernel: kernel: EI_CLASS is 0x9: expected 1 or 2"),
+        (
+            "bzImage",
+            "kernel-unusable: partition[0].kernel: kernel: not bootable: a Linux bzImage (`HdrS` at byte 0x202), whose boot protocol is not supported yet",
+        ),
+        (
+            "high",
+            "kernel-outside-memory: partition[0].kernel: kernel: load_addr is 0x10000000: 0x24 bytes there are not all usable guest memory",
+        ),
+    ] {
+        // The key behind the image is wrong as well: both are told, in the file's order.
+        let text = GOOD.replace("guest:echo", image) + "console = 1\n";
+        let broken = folder.errors(&text);
+        assert_eq!(broken.len(), 2, "{broken:?}");
+        assert!(broken[0].starts_with(&format!("6:10: ERROR Config/{expected}")), "{broken:?}");
+        assert!(broken[1].starts_with("7:11: ERROR Config/wrong-type"), "{broken:?}");
+    }
+    let broken = folder.errors(&good_with("modules = [{ file = 'script' }, { file = 'large' }]"));
+    assert!(
+        broken[0].starts_with(
+            "7:42: ERROR Config/module-too-large: partition[0].modules[1].file: no 0x2800000 bytes"
+        ),
+        "{broken:?}"
     );
-    assert_eq!(error, expected);
+    let sparse = fs::File::create(folder.0.join("sparse")).unwrap();
+    sparse.set_len(5 << 30).unwrap();
+    let broken = folder.errors(&GOOD.replace("guest:echo", "sparse"));
+    assert!(broken[0].starts_with("6:10: ERROR Config/file-too-large: partition[0].kernel: "), "{broken:?}");
+}
+
+#[test]
+fn near_misses_are_recognised() {
+    let device = |line: &str| good_with(&format!("[[partition.device]]\n{line}"));
+    for (text, expected) in [
+        (
+            GOOD.replace("[[partition]]", "[partition]"),
+            "partition: a table may not stand here; to do: write `[[partition]]` with two brackets: there may be several",
+        ),
+        (
+            good_with("[[device]]\nbdf = '00:03.0'"),
+            "device: unknown key; to do: write `[[partition.device]]`",
+        ),
+        (good_with("gsi = 3"), "partition[0].gsi: unknown key; to do: it belongs to [[partition.device]]"),
+        (good_with("Console = true"), "partition[0].Console: unknown key; to do: did you mean `console`?"),
+        (
+            device("bdf = '0000:00:03.0'"),
+            "\"0000:00:03.0\" is no PCI function; to do: leave the segment out, as in \"00:03.0\"",
+        ),
+        (
+            device("bdf = '0001:00:03.0'"),
+            "\"0001:00:03.0\" is no PCI function; to do: name a function of PCI segment 0: no other is supported yet",
+        ),
+        (
+            device("bdf = '00:03.0'\nmask = 'lines'"),
+            "\"lines\" is no way to mask a line; to do: did you mean \"line\"?",
+        ),
+        (device("bdf = '00:03.0'\nmask = 'Auto'"), "did you mean \"auto\"?"),
+        (
+            device("bdf = '00:03.0'\nnever-eoi = 'kill'"),
+            "to do: write \"hold\", \"complete\" or \"quarantine\"",
+        ),
+        (
+            device("bdf = '00:03.0'\nstorm-pause = 5"),
+            "Config/companion-missing: partition[0].device[0].storm-pause: without `storm-limit` it means nothing; to do: add `storm-limit = 1000`, or remove this key",
+        ),
+        (
+            device("bdf = '00:03.0'\nnever-eoi-after = 5"),
+            "Config/companion-missing: partition[0].device[0].never-eoi-after: ",
+        ),
+        (
+            device("bdf = '00:03.0'\nstorm-limit = 0"),
+            "Config/policy-range: partition[0].device[0].storm-limit: 0 is out of range; to do: use 1 to 10000000",
+        ),
+        (GOOD.replace("32M", "64 MB"), "\"64 MB\" is no size; to do: write \"64M\""),
+        (GOOD.replace("32M", "64m"), "\"64m\" is no size; to do: write \"64M\""),
+        (GOOD.replace("32M", "1GiB"), "\"1GiB\" is no size; to do: write \"1G\""),
+        (GOOD.replace("\"32M\"", "-5"), "-5 is no size"),
+        (GOOD.replace("\"32M\"", "1.5"), "a float may not stand here"),
+        (GOOD.replace("[0]", "0"), "write an array, as in `cpus = [0]`"),
+        (
+            GOOD.replace("[0]", "[\"0\"]"),
+            "partition[0].cpus: a string may not stand here; to do: write a number from 0 to 255",
+        ),
+        (
+            GOOD.replace("guest:echo", "guest:ecko"),
+            "there is no guest \"ecko\"; to do: did you mean \"guest:echo\"?",
+        ),
+        (GOOD.replace("guest:echo", "guest:none"), "to do: name one of echo, mb-echo, or a file"),
+        (good_with("debug-port = -1"), "-1 is out of range; to do: write a number from 0 to 0xffff"),
+        (
+            good_with("memory-at = 0x4000_0001"),
+            "Config/memory-place: partition[0].memory-at: 0x40000001 is not the start of a page",
+        ),
+        (
+            good_with("memory-at = 0"),
+            "Config/memory-place: partition[0].memory-at: no partition's memory can lie at 0x0",
+        ),
+        (good_with("control = true"), "Config/control-unsupported: partition[0].control: "),
+    ] {
+        let broken = errors(&text);
+        assert!(broken.iter().any(|line| line.contains(expected)), "{expected}: {broken:?}");
+    }
+}
+
+#[test]
+fn memory_placed_twice_is_told() {
+    let second = GOOD.replace("demo", "other").replace("[0]", "[1]") + "memory-at = 0x41ff_f000\n";
+    let broken = errors(&(good_with("memory-at = 0x4000_0000") + &second));
+    assert_eq!(
+        broken,
+        [
+            "14:13: ERROR Config/memory-taken: partition[1].memory-at: 0x41fff000 to 0x41ffffff is the memory of \
+          partition[0].memory-at too; to do: place them apart, or leave one of the `memory-at` out"
+        ]
+    );
+}
+
+#[test]
+fn files_of_any_form_are_answered() {
+    assert!(Folder::new().load(&format!("\u{feff}{GOOD}")).is_ok(), "a byte order mark");
+    assert!(Folder::new().load(&GOOD.replace('\n', "\r\n")).is_ok(), "lines that end in CR and LF");
+    let broken = errors(&GOOD.replace("32M", "x").replace('\n', "\r\n"));
+    assert!(broken[0].starts_with("5:10: "), "{broken:?}");
+    for text in ["[".repeat(100_000), format!("x = {}", "[".repeat(100_000)), "a.".repeat(100_000) + "b = 1"]
+    {
+        let broken = errors(&text);
+        assert!(!broken.is_empty() && broken[0].contains("ERROR Config/"), "{:?}", broken.first());
+    }
+    let folder = Folder::new();
+    let judge = |path: &Path| {
+        let find = |_: &str| bail!("unused");
+        load(path, Guests { names: &[], find: &find })
+            .unwrap_err()
+            .to_string()
+            .replace(&format!("{}/", folder.0.display()), "")
+    };
+    assert_eq!(
+        judge(&folder.file("latin", b"[[partition]]\nname = \"d\xe9mo\"\n")),
+        "latin:2:10: ERROR Config/not-utf-8: file: the byte 0xe9 is not UTF-8; to do: save it as UTF-8"
+    );
+    assert!(
+        judge(&folder.file("large", vec![b'#'; 10 << 20]))
+            .starts_with("large: ERROR Config/file-too-large: file: 10485760 bytes")
+    );
+    assert!(judge(&folder.0.join(".")).contains("ERROR Config/no-such-file: file: it is a directory"));
 }
 
 #[test]
 fn a_missing_file_is_named() {
-    let error = load(Path::new("no/such.toml"), &|_| bail!("unused")).unwrap_err();
+    let find = |_: &str| bail!("unused");
+    let error = load(Path::new("no/such.toml"), Guests { names: &[], find: &find }).unwrap_err();
     assert_eq!(
         error.to_string(),
         "no/such.toml: ERROR Config/no-such-file: file: cannot be read: No such file or directory (os error 2); to do: \
