@@ -4,9 +4,11 @@
 //! "nothing there", and an access that no machine would survive ends the guest with a record.
 
 use levelhead::addr::GuestPhys;
+use levelhead::border::msrs::{self, Written};
+use levelhead::border::ports::PortWrite;
+use levelhead::border::{Place, Registers};
 use levelhead::cpuid::{self, GuestView, Leaf};
 use levelhead::decide::BAR_WINDOW;
-use levelhead::device::UART_PORTS;
 use levelhead::emulate::{
     Access, AccessKind, Code, DecodeError, GuestMemory, Intercepted, Paging, PagingRegisters, Segment,
     Unsupported, WalkError, cr8_write, intercepted_length, string_io,
@@ -14,11 +16,12 @@ use levelhead::emulate::{
 use levelhead::hypercall::{ABI_VERSION, feature};
 use levelhead::intx::{MaskReasons, count};
 use levelhead::message::Message;
-use levelhead::pci::{ConfigPorts, Width as ConfigWidth, config_ports};
+use levelhead::pci::config_ports::PortRead;
+use levelhead::pci::{Access as ConfigAccess, Bdf};
 use levelhead::svm::Fault;
 use levelhead::vcpu::{Exit, Gpr, IoAccess, NestedFault, Width};
-use levelhead::virq::{LAPIC_MMIO_BYTES, Outcome};
-use levelhead::x86::{self, GeneralProtection, exception, msr};
+use levelhead::virq::Outcome;
+use levelhead::x86::{self, GeneralProtection, exception};
 
 use crate::arch::x86::cpu::{cpuid as host_cpuid, has_xcr0, tsc};
 use crate::machine::Machine;
@@ -26,18 +29,8 @@ use crate::partition::end::End;
 use crate::partition::{BOOT, Partition};
 use crate::run::{Next, program_timer};
 
-const COM1: u16 = 0x3f8;
-const COM1_LAST: u16 = COM1 + UART_PORTS - 1;
-/// The guest's IO-APIC.
-const IO_APIC: u64 = 0xfec0_0000;
-const IO_APIC_BYTES: u64 = 0x1000;
 /// Elements of a repeated string port access in one exit, so that an exit stays short.
 const MAX_STRING_ELEMENTS: u32 = 64;
-/// What the debug port reads as, whatever its number: that of its usual place.
-const DEBUG_PORT_PRESENT: u64 = 0xe9;
-/// MTRRcap of a CPU without variable and fixed ranges.
-const MTRR_CAP_NONE: u64 = 0;
-
 /// An instruction cannot be carried out as it stands.
 enum Trouble {
     /// The guest gets an exception.
@@ -123,10 +116,10 @@ impl Partition {
             Exit::ReadMsr => self.read_msr(),
             Exit::Cpuid => self.cpuid(),
             Exit::WriteCr8 => self.write_cr8(),
-            Exit::FlushCaches { discards } => {
+            Exit::FlushCaches { .. } => {
                 count(&mut self.exits.other);
                 // Caches are coherent with everything a partition reaches, so there is nothing to write back for it.
-                self.skip(if discards { Intercepted::Invd } else { Intercepted::Wbinvd })
+                self.skip(Intercepted::Wbinvd)
             }
             Exit::Exception { vector, error_code } => {
                 count(&mut self.exits.other);
@@ -237,6 +230,8 @@ impl Partition {
         Ok(())
     }
 
+    // Out of line, like the other exits that are not an interrupt's: in `handle` they would cost every EOI registers.
+    #[inline(never)]
     fn cpuid(&mut self) -> Result<(), Trouble> {
         count(&mut self.exits.cpuid);
         self.skip(Intercepted::Cpuid)?;
@@ -284,20 +279,25 @@ impl Partition {
 
     // Model-specific registers.
 
+    fn registers(&self) -> Registers {
+        let vmcb = &self.world.vmcb;
+        Registers {
+            cr0: vmcb.cr0(),
+            efer: vmcb.efer(),
+            pat: vmcb.pat(),
+            tsc_offset: vmcb.tsc_offset(),
+            mtrr_def_type: self.mtrr_def_type,
+        }
+    }
+
+    #[inline(never)]
     fn read_msr(&mut self) -> Result<(), Trouble> {
         count(&mut self.exits.msr);
         let number = self.world.frame.regs[Gpr::Rcx] as u32;
-        let vmcb = &self.world.vmcb;
-        let value = match number {
-            msr::APIC_BASE | msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
-                self.chips.read_msr(BOOT, number, tsc())?
-            }
-            msr::EFER => x86::guest_efer(vmcb.efer()),
-            msr::PAT => vmcb.pat(),
-            msr::TSC => tsc().wrapping_add(vmcb.tsc_offset()),
-            msr::MTRR_CAP => MTRR_CAP_NONE,
-            msr::MTRR_DEF_TYPE => self.mtrr_def_type,
-            _ => return Err(GeneralProtection.into()),
+        let value = if msrs::is_local_apic(number) {
+            self.chips.read_msr(BOOT, number, tsc())?
+        } else {
+            msrs::read(number, &self.registers(), tsc())?
         };
         self.skip(Intercepted::Rdmsr)?;
         self.world.frame.regs[Gpr::Rdx] = value >> 32;
@@ -311,32 +311,27 @@ impl Partition {
         let number = self.world.frame.regs[Gpr::Rcx] as u32;
         let value = self.world.frame.regs[Gpr::Rdx] << 32 | self.world.vmcb.rax() & 0xffff_ffff;
         // Judged first: an instruction that faults does not retire.
-        let outcome = match number {
-            msr::APIC_BASE | msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
-                self.chips.write_msr(BOOT, number, value, tsc())?
-            }
-            msr::EFER => {
-                let vmcb = &mut self.world.vmcb;
-                let real = x86::write_guest_efer(vmcb.efer(), value, vmcb.cr0())?;
-                vmcb.set_efer(real);
-                Outcome::default()
-            }
-            msr::PAT if x86::pat_is_legal(value) => {
-                self.world.vmcb.set_pat(value);
-                Outcome::default()
-            }
-            msr::TSC => {
-                self.world.vmcb.set_tsc_offset(value.wrapping_sub(tsc()));
-                Outcome::default()
-            }
-            msr::MTRR_DEF_TYPE if x86::mtrr_def_type_is_legal(value) => {
-                self.mtrr_def_type = value;
-                Outcome::default()
-            }
-            _ => return Err(GeneralProtection.into()),
+        let outcome = if msrs::is_local_apic(number) {
+            self.chips.write_msr(BOOT, number, value, tsc())?
+        } else {
+            self.write_other_msr(number, value)?;
+            Outcome::default()
         };
         self.skip(Intercepted::Wrmsr)?;
         self.follow(machine, outcome);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn write_other_msr(&mut self, number: u32, value: u64) -> Result<(), Trouble> {
+        let written = msrs::write(number, value, &self.registers(), tsc())?;
+        let vmcb = &mut self.world.vmcb;
+        match written {
+            Written::Efer(real) => vmcb.set_efer(real),
+            Written::Pat(value) => vmcb.set_pat(value),
+            Written::TscOffset(offset) => vmcb.set_tsc_offset(offset),
+            Written::MtrrDefType(value) => self.mtrr_def_type = value,
+        }
         Ok(())
     }
 
@@ -363,28 +358,9 @@ impl Partition {
     #[inline]
     fn device_access(&mut self, machine: &Machine, fault: NestedFault) -> Result<(), Trouble> {
         count(&mut self.exits.mmio);
-        if fault.fetch {
-            return Err(Trouble::End(Message::FetchFromNoMemory));
-        }
-        if fault.table_walk {
-            return Err(Trouble::End(Message::TablesInNoMemory));
-        }
-        if self.world.vmcb.interrupted_a_delivery() {
-            return Err(Trouble::End(Message::EventInNoMemory));
-        }
-        let at = fault.address.raw();
-        let lapic = self.chips.lapic(BOOT).map_or(u64::MAX, |lapic| lapic.mmio_base().raw());
-        let (in_lapic, in_io_apic) = (at.wrapping_sub(lapic), at.wrapping_sub(IO_APIC));
-        let place = if in_lapic < LAPIC_MMIO_BYTES {
-            Place::LocalApic(in_lapic)
-        } else if in_io_apic < IO_APIC_BYTES {
-            Place::IoApic(in_io_apic)
-        } else if BAR_WINDOW.contains(fault.address, 1) {
-            // Nothing is decoded there now: all-ones, as on a bus.
-            Place::Nothing
-        } else {
-            return Err(Trouble::End(Message::NoSuchMemory));
-        };
+        let lapic = self.chips.lapic(BOOT).map_or(GuestPhys::new(u64::MAX), |lapic| lapic.mmio_base());
+        let delivering = self.world.vmcb.interrupted_a_delivery();
+        let place = Place::find(fault, delivering, lapic, BAR_WINDOW).map_err(Trouble::End)?;
         let vmcb = &mut self.world.vmcb;
         let size = vmcb.code_size();
         let rip = vmcb.rip();
@@ -392,7 +368,7 @@ impl Partition {
         let operation = self.decoded.decode(rip, &code, size)?;
         // 1 to 8.
         let bytes = operation.width().bytes() as u8;
-        let loaded = if operation.reads() { self.device_read(place, bytes) } else { 0 };
+        let loaded = if operation.reads() { place.read(&mut self.chips, BOOT, bytes, tsc()) } else { 0 };
         let vmcb = &mut self.world.vmcb;
         let regs = &mut self.world.frame.regs;
         vmcb.load_into(regs);
@@ -404,31 +380,15 @@ impl Partition {
             vmcb.retire(outcome.advance);
         }
         if let Some(value) = outcome.store {
-            self.device_write(machine, place, bytes, value);
+            let outcome = place.write(&mut self.chips, BOOT, bytes, value, tsc());
+            self.follow(machine, outcome);
         }
         Ok(())
     }
 
-    fn device_read(&mut self, place: Place, bytes: u8) -> u64 {
-        match place {
-            Place::LocalApic(offset) => self.chips.lapic_read(BOOT, offset, bytes, tsc()),
-            Place::IoApic(offset) => self.chips.ioapic_read(offset, bytes),
-            Place::Nothing => u64::MAX,
-        }
-    }
-
-    #[inline]
-    fn device_write(&mut self, machine: &Machine, place: Place, bytes: u8, value: u64) {
-        let outcome = match place {
-            Place::LocalApic(offset) => self.chips.lapic_write(BOOT, offset, bytes, value, tsc()),
-            Place::IoApic(offset) => self.chips.ioapic_write(offset, bytes, value),
-            Place::Nothing => return,
-        };
-        self.follow(machine, outcome);
-    }
-
     // Ports.
 
+    #[inline(never)]
     fn io(&mut self, machine: &Machine, io: IoAccess) -> Result<Option<End>, Trouble> {
         count(&mut self.exits.io);
         if io.string {
@@ -533,59 +493,30 @@ impl Partition {
         }
     }
 
-    /// A read that nobody answers is all ones.
     fn port_in(&mut self, machine: &Machine, port: u16, width: Width) -> u64 {
-        match port {
-            COM1..=COM1_LAST if width == Width::Byte => u64::from(self.uart.read(port - COM1)),
-            // By this a guest tells that the port is there.
-            _ if Some(port) == self.debug_port && width == Width::Byte => DEBUG_PORT_PRESENT,
-            _ if ConfigPorts::contains(port) => match config_width(width) {
-                Some(width) => u64::from(self.config_in(machine, port, width)),
-                None => u64::MAX,
-            },
-            _ => u64::MAX,
-        }
+        u64::from(match self.ports.read(port, width) {
+            PortRead::Value(value) => value,
+            PortRead::Register(bdf, access) => self
+                .functions
+                .iter()
+                .find(|function| function.config.bdf() == bdf)
+                .map_or(u32::MAX, |function| function.config.read(&machine.config, access)),
+        })
     }
 
     fn port_out(&mut self, machine: &Machine, port: u16, width: Width, value: u32) -> Option<End> {
-        if Some(port) == self.exit_port {
-            return Some(End::Code { code: value, by_hypercall: false });
-        }
-        if Some(port) == self.debug_port && width == Width::Byte {
-            self.put(value as u8);
-            return None;
-        }
-        match port {
-            COM1..=COM1_LAST if width == Width::Byte => {
-                if let Some(byte) = self.uart.write(port - COM1, value as u8) {
-                    self.put(byte);
-                }
-            }
-            _ if ConfigPorts::contains(port) => {
-                if let Some(width) = config_width(width) {
-                    self.config_out(machine, port, width, value);
-                }
-            }
-            _ => {}
+        match self.ports.write(port, width, value) {
+            PortWrite::Nothing => {}
+            PortWrite::Text(byte) => self.put(byte),
+            PortWrite::Register(bdf, access, value) => self.write_config(machine, bdf, access, value),
+            PortWrite::Exit(code) => return Some(End::Code { code, by_hypercall: false }),
         }
         None
     }
 
     // Configuration space.
 
-    fn config_in(&mut self, machine: &Machine, port: u16, width: ConfigWidth) -> u32 {
-        match self.ports.read(port, width) {
-            config_ports::PortRead::Value(value) => value,
-            config_ports::PortRead::Register(bdf, access) => self
-                .functions
-                .iter()
-                .find(|function| function.config.bdf() == bdf)
-                .map_or(width.ones(), |function| function.config.read(&machine.config, access)),
-        }
-    }
-
-    fn config_out(&mut self, machine: &Machine, port: u16, width: ConfigWidth, value: u32) {
-        let Some((bdf, access)) = self.ports.write(port, width, value) else { return };
+    fn write_config(&mut self, machine: &Machine, bdf: Bdf, access: ConfigAccess, value: u32) {
         let Some(function) = self.functions.iter_mut().find(|function| function.config.bdf() == bdf) else {
             return;
         };
@@ -605,22 +536,4 @@ impl Partition {
             }
         }
     }
-}
-
-/// The width in terms of configuration space, which has no eight-byte ports.
-const fn config_width(width: Width) -> Option<ConfigWidth> {
-    match width {
-        Width::Byte => Some(ConfigWidth::Byte),
-        Width::Word => Some(ConfigWidth::Word),
-        Width::Dword => Some(ConfigWidth::Dword),
-        Width::Qword => None,
-    }
-}
-
-/// What answers at a guest-physical address.
-#[derive(Clone, Copy, Debug)]
-enum Place {
-    LocalApic(u64),
-    IoApic(u64),
-    Nothing,
 }

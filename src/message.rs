@@ -114,6 +114,11 @@ catalogue! {
             "the guest reported success"
             "nothing"
     }
+    Guest Warn {
+        ConsoleFlood "console-flood"
+            "the guest printed more than a console takes, and its output is dropped for a while"
+            "print less: 64 KiB at once, and a few KiB each second from then on"
+    }
     Guest Error {
         ReportedFailure "reported-failure"
             "the guest reported failure, by its exit port or by hypercall"

@@ -2,7 +2,9 @@
 //! none touches a port, a line or a console.
 
 mod line_buffer;
+mod print_budget;
 mod uart;
 
 pub use self::line_buffer::LineBuffer;
+pub use self::print_budget::{Dropped, Permission, PrintBudget};
 pub use self::uart::{UART_PORTS, Uart};

@@ -6,16 +6,16 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use levelhead::addr::GuestPhys;
+use levelhead::border::Ports;
 use levelhead::config::{Bundle, Partition as Configured};
 use levelhead::decide::PartitionPlan;
-use levelhead::device::{LineBuffer, Uart};
+use levelhead::device::{LineBuffer, PrintBudget};
 use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::frames::Frames;
 use levelhead::guest::{GuestMemory, Payload, plan};
 use levelhead::intx::SourceId;
 use levelhead::irq::Pin;
 use levelhead::message::{Message, Refusal};
-use levelhead::pci::ConfigPorts;
 use levelhead::svm::{NestedTables, Setup};
 use levelhead::vcpu::Gpr;
 use levelhead::virq::{LapicModel, PinSet};
@@ -105,21 +105,19 @@ pub(crate) fn build(
         ram,
         chips,
         functions,
-        ports: ConfigPorts::RESET,
+        ports: Ports::new(configured.debug_port, configured.exit_port),
         pages: CodePages::new(),
         decoded: DecodeCache::new(),
         exits: Exits::default(),
         interrupts: 0,
         user_hypercalls: configured.user_hypercalls,
-        debug_port: configured.debug_port,
-        exit_port: configured.exit_port,
         mtrr_def_type: 0,
-        uart: Uart::new(),
         again: (0, 0),
         nested,
         pool,
         console: configured.console,
         line: LineBuffer::new(),
+        budget: PrintBudget::new(),
         due: PinSet::EMPTY,
     };
     partition.remap();

@@ -15,20 +15,24 @@ pub(crate) mod ram;
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
-use levelhead::device::{LineBuffer, Uart};
+use levelhead::border::Ports;
+use levelhead::device::{Dropped, LineBuffer, Permission, PrintBudget};
 use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::intx::{Deliveries, Notifier, SourceId};
 use levelhead::irq::Pin;
+use levelhead::message::{Message, Record};
+use levelhead::pci::VirtualConfig;
 use levelhead::pci::virtual_bar::{Mapping, Mappings};
-use levelhead::pci::{ConfigPorts, VirtualConfig};
 use levelhead::svm::{NestedTables, Reach};
 use levelhead::virq::{Contributor, PinSet, Vcpu};
 
 use crate::arch::svm::nested::TablePool;
 use crate::arch::svm::vmrun::World;
-use crate::console;
+use crate::arch::x86::cpu::tsc;
 use crate::machine::{Chips, Machine, Wires};
+use crate::{console, report};
 use ram::Ram;
 
 /// The one virtual CPU of a partition.
@@ -69,24 +73,22 @@ pub(crate) struct Partition {
     pub(crate) ram: Ram,
     pub(crate) chips: Chips,
     pub(crate) functions: Vec<Function>,
-    pub(crate) ports: ConfigPorts,
+    pub(crate) ports: Ports,
     pub(crate) pages: CodePages,
     pub(crate) decoded: DecodeCache,
     pub(crate) exits: Exits,
     /// Lines' interrupts taken on this CPU for this partition.
     pub(crate) interrupts: u64,
     pub(crate) user_hypercalls: bool,
-    pub(crate) debug_port: Option<u16>,
-    pub(crate) exit_port: Option<u16>,
     /// MTRRdefType as the guest wrote it; the memory types themselves are the nested tables' business.
     pub(crate) mtrr_def_type: u64,
-    pub(crate) uart: Uart,
     /// Where an instruction was last tried again, and how often.
     pub(crate) again: (u64, u32),
     nested: NestedTables,
     pool: TablePool,
     console: bool,
     line: LineBuffer<CONSOLE_COLUMNS>,
+    budget: PrintBudget,
     /// Pins that complete without the guest (programmed as NMI or INIT), for the next time round: one completion per
     /// round bounds what a device that keeps asserting can cost.
     due: PinSet,
@@ -208,14 +210,42 @@ impl Partition {
             return;
         }
         if let Some(line) = self.line.push(byte) {
-            console::print(format_args!("[{}] {line}\n", self.name));
+            print_line(&self.name, line, &mut self.budget);
         }
     }
 
-    /// Prints what is left of the guest's last line.
+    /// Prints what is left of the guest's last line, and how much of its output was not printed.
     pub(crate) fn flush(&mut self) {
         if let Some(line) = self.line.take_rest() {
-            console::print(format_args!("[{}] {line}\n", self.name));
+            print_line(&self.name, line, &mut self.budget);
+        }
+        if let Some(dropped) = self.budget.take_dropped() {
+            report_dropped(&self.name, dropped);
         }
     }
+}
+
+/// Prints a guest's line if it may print so much.
+fn print_line(name: &str, line: &str, budget: &mut PrintBudget) {
+    let text = format_args!("[{name}] {line}\n");
+    // Name and line, two brackets, a space and the two bytes of the line's end.
+    let bytes = (name.len() as u64).saturating_add(line.len() as u64).saturating_add(5);
+    match budget.ask(bytes, tsc()) {
+        Permission::Print => console::print(text),
+        Permission::PrintAfter(dropped) => {
+            report_dropped(name, dropped);
+            console::print(text);
+        }
+        Permission::DropFirst => report_flood(name, None),
+        Permission::Drop => {}
+    }
+}
+
+fn report_dropped(name: &str, Dropped { lines, bytes }: Dropped) {
+    report_flood(name, Some(&format_args!("{lines} line(s) of its output, {bytes} byte(s), were dropped")));
+}
+
+fn report_flood(name: &str, what: Option<&dyn fmt::Display>) {
+    let place = format_args!("partition {name}");
+    report::record(Record { message: Message::ConsoleFlood, place: &place, what, remedy: None });
 }

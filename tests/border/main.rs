@@ -7,6 +7,9 @@
 //! | `config` | configuration space through ports 0xcf8 to 0xcff |
 //! | `hypercalls` | the registers of a hypercall |
 //! | `instructions` | the bytes at RIP and the page tables that lead there |
+//! | `memory` | guest-physical addresses without memory |
+//! | `msrs` | model-specific registers |
+//! | `ports` | ports |
 //!
 //! All chance comes from `dice`, which says how to run longer and how to repeat a failure.
 #![cfg(not(loom))]
@@ -24,3 +27,6 @@ mod dice;
 mod hypercalls;
 #[cfg(feature = "emulate")]
 mod instructions;
+mod memory;
+mod msrs;
+mod ports;

@@ -115,6 +115,8 @@ pub struct Expect {
     /// Texts that must not.
     #[serde(default)]
     pub absent: Vec<String>,
+    /// How many lines the console may have.
+    pub most_lines: Option<usize>,
 }
 
 fn default_machine() -> String {
@@ -326,6 +328,11 @@ impl Expect {
         if let Some(text) = self.absent.iter().find(|text| occurs(text)) {
             return Err(format!("the console must not say {text:?}"));
         }
+        if let Some(most) = self.most_lines
+            && console.len() > most
+        {
+            return Err(format!("the console has {} lines, and {most} are the most", console.len()));
+        }
         Ok(())
     }
 }
@@ -460,10 +467,13 @@ mod tests {
             exit: 33,
             contains: contains.iter().map(|text| (*text).to_owned()).collect(),
             absent: absent.iter().map(|text| (*text).to_owned()).collect(),
+            most_lines: Some(2),
         };
         assert!(expect(&["one", "two line"], &["three"]).check(&console).is_ok());
         assert!(expect(&["one", "three"], &[]).check(&console).is_err());
         assert!(expect(&[], &["line"]).check(&console).is_err());
+        let longer = [console.as_slice(), &["three".to_owned()]].concat();
+        assert!(expect(&[], &[]).check(&longer).is_err(), "two lines are the most");
     }
 
     #[test]

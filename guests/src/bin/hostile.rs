@@ -3,19 +3,24 @@
 //! `do=NAME` picks one deed; without it, all that a guest survives are done in turn. Where a deed must be survived,
 //! the guest checks what it got (an exception, all ones, an error code) and passes. Where it must end the
 //! partition, with a report and nothing worse, a guest that lives on says so and fails.
+//!
+//! The deeds whose names begin with `every` touch all there is of something, with values from a generator that begins
+//! at `seed=N` (0), so that a run can be repeated.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "misbehaviour")]
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use guests::cpu::{self, CpuCell, Mmio, disable_interrupts, enable_interrupts, in8, in16, in32, out8, out32};
+use guests::cpu::{
+    self, CpuCell, Mmio, disable_interrupts, enable_interrupts, in8, in16, in32, out8, out16, out32,
+};
 use guests::edu::Edu;
-use guests::hypercall::{self, call, error};
+use guests::hypercall::{self, call, error, function, notifier};
 use guests::interrupts::handle;
 use guests::pci::{Bar, Function};
-use guests::{attempt, check, cmdline, fail, ioapic, lapic, say, wait};
+use guests::{attempt, check, cmdline, fail, ioapic, lapic, say, serial, wait};
 
 guests::guest!("hostile", main);
 
@@ -38,11 +43,20 @@ const SURVIVED: [Deed; 7] = [
 ];
 
 /// What a guest survives under Levelhead. A bare machine has other registers and ports, and would obey.
-const SURVIVED_UNDER_LEVELHEAD: [Deed; 3] =
-    [("bad-msr", bad_msr), ("bad-port", bad_port), ("unknown-hypercall", unknown_hypercall)];
+const SURVIVED_UNDER_LEVELHEAD: [Deed; 8] = [
+    ("bad-msr", bad_msr),
+    ("bad-port", bad_port),
+    ("unknown-hypercall", unknown_hypercall),
+    ("every-leaf", every_leaf),
+    ("every-msr", every_msr),
+    ("every-port", every_port),
+    ("every-device-page", every_device_page),
+    ("every-hypercall", every_hypercall),
+];
 
 /// What ends the partition.
-const FATAL: [Deed; 8] = [
+const FATAL: [Deed; 9] = [
+    ("reach", reach),
     ("triple-fault", triple_fault),
     ("bad-mmio", bad_mmio),
     ("bad-mmio-write", bad_mmio_write),
@@ -53,8 +67,12 @@ const FATAL: [Deed; 8] = [
     ("spin-cli", spin_cli),
 ];
 
+/// What nobody else should have to read.
+const LOUD: Deed = ("flood", flood);
+
 fn main() {
     lapic::init();
+    CHANCE.store(u64::from(cmdline::number("seed").unwrap_or(0)), Relaxed);
     let Some(name) = cmdline::value("do") else {
         SURVIVED.iter().for_each(survive);
         if hypercall::available("the rest") {
@@ -69,6 +87,8 @@ fn main() {
         if hypercall::available(name) {
             survive(deed);
         }
+    } else if named(&&LOUD) {
+        survive(&LOUD);
     } else if let Some((_, deed)) = FATAL.iter().find(named) {
         say!("{name}, now");
         deed();
@@ -121,7 +141,13 @@ fn odd_instructions() {
     let results = unsafe {
         [
             ("wbinvd", attempt!("wbinvd")),
+            ("invd", attempt!("invd")),
             ("pause", attempt!("pause")),
+            ("monitor", attempt!("monitor", in("rax") 0x1000_u64, in("ecx") 0, in("edx") 0)),
+            ("mwait", attempt!("mwait", in("eax") 0, in("ecx") 0)),
+            ("rdpru", attempt!(".byte 0x0f, 0x01, 0xfd", in("ecx") 0, out("eax") _, out("edx") _)),
+            ("mov to cr8", attempt!("mov cr8, rax", in("rax") u64::MAX)),
+            ("lock nop", attempt!(".byte 0xf0, 0x90")),
             ("rdtscp", attempt!("rdtscp", out("eax") _, out("ecx") _, out("edx") _)),
             ("rdpmc", attempt!("rdpmc", in("ecx") 0xffff, out("eax") _, out("edx") _)),
             ("rsm", attempt!("rsm")),
@@ -309,7 +335,6 @@ const NMI_COUNT: u32 = 100;
 
 /// Each must be delivered once, at once, and not before the handler of the one before has ended.
 fn nmi_in_nmi() {
-    const NMI: u8 = 2;
     handle(NMI, |_| {
         let inside = NMI_DEPTH.fetch_add(1, Relaxed);
         check!(inside == 0, "a non-maskable interrupt in the handler of another");
@@ -330,6 +355,237 @@ fn nmi_in_nmi() {
     wait::a_while();
     let all = NMIS.load(Relaxed);
     check!(all == 2 * NMI_COUNT, "{all} non-maskable interrupts instead of {}", 2 * NMI_COUNT);
+}
+
+// Everything there is of something.
+
+static CHANCE: AtomicU64 = AtomicU64::new(0);
+
+/// Any number: SplitMix64.
+fn any() -> u64 {
+    let state = CHANCE.load(Relaxed).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    CHANCE.store(state, Relaxed);
+    let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
+}
+
+/// A number of the kind that goes wrong: small, a single bit, all ones, an address where something is, or any.
+fn bad() -> u64 {
+    let any = any();
+    match any >> 61 {
+        0 => any & 0x1f,
+        1 => 1 << (any & 63),
+        2 => u64::MAX - (any & 15),
+        3 => 0xfee0_0000 + (any & 0xffff),
+        4 => any & 0xffff_ffff,
+        _ => any,
+    }
+}
+
+const NMI: u8 = 2;
+
+/// Makes the local APIC forget what was sent to it, and sets it up anew.
+fn restart_lapic() {
+    const APIC_BASE: u32 = 0x1b;
+    const DISABLED: u64 = 0xfee0_0000;
+    const ENABLED: u64 = 1 << 11;
+    for value in [DISABLED, DISABLED | ENABLED] {
+        // SAFETY: the controller reaches no memory, and interrupts are off.
+        unsafe { cpu::wrmsr(APIC_BASE, value) };
+    }
+    lapic::init();
+}
+
+/// Asks for every leaf that has a meaning somewhere, and for many that have none.
+fn every_leaf() {
+    const FEATURES: u32 = 0x8000_0001;
+    const SVM: u32 = 1 << 2;
+    let named = (0..0x20).chain(0x4000_0000..0x4000_0010).chain(0x8000_0000..0x8000_0030);
+    for leaf in named.chain((0..500).map(|_| any() as u32)) {
+        for subleaf in (0..4).chain([any() as u32, u32::MAX]) {
+            let answer = core::arch::x86_64::__cpuid_count(leaf, subleaf);
+            check!(leaf != FEATURES || answer.ecx & SVM == 0, "CPUID offers SVM");
+        }
+    }
+}
+
+/// Reads and writes every register that a permission map or a manual knows, and many that none knows. What could be read
+/// is put back.
+fn every_msr() {
+    const EFER: u32 = 0xc000_0080;
+    handle(NMI, |_| {});
+    let ranges =
+        [0, 0x4000_0000, 0xc000_0000, 0xc001_0000].into_iter().flat_map(|first| first..first + 0x2000);
+    for register in ranges.chain((0..4000).map(|_| any() as u32)) {
+        let (low, high): (u32, u32);
+        // SAFETY: a register that can be read is put back below, and none leads to memory while this runs.
+        let read = unsafe { attempt!("rdmsr", in("ecx") register, out("eax") low, out("edx") high) };
+        check!(matches!(read, Ok(()) | Err(GENERAL_PROTECTION)), "rdmsr {register:#x}: {read:?}");
+        // What this program runs by.
+        if register == EFER {
+            continue;
+        }
+        let value = bad();
+        let (value_low, value_high) = (value as u32, (value >> 32) as u32);
+        // SAFETY: no write to a model-specific register takes memory from this program, which uses none of their addresses.
+        let written =
+            unsafe { attempt!("wrmsr", in("ecx") register, in("eax") value_low, in("edx") value_high) };
+        check!(matches!(written, Ok(()) | Err(GENERAL_PROTECTION)), "wrmsr {register:#x}: {written:?}");
+        if read.is_ok() {
+            // SAFETY: the register gets back the value that it had a moment ago.
+            let _ = unsafe { attempt!("wrmsr", in("ecx") register, in("eax") low, in("edx") high) };
+        }
+    }
+    restart_lapic();
+    one_interrupt();
+}
+
+/// Memory for string accesses; what it holds does not matter.
+static BUFFER: [AtomicU32; 1024] = [const { AtomicU32::new(0x2020_2020) }; 1024];
+
+/// Reads and writes every port in every width, but for the exit port and a device's own.
+fn every_port() {
+    let exit = cmdline::number("exit-port").unwrap_or(0xf4);
+    let testdev = match Function::find(0x1b36, 0x0005).map(|function| function.bar(1)) {
+        Some(Bar::Ports(first)) => u32::from(first)..u32::from(first) + 256,
+        _ => 0..0,
+    };
+    let other = |port: u32| port != exit && !(port..port + 4).any(|port| testdev.contains(&port));
+    for port in (0..=0xffff).filter(|&port| other(port)) {
+        let (port, value) = (port as u16, any() as u32);
+        // SAFETY: nothing behind these ports reaches memory.
+        unsafe { out32(port, value) };
+        // SAFETY: nothing behind any of these ports can reach memory, in this width either.
+        unsafe { out16(port, value as u16) };
+        // SAFETY: nothing behind any of these ports can reach memory, in this width either.
+        unsafe { out8(port, value as u8) };
+        // SAFETY: a read of such a port changes nothing of this program's.
+        let values = (unsafe { in32(port) }, unsafe { in16(port) }, unsafe { in8(port) });
+        let known = (0x3f5..0x400).contains(&port) || (0xcf5..0xd00).contains(&port) || port == 0xe9;
+        check!(known || values == (u32::MAX, u16::MAX, u8::MAX), "port {port:#x} reads as {values:x?}");
+    }
+    for port in [0_u16, 0x1234, 0xfff0] {
+        let start = BUFFER.as_ptr();
+        // SAFETY: RCX bytes from RDI on are the buffer's.
+        let read = unsafe {
+            attempt!("rep insb", inout("rcx") 4096_u64 => _, inout("rdi") start => _, in("dx") port)
+        };
+        // SAFETY: RCX times four bytes from RSI on are the buffer's.
+        let written = unsafe {
+            attempt!("rep outsd", inout("rcx") 1024_u64 => _, inout("rsi") start => _, in("dx") port)
+        };
+        check!(read.is_ok() && written.is_ok(), "string accesses to port {port:#x}: {read:?}, {written:?}");
+        let ones = BUFFER.iter().all(|word| word.load(Relaxed) == u32::MAX);
+        check!(ones, "port {port:#x} does not read as ones");
+    }
+    serial::init();
+    // SAFETY: the address register of configuration space reaches no memory.
+    unsafe { out32(0xcf8, 0) };
+}
+
+/// Reads and writes every register, and what lies between them, of the pages of the interrupt controllers, and pages of the
+/// window for BARs where none is.
+fn every_device_page() {
+    handle(NMI, |_| {});
+    for page in [0xfec0_0000, 0xfee0_0000] {
+        // SAFETY: the controllers reach no memory.
+        let page = unsafe { Mmio::new(page) };
+        for offset in 0..0x1000 - 4 {
+            page.read8(offset);
+            page.read32(offset);
+            page.write8(offset, any() as u8);
+            page.write16(offset, any() as u16);
+            page.write32(offset, bad() as u32);
+        }
+    }
+    for _ in 0..500 {
+        let offset = (any() as usize & 0x17f_ffff) & !3;
+        // SAFETY: nothing is there: this guest's BARs lie at the beginning of the window.
+        let vacant = unsafe { Mmio::new(0xe600_0000) };
+        vacant.write32(offset, any() as u32);
+        let value = vacant.read32(offset);
+        check!(value == u32::MAX, "nothing at {offset:#x} reads as {value:#x}");
+    }
+    restart_lapic();
+    ioapic::init();
+    one_interrupt();
+}
+
+/// Makes every hypercall but the one that ends the partition, and calls that do not exist, with good and bad arguments.
+fn every_hypercall() {
+    const NOT_MEMORY: u64 = 1 << 45;
+    let numbers = (0..300).chain((0..2000).map(|n| n % 12)).chain((0..1000).map(|_| any()));
+    for number in numbers.filter(|&number| number != function::EXIT) {
+        let source = if any() & 3 == 0 { bad() } else { any() & 1 };
+        let mut arguments = [source, bad(), bad()];
+        // Pointers lead out of memory, since what the calls write and print would be this program.
+        match number {
+            function::READ_LEDGER => arguments[1] |= NOT_MEMORY,
+            function::CONSOLE_WRITE => arguments[0] |= NOT_MEMORY,
+            function::SET_NOTIFIER if any() & 1 == 0 => arguments[1] = notifier::VIRTUAL_PIN,
+            _ => {}
+        }
+        // SAFETY: none of them writes to memory, and the source is put right below.
+        let _ = unsafe { call(number, arguments) };
+    }
+    let edu = Edu::find();
+    let pin = u64::from(edu.function.gsi());
+    // SAFETY: leads the device to its pin.
+    let set = unsafe { call(function::SET_NOTIFIER, [0, notifier::VIRTUAL_PIN, pin]) };
+    // SAFETY: the call changes the state of a line and no memory of the guest.
+    let unmasked = unsafe { call(function::UNMASK, [0, 0, 0]) };
+    check!(set.is_ok() && unmasked.is_ok(), "the source does not come back: {set:x?}, {unmasked:x?}");
+    // What was triggered is taken first.
+    restart_lapic();
+    ioapic::init();
+    handle(DEVICE, |_| serve(1));
+    EDU.set(Some(edu));
+    edu.connect(DEVICE);
+    enable_interrupts();
+    wait::a_while();
+    disable_interrupts();
+    one_interrupt();
+}
+
+/// Prints without end, as far as the others are concerned: 2 MiB, by the fastest way there is.
+fn flood() {
+    const COM1: u16 = 0x3f8;
+    for (n, word) in BUFFER.iter().enumerate() {
+        word.store(if n % 16 == 15 { 0x0a21_2121 } else { 0x2121_2121 }, Relaxed);
+    }
+    for _ in 0..512 {
+        let start = BUFFER.as_ptr();
+        // SAFETY: RCX bytes from RSI on are the buffer's.
+        let written = unsafe {
+            attempt!("rep outsb", inout("rcx") 4096_u64 => _, inout("rsi") start => _, in("dx") COM1)
+        };
+        check!(written.is_ok(), "rep outsb: {written:?}");
+    }
+}
+
+/// Reads the guest-physical page of the number that `page=N` names, wherever that is.
+fn reach() {
+    const LARGEST: u64 = 1 << 30;
+    /// Present, writable, a page of 1 GiB (APM2 5.3.5).
+    const PAGE: u64 = 1 << 7 | 3;
+    /// The sixth GiB, which boot.S leaves empty.
+    const SLOT: usize = 5;
+    let Some(page) = cmdline::number("page") else { fail!("command line: reach needs page=N") };
+    let target = u64::from(page) << 12;
+    let cr3: u64;
+    // SAFETY: reading CR3 at privilege level 0 changes nothing.
+    unsafe { asm!("mov {}, cr3", out(reg) cr3, options(nomem, nostack, preserves_flags)) };
+    let root = (cr3 & !0xfff) as *const u64;
+    // SAFETY: the boot code's table, which is mapped one to one.
+    let directories = (unsafe { root.read_volatile() } & 0x000f_ffff_ffff_f000) as *mut u64;
+    let entry = directories.wrapping_add(SLOT);
+    // SAFETY: in the same table; the entry is empty, and nothing lies behind it that Rust knows.
+    unsafe { entry.write_volatile(target & !(LARGEST - 1) | PAGE) };
+    let linear = SLOT * LARGEST as usize + (target & (LARGEST - 1)) as usize;
+    // SAFETY: where the command line says.
+    let value = unsafe { Mmio::new(linear) }.read32(0);
+    say!("page {page:#x} begins with {value:#x}");
 }
 
 /// The hole between memory and device windows.

@@ -1,0 +1,85 @@
+//! The ports of a guest's platform. BARs are not here: a guest reaches theirs without an exit.
+
+use crate::device::{UART_PORTS, Uart};
+use crate::pci::config_ports::PortRead;
+use crate::pci::{Access, Bdf, ConfigPorts, Width as ConfigWidth};
+use crate::vcpu::Width;
+
+const COM1: u16 = 0x3f8;
+const COM1_LAST: u16 = COM1 + UART_PORTS - 1;
+/// What the debug port reads as, whatever its number: that of its usual place. By this a guest tells that it is there.
+const DEBUG_PORT_PRESENT: u32 = 0xe9;
+
+/// What a guest's write to a port amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortWrite {
+    /// Nothing, or nothing that is seen outside.
+    Nothing,
+    /// A byte for the console.
+    Text(u8),
+    /// This write to a register of this function's virtual configuration space, if the guest has the function.
+    Register(Bdf, Access, u32),
+    /// The guest ends with this value.
+    Exit(u32),
+}
+
+/// What one guest finds behind its ports.
+#[derive(Clone, Debug)]
+pub struct Ports {
+    debug: Option<u16>,
+    exit: Option<u16>,
+    uart: Uart,
+    config: ConfigPorts,
+}
+
+impl Ports {
+    /// The platform after reset, with the ports that the configuration gave it.
+    pub const fn new(debug: Option<u16>, exit: Option<u16>) -> Self {
+        Self { debug, exit, uart: Uart::new(), config: ConfigPorts::RESET }
+    }
+
+    /// A read of `width` at `port`: the value in the low bits, or the register that holds it. Where nobody answers, ones.
+    pub fn read(&self, port: u16, width: Width) -> PortRead {
+        let value = match port {
+            COM1..=COM1_LAST if width == Width::Byte => u32::from(self.uart.read(port - COM1)),
+            _ if Some(port) == self.debug && width == Width::Byte => DEBUG_PORT_PRESENT,
+            _ if ConfigPorts::contains(port) => match config_width(width) {
+                Some(width) => return self.config.read(port, width),
+                None => u32::MAX,
+            },
+            _ => width.mask() as u32,
+        };
+        PortRead::Value(value)
+    }
+
+    /// A write of the low bits of `value`. Where nobody listens it is gone.
+    pub fn write(&mut self, port: u16, width: Width, value: u32) -> PortWrite {
+        let value = value & width.mask() as u32;
+        if Some(port) == self.exit {
+            return PortWrite::Exit(value);
+        }
+        if Some(port) == self.debug && width == Width::Byte {
+            return PortWrite::Text(value as u8);
+        }
+        match port {
+            COM1..=COM1_LAST if width == Width::Byte => {
+                self.uart.write(port - COM1, value as u8).map_or(PortWrite::Nothing, PortWrite::Text)
+            }
+            _ if ConfigPorts::contains(port) => {
+                let register = config_width(width).and_then(|width| self.config.write(port, width, value));
+                register.map_or(PortWrite::Nothing, |(bdf, access)| PortWrite::Register(bdf, access, value))
+            }
+            _ => PortWrite::Nothing,
+        }
+    }
+}
+
+/// The width in terms of configuration space, which has no eight-byte accesses.
+const fn config_width(width: Width) -> Option<ConfigWidth> {
+    match width {
+        Width::Byte => Some(ConfigWidth::Byte),
+        Width::Word => Some(ConfigWidth::Word),
+        Width::Dword => Some(ConfigWidth::Dword),
+        Width::Qword => None,
+    }
+}

@@ -1,0 +1,86 @@
+//! Ports: every number in every width, with the platform's ports anywhere.
+
+use levelhead::border::Ports;
+use levelhead::border::ports::PortWrite;
+use levelhead::device::Uart;
+use levelhead::pci::config_ports::PortRead;
+use levelhead::pci::{ConfigPorts, Width as ConfigWidth};
+use levelhead::vcpu::Width;
+
+use crate::dice::{Dice, fuzz};
+
+const WIDTHS: [(Width, ConfigWidth); 3] =
+    [(Width::Byte, ConfigWidth::Byte), (Width::Word, ConfigWidth::Word), (Width::Dword, ConfigWidth::Dword)];
+
+/// The platform in pieces: what each would answer if it were alone.
+struct Pieces {
+    debug: Option<u16>,
+    exit: Option<u16>,
+    uart: Uart,
+    config: ConfigPorts,
+}
+
+impl Pieces {
+    fn read(&self, port: u16, (width, config_width): (Width, ConfigWidth)) -> PortRead {
+        let byte = width == Width::Byte;
+        PortRead::Value(match port {
+            0x3f8..=0x3ff if byte => u32::from(self.uart.read(port - 0x3f8)),
+            _ if byte && self.debug == Some(port) => 0xe9,
+            0xcf8..=0xcff => return self.config.read(port, config_width),
+            _ => width.mask() as u32,
+        })
+    }
+
+    fn write(&mut self, port: u16, (width, config_width): (Width, ConfigWidth), value: u32) -> PortWrite {
+        let (byte, value) = (width == Width::Byte, value & width.mask() as u32);
+        match port {
+            _ if self.exit == Some(port) => PortWrite::Exit(value),
+            _ if byte && self.debug == Some(port) => PortWrite::Text(value as u8),
+            0x3f8..=0x3ff if byte => match self.uart.write(port - 0x3f8, value as u8) {
+                Some(text) => PortWrite::Text(text),
+                None => PortWrite::Nothing,
+            },
+            0xcf8..=0xcff => match self.config.write(port, config_width, value) {
+                Some((bdf, access)) => PortWrite::Register(bdf, access, value),
+                None => PortWrite::Nothing,
+            },
+            _ => PortWrite::Nothing,
+        }
+    }
+}
+
+fn platform(dice: &mut Dice) -> (Ports, Pieces) {
+    let debug = dice.pick(&[None, Some(0xe9), Some(0xffff), Some(0)]);
+    let exit = dice.pick(&[None, Some(0xf4), Some(0xfffc)]);
+    (Ports::new(debug, exit), Pieces { debug, exit, uart: Uart::new(), config: ConfigPorts::RESET })
+}
+
+#[test]
+fn every_port_reads_as_its_one_owner_and_otherwise_as_nothing() {
+    let (ports, pieces) = platform(&mut Dice::new(1));
+    for port in 0..=u16::MAX {
+        for widths in WIDTHS {
+            assert_eq!(ports.read(port, widths.0), pieces.read(port, widths), "{widths:?} at {port:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_write_reaches_one_owner_and_is_seen_nowhere_else() {
+    fuzz(50, |dice| {
+        let (mut ports, mut pieces) = platform(dice);
+        for _ in 0..2000 {
+            let widths = dice.pick(&WIDTHS);
+            let port = match dice.below(4) {
+                0 => dice.any() as u16,
+                1 => dice.pick(&[0xe9, 0xf3, 0xf4, 0xf5, 0xfffb, 0xfffc, 0xffff, 0]),
+                2 => 0x3f0 + dice.below(0x18) as u16,
+                _ => 0xcf0 + dice.below(0x18) as u16,
+            };
+            let value = dice.hostile() as u32;
+            assert_eq!(ports.write(port, widths.0, value), pieces.write(port, widths, value));
+            let (port, widths) = (0x3f8 + dice.below(0x10) as u16, dice.pick(&WIDTHS));
+            assert_eq!(ports.read(port, widths.0), pieces.read(port, widths));
+        }
+    });
+}
