@@ -11,6 +11,7 @@ use levelhead::sync::Lock;
 use levelhead::virq::{Contributor, VirtualChips};
 
 use crate::arch::x86::config_space::HostConfig;
+use crate::arch::x86::cpu::tsc;
 use crate::arch::x86::ioapic::IoApics;
 use crate::arch::x86::lapic::{LocalApic, TimerRate};
 
@@ -101,5 +102,9 @@ impl LineIo for Wires<'_> {
 
     fn virtual_rte_masked(&mut self, target: Notifier) -> bool {
         self.own_pin(target).and_then(|pin| self.chips.ioapic().rte(pin)).is_none_or(|rte| rte.is_masked())
+    }
+
+    fn now(&mut self) -> u64 {
+        tsc()
     }
 }

@@ -351,6 +351,11 @@ catalogue! {
             "more places would have to be looked up in the firmware's _PRT than there is room for"
             "give some devices their line (`gsi = N`)"
     }
+    Guest Warn {
+        NeverEoi "never-eoi"
+            "the guest does not complete an interrupt: no EOI came in the time its device's `never-eoi-after` gives"
+            "look at the guest's handler; what was done about it is what `never-eoi` says"
+    }
     Config Warn {
         OptionUnknown "option-unknown"
             "a word of the hypervisor's command line means nothing"
@@ -396,6 +401,9 @@ catalogue! {
         BarOverlap "bar-overlap"
             "a BAR overlaps memory, or registers or ports of the chipset"
             "let the firmware assign addresses anew, or update it"
+        NoClock "no-clock"
+            "the machine has no ACPI power management timer, by which a policy's milliseconds could be measured"
+            "leave out the device's storm-limit and never-eoi, or use firmware whose FADT names the timer"
     }
     Firmware Warn {
         MemoryPieces "memory-pieces"
@@ -415,8 +423,14 @@ catalogue! {
         BarShared "bar-shared"
             "a BAR shares a page of memory, or ports, with a function of somebody else"
             "give both functions to one partition, or let the firmware place them apart"
+        StormQuarantined "storm-quarantined"
+            "a device exceeded its `storm-limit` again after each of its `storm-retries` admissions: it is silenced for good"
+            "look at the device and at its driver; raise `storm-limit` if it is meant to interrupt so often"
     }
     Device Warn {
+        Storm "storm"
+            "a device interrupts more often than its `storm-limit` allows: it is silenced for its `storm-pause`"
+            "look at the device and at its driver; raise `storm-limit` if it is meant to interrupt so often"
         DisIntxStuck "disintx-stuck"
             "DisINTx cannot silence the function, so its line is masked instead"
             "nothing; such a function cannot share its line with another partition"

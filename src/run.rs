@@ -58,8 +58,9 @@ struct Entry {
 
 /// Runs a guest until it ends. Out of line, as the gate `no-panic` begins here.
 #[inline(never)]
-pub(crate) fn run(cpu: &mut ThisCpu, machine: &Machine, partition: &mut Partition) -> End {
+pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Partition) -> End {
     let mut entry = Entry::default();
+    program_timer(machine, partition);
     loop {
         prepare(machine, partition, &mut entry);
         partition.world.enter(cpu);
@@ -171,7 +172,7 @@ fn leave(machine: &Machine, partition: &mut Partition, entry: &mut Entry) -> Exi
 /// Handles the vectors of one window, from the highest to the lowest. Each source is silenced before its own EOI at the
 /// local APIC, so that nothing can arrive twice.
 #[inline]
-pub(crate) fn take(machine: &Machine, partition: &mut Partition, arrived: Arrived) {
+pub(crate) fn take(machine: &'static Machine, partition: &mut Partition, arrived: Arrived) {
     for vector in arrived {
         let mut wires = Partition::wires(&mut partition.chips, partition.index, machine);
         if let Some(deliveries) = &mut machine.lines.assert(vector, &mut wires) {
@@ -186,28 +187,31 @@ pub(crate) fn take(machine: &Machine, partition: &mut Partition, arrived: Arrive
 
 /// A vector of the hypervisor's own, or one that nobody expects.
 #[cold]
-fn take_local(machine: &Machine, partition: &mut Partition, vector: Vector) {
+fn take_local(machine: &'static Machine, partition: &mut Partition, vector: Vector) {
     // A spurious interrupt is not in service and takes no EOI (APM2 16.4.7).
     if vector.get() == SPURIOUS_VECTOR {
         return;
     }
     machine.apic.eoi();
     if vector.get() == TIMER_VECTOR {
-        partition.chips.advance_timer(BOOT, tsc());
+        let now = tsc();
+        partition.chips.advance_timer(BOOT, now);
+        partition.look(machine, now);
         program_timer(machine, partition);
     }
 }
 
-/// Lets the CPU's timer interrupt when the guest's timer is due.
+/// Lets the CPU's timer interrupt when the guest's timer is due, or a look at its devices.
 pub(crate) fn program_timer(machine: &Machine, partition: &Partition) {
-    match partition.chips.deadline(BOOT) {
+    let guest = partition.chips.deadline(BOOT);
+    match guest.into_iter().chain(partition.next_look()).min() {
         Some(deadline) => machine.apic.arm_timer(machine.rate, deadline.saturating_sub(tsc())),
         None => machine.apic.disarm_timer(),
     }
 }
 
 /// Sleeps until something wakes the guest. An end if nothing can.
-fn halt(cpu: &mut ThisCpu, machine: &Machine, partition: &mut Partition) -> Option<End> {
+fn halt(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Partition) -> Option<End> {
     loop {
         let enabled = partition.world.vmcb.rflags() & rflags::IF != 0;
         if partition.chips.wakes(BOOT, enabled) {
@@ -222,7 +226,12 @@ fn halt(cpu: &mut ThisCpu, machine: &Machine, partition: &mut Partition) -> Opti
 }
 
 /// Sees a replacement through, and answers the hypercall that asked for it.
-fn replace<'m>(cpu: &mut ThisCpu, machine: &'m Machine, partition: &mut Partition, replacing: Replacing<'m>) {
+fn replace(
+    cpu: &mut ThisCpu,
+    machine: &'static Machine,
+    partition: &mut Partition,
+    replacing: Replacing<'static>,
+) {
     retire(cpu, machine, partition, replacing);
     let regs = &mut partition.world.frame.regs;
     partition.world.vmcb.load_into(regs);
@@ -232,11 +241,11 @@ fn replace<'m>(cpu: &mut ThisCpu, machine: &'m Machine, partition: &mut Partitio
 
 /// Waits until nobody uses the old notifier any more. Deliveries to it may be in flight on other CPUs, which need nothing
 /// from this one but that it takes its interrupts meanwhile.
-fn retire<'m>(
+fn retire(
     cpu: &mut ThisCpu,
-    machine: &'m Machine,
+    machine: &'static Machine,
     partition: &mut Partition,
-    mut replacing: Replacing<'m>,
+    mut replacing: Replacing<'static>,
 ) {
     loop {
         let mut wires = Partition::wires(&mut partition.chips, partition.index, machine);
@@ -257,8 +266,12 @@ fn retire<'m>(
 
 /// Silences every source of a guest that runs no more, and closes its books: what was in service ends as a reset.
 #[inline(never)]
-pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &Machine, partition: &mut Partition) {
+pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Partition) {
     machine.apic.disarm_timer();
+    partition.last_look(machine);
+    if let Some(forcing) = partition.take_forcing() {
+        retire(cpu, machine, partition, forcing);
+    }
     let sources: [Option<SourceId>; MAX_SOURCES as usize] = {
         let mut all = partition.functions.iter().filter_map(|function| function.source);
         core::array::from_fn(|_| all.next())

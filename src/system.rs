@@ -19,6 +19,7 @@ use levelhead::sync::Lock;
 use levelhead::virq::PINS;
 use log::info;
 
+use crate::arch::x86::clock::{Clock, PmTimer};
 use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::ioapic::IoApics;
 use crate::arch::x86::lapic::LocalApic;
@@ -26,6 +27,7 @@ use crate::arch::x86::paging::{AddressSpace, OutOfMemory, direct};
 use crate::boot::pvh::{BootInfo, REACH};
 use crate::machine::Machine;
 use crate::partition::assign::Assigner;
+use crate::partition::watch::shortest_ms;
 use crate::partition::{Partition, build};
 use crate::platform::handler::Memory;
 use crate::platform::prt;
@@ -116,7 +118,8 @@ impl System<'_> {
         let io_apics = Lock::new(self.io_apics);
         let partitions = u8::try_from(config.partitions.len()).unwrap_or(u8::MAX);
         let (lines, mut control) = LineTable::new(Targets { partitions, pins: PINS, poll_counters: 0 });
-        let mut assigner = Assigner::new(&host_config, &io_apics, lines);
+        let clock = clock(&config, self.platform.pm_timer)?;
+        let mut assigner = Assigner::new(&host_config, &io_apics, lines, clock);
         let mut placed: Vec<Placed> = Vec::new();
         let mut notifiers = Vec::new();
         for (index, (configured, planned)) in (0..).zip(config.partitions.iter().zip(&plan.partitions)) {
@@ -153,6 +156,19 @@ impl System<'_> {
 /// The plan, if nothing is wrong with it.
 fn settled(plan: Plan) -> Result<Plan, BootError> {
     if plan.findings.is_empty() { Ok(plan) } else { Err(plan.findings.into()) }
+}
+
+/// Measures the clock, if a policy has a time in it.
+fn clock(config: &config::Config, timer: Option<PmTimer>) -> Result<Option<Clock>, Refusal> {
+    let timed = config.partitions.iter().find_map(|partition| {
+        let timed = partition.devices.iter().find(|device| shortest_ms(&device.policy).is_some())?;
+        Some(format!("partition {}, device {}", partition.name, timed.bdf))
+    });
+    let Some(place) = timed else { return Ok(None) };
+    let clock = timer.and_then(Clock::measure);
+    let clock = clock.ok_or_else(|| Refusal::new(Message::NoClock, place, Message::NoClock.meaning()))?;
+    info!("TSC at {} ticks/ms by the ACPI timer", clock.ticks_per_ms);
+    Ok(Some(clock))
 }
 
 /// Publishes a source's first notifier. No CPU delivers yet, so the replacement is over at once.

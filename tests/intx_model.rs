@@ -10,10 +10,10 @@ mod support;
 
 use std::collections::{HashSet, VecDeque};
 
-use levelhead::intx::{Completion, Gate, MaskReasons, Notifier, SourceId};
+use levelhead::intx::{Budget, Completion, Gate, MaskReasons, Notifier, Outcome, SourceId};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_assert, proptest};
 use proptest::prop_oneof;
-use support::world::{Op, world};
+use support::world::{Op, World, paced, world};
 use support::{Device, PINS, pin};
 
 const GATES: [Gate; 3] = [Gate::RteMask, Gate::DirectedEoi, Gate::Function];
@@ -46,14 +46,27 @@ fn ops(devices: usize) -> impl Strategy<Value = Op> {
         2 => device.clone().prop_map(Op::Loopback),
         4 => (device.clone(), target, how).prop_map(|(d, t, h)| Op::Replace(d, t, h)),
         5 => Just(Op::Poll),
+        2 => Just(Op::Tick),
+        2 => device.clone().prop_map(Op::Resume),
         1 => (0..devices * 8).prop_map(move |d| if d < devices { Op::Vanish(d) } else { Op::Raise }),
     ]
 }
 
-/// A gate, a number of devices, and what happens to them.
-fn histories() -> impl Strategy<Value = (Gate, usize, Vec<Op>)> {
-    (0..GATES.len(), 1..4_usize).prop_flat_map(|(gate, devices)| {
-        (Just(GATES[gate]), Just(devices), proptest::collection::vec(ops(devices), 1..80))
+/// No budget, or one that a short history can exceed.
+fn budgets() -> impl Strategy<Value = Option<Budget>> {
+    let budget = (1..4_u32, 1..8_u64, 1..4_u64, 0..3_u32);
+    proptest::option::of(budget.prop_map(|(limit, window, pause, retries)| Budget {
+        limit,
+        window,
+        pause,
+        retries,
+    }))
+}
+
+/// A gate, a number of devices, their budget, and what happens to them.
+fn histories() -> impl Strategy<Value = (Gate, usize, Option<Budget>, Vec<Op>)> {
+    (0..GATES.len(), 1..4_usize, budgets()).prop_flat_map(|(gate, devices, budget)| {
+        (Just(GATES[gate]), Just(devices), Just(budget), proptest::collection::vec(ops(devices), 1..80))
     })
 }
 
@@ -63,8 +76,8 @@ proptest! {
     /// After every event of every history the line agrees with the reference, the gate with the reasons, the pins
     /// with the deliveries and the ledger with itself; and at the end nothing that is asserted is lost.
     #[test]
-    fn i9_i13_i16_i17_n5_any_history_keeps_the_books_and_loses_nothing((gate, devices, history) in histories()) {
-        world(gate, devices, |world| {
+    fn i9_i13_i16_i17_n5_any_history_keeps_the_books_and_loses_nothing((gate, devices, budget, history) in histories()) {
+        paced(gate, devices, budget, |world| {
             for &op in &history {
                 world.apply(op);
                 world.check();
@@ -164,12 +177,12 @@ fn cve_2024_26812_loopback_and_unmask_without_a_notifier() {
 }
 
 /// Breadth-first search: every state that any sequence of these events reaches, by replay from the start.
-fn search(gate: Gate, alphabet: &[Op]) -> usize {
+fn search(gate: Gate, budget: Option<Budget>, alphabet: &[Op]) -> usize {
     let mut seen: HashSet<u64> = HashSet::new();
     let mut frontier: VecDeque<Vec<Op>> = VecDeque::from([Vec::new()]);
     while let Some(path) = frontier.pop_front() {
         for &op in alphabet {
-            world(gate, 1, |world| {
+            paced(gate, 1, budget, |world| {
                 for &step in &path {
                     world.apply(step);
                 }
@@ -219,15 +232,118 @@ fn alphabet() -> Vec<Op> {
 
 #[test]
 fn i13_n5_every_reachable_state_of_one_source_behind_an_rte_mask() {
-    println!("RTE mask: {} states", search(Gate::RteMask, &alphabet()));
+    println!("RTE mask: {} states", search(Gate::RteMask, None, &alphabet()));
 }
 
 #[test]
 fn i13_n5_every_reachable_state_of_one_source_behind_a_directed_eoi() {
-    println!("directed EOI: {} states", search(Gate::DirectedEoi, &alphabet()));
+    println!("directed EOI: {} states", search(Gate::DirectedEoi, None, &alphabet()));
 }
 
 #[test]
 fn i13_n5_every_reachable_state_of_one_source_behind_disintx() {
-    println!("DisINTx: {} states", search(Gate::Function, &alphabet()));
+    println!("DisINTx: {} states", search(Gate::Function, None, &alphabet()));
+}
+
+/// With a budget of two in three ticks: storms, pauses, readmission and quarantine against everything a device and a
+/// guest do, the notifier taken away, and an operator who lifts what the budget imposed.
+#[test]
+fn n6_every_reachable_state_of_one_source_with_a_storm_budget() {
+    let budget = Budget { limit: 2, window: 3, pause: 2, retries: 1 };
+    let alphabet = [
+        Op::Device(0, true),
+        Op::Device(0, false),
+        Op::TakeVector,
+        Op::Raise,
+        Op::GuestTake(0),
+        Op::GuestEoi(0),
+        Op::Replace(0, Notifier::None, Completion::Handover),
+        Op::Replace(0, pin(0), Completion::Forced),
+        Op::Poll,
+        Op::Tick,
+        Op::Resume(0),
+        Op::Unmask(0, MaskReasons::THROTTLE.union(MaskReasons::QUARANTINE)),
+    ];
+    for gate in GATES {
+        println!("{gate}: {} states with a storm budget", search(gate, Some(budget), &alphabet));
+    }
+}
+
+/// Serves pin 0 until nothing comes any more, with device 0 asserted all the time. How often it was served.
+fn serve(world: &mut World<'_>) -> u64 {
+    world.apply(Op::Device(0, true));
+    let before = world.board.counts.taken[0];
+    loop {
+        let came = world.apply(Op::TakeVector);
+        while world.apply(Op::Raise) {}
+        if world.apply(Op::GuestTake(0)) {
+            world.does(Op::GuestEoi(0));
+        } else if !came {
+            return world.board.counts.taken[0] - before;
+        }
+    }
+}
+
+/// A device that is never satisfied: throttled, admitted again when its pause is over and not before, quarantined in the
+/// end, and each storm recorded with its size.
+#[test]
+fn n6_a_storm_is_throttled_readmitted_and_quarantined() {
+    let budget = Budget { limit: 10, window: 1000, pause: 50, retries: 2 };
+    for gate in GATES {
+        paced(gate, 1, Some(budget), |world| {
+            world.bring(pin(0));
+            for strike in 1..=3 {
+                // What is left of a window that began long ago comes on top of the first.
+                let passes = if strike == 1 { 20 } else { 10 };
+                assert_eq!(serve(world), passes, "{gate}: strike {strike}");
+                let report = world.table.source_report(SourceId(0)).expect("assigned");
+                let storm = report.meter.and_then(|meter| meter.storm).expect("to be recorded");
+                let (outcome, reason) = match strike {
+                    3 => (Outcome::Quarantined, MaskReasons::QUARANTINE),
+                    _ => (Outcome::Throttled, MaskReasons::THROTTLE),
+                };
+                assert_eq!((storm.interrupts, storm.strikes, storm.outcome), (11, strike, outcome));
+                for _ in 0..50 {
+                    let report = world.table.source_report(SourceId(0)).expect("assigned");
+                    assert_eq!(report.state.reasons, reason, "{gate}: strike {strike}");
+                    world.all(&[Op::Resume(0), Op::Tick]);
+                }
+                world.does(Op::Resume(0));
+            }
+            let report = world.table.source_report(SourceId(0)).expect("assigned");
+            assert_eq!(report.state.reasons, MaskReasons::QUARANTINE, "{gate}: for good");
+        });
+    }
+}
+
+/// Two devices on a line, one of which storms. Behind gates of their own the other is served as before; a gate of the line
+/// closes for both, and opens for both.
+#[test]
+fn n6_i8_a_throttled_source_takes_its_neighbour_along_at_a_gate_of_the_line_only() {
+    let budget = Budget { limit: 10, window: 1000, pause: 50, retries: 2 };
+    for gate in GATES {
+        paced(gate, 2, Some(budget), |world| {
+            world.all(&[Op::Replace(0, pin(0), Completion::Handover), Op::Poll]);
+            world.all(&[Op::Replace(1, pin(1), Completion::Handover), Op::Poll]);
+            // At a gate of the line both are notified, since nobody can tell who it was.
+            world.apply(Op::Device(0, true));
+            for _ in 0..30 {
+                world.apply(Op::TakeVector);
+                while world.apply(Op::Raise) {}
+                for number in 0..PINS {
+                    if world.apply(Op::GuestTake(number)) {
+                        world.does(Op::GuestEoi(number));
+                    }
+                }
+            }
+            world.apply(Op::Device(1, true));
+            let heard =
+                world.apply(Op::TakeVector) && world.apply(Op::Raise) && world.apply(Op::GuestTake(1));
+            assert_eq!(heard, gate == Gate::Function, "{gate}");
+            (0..50).for_each(|_| world.does(Op::Tick));
+            world.all(&[Op::Resume(0), Op::Resume(1)]);
+            let heard = heard || world.apply(Op::TakeVector);
+            assert!(heard, "{gate}");
+        });
+    }
 }

@@ -27,6 +27,7 @@ use crate::pci::pin::DisIntxFault;
 use crate::pci::route::{RouteSource, resolve};
 use crate::pci::virtual_bar::{BarPlacer, BarWindow, Placement};
 use crate::pci::{Bdf, Function, IntPin, PinRoute, VirtualConfig};
+use crate::policy::DevicePolicy;
 use crate::virq::Contributor;
 
 /// Where guests find the BARs of their functions at first, and may move them to.
@@ -91,6 +92,8 @@ pub struct DevicePlan {
     pub bars: Option<Placement>,
     /// Its interrupt.
     pub intx: Intx,
+    /// What is done about its misbehaviour.
+    pub policy: DevicePolicy,
 }
 
 /// What becomes of a device's interrupt.
@@ -351,6 +354,7 @@ impl Planner<'_> {
             function: None,
             bars: None,
             intx: Intx::Refused,
+            policy: device.policy,
         };
         let Some(facts) = self.facts else {
             plan.intx = at_boot(device, None, Open::Machine);

@@ -61,6 +61,8 @@ pub trait LineIo {
     fn lower_pin(&mut self, source: SourceId, target: Notifier);
     /// Whether the guest has the redirection table entry of the virtual pin `target` masked now.
     fn virtual_rte_masked(&mut self, target: Notifier) -> bool;
+    /// A clock that never runs backwards, in ticks of any length. Asked only when a storm budget is used up.
+    fn now(&mut self) -> u64;
 }
 
 /// One line: its lock, and beside the lock what the interrupt path reads without it.
@@ -116,7 +118,15 @@ impl Handler {
     #[inline]
     pub(super) fn assert(&self, io: &mut impl LineIo) -> Deliveries<'_> {
         let mut deliveries = Deliveries::none();
-        self.line.with(|line| self.run(line, Event::Wire, &mut deliveries, io));
+        self.line.with(|line| self.run(line, Event::Wire { metered: false }, &mut deliveries, io));
+        deliveries
+    }
+
+    /// [`Handler::assert`] for a line on which somebody has a storm budget: apart, so that the others do not pay for it.
+    #[inline(never)]
+    pub(super) fn assert_metered(&self, io: &mut impl LineIo) -> Deliveries<'_> {
+        let mut deliveries = Deliveries::none();
+        self.line.with(|line| self.run(line, Event::Wire { metered: true }, &mut deliveries, io));
         deliveries
     }
 
@@ -146,6 +156,9 @@ impl Handler {
         if !effects.sample.is_empty() {
             self.ask(line, effects.sample, deliveries, io);
         }
+        if !effects.overdrawn.is_empty() {
+            self.time(line, effects.overdrawn, deliveries, io);
+        }
         effects.changed
     }
 
@@ -162,6 +175,27 @@ impl Handler {
         for sharer in sharers {
             let sample = self.seat(sharer).map_or(Sample::Absent, |seat| io.intx_status(seat.info.bdf));
             let effects = line.step(Event::Sampled { sharer, sample });
+            self.carry_out(&effects, io);
+            for sharer in effects.notify {
+                self.notify(line, sharer, deliveries, io);
+            }
+            if !effects.overdrawn.is_empty() {
+                self.time(line, effects.overdrawn, deliveries, io);
+            }
+        }
+    }
+
+    /// Storm budgets only: reads the clock for each of `sharers` and goes by it.
+    #[inline(never)]
+    fn time<'t>(
+        &'t self,
+        line: &mut Line,
+        sharers: SharerSet,
+        deliveries: &mut Deliveries<'t>,
+        io: &mut impl LineIo,
+    ) {
+        for sharer in sharers {
+            let effects = line.step(Event::Timed { sharer, now: io.now() });
             self.carry_out(&effects, io);
             for sharer in effects.notify {
                 self.notify(line, sharer, deliveries, io);

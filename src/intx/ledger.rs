@@ -24,7 +24,8 @@ pub struct Accepted {
 /// Assertions that were neither delivered nor joined to a delivery. None of them is lost: a level stays on its wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Suppressed {
-    /// Met a closed gate: its vector was on the way when the gate closed.
+    /// Met a closed gate: its vector was on the way when the gate closed, or it was one too many for the storm budget and
+    /// closed the gate itself.
     pub masked: u64,
     /// A loopback that nobody could hear.
     pub loopback: u64,

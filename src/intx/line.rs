@@ -7,7 +7,8 @@
 //! 2. **lower** the virtual pin of the delivery that ended, [`Effects::lower`];
 //! 3. **open**: [`Effects::clear_disintx`], [`Effects::unmask_rte`], [`Effects::directed_eoi`];
 //! 4. **notify**: enter the slot of each of [`Effects::notify`] and report what it showed ([`Event::Notified`]);
-//! 5. **sample** the INTx Status of each of [`Effects::sample`] and report it ([`Event::Sampled`]).
+//! 5. **sample** the INTx Status of each of [`Effects::sample`] and report it ([`Event::Sampled`]);
+//! 6. **time**: read the clock for each of [`Effects::overdrawn`] and report it ([`Event::Timed`]).
 //!
 //! Closing comes first so that the mask is effective before anything else happens; lowering comes before opening so
 //! that the next assertion cannot be taken for the last one. No step opens a source that it also notifies. The virtual
@@ -17,11 +18,14 @@
 //! derives from the sets what the gate must be and emits only the difference. So a gate cannot disagree with its
 //! reasons, and closing twice or opening twice is not a thing that can be said.
 
+use alloc::boxed::Box;
+
 use super::gate::{Gate, Sample};
 use super::ledger::{Account, Completion, Ledger, count};
 use super::notifier::{Notifier, Parity, Retired};
 use super::reasons::MaskReasons;
 use super::sharers::{MAX_SHARERS, Sharer, SharerSet};
+use super::storm::{Budget, Meter, Outcome, Storm, Verdict};
 
 /// Where an assertion came from, while the slot is being asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -108,7 +112,24 @@ impl LineState {
 #[derive(Clone, Copy, Debug)]
 pub enum Event {
     /// The line's vector arrived.
-    Wire,
+    Wire {
+        /// Whether storm budgets count. A line on which nobody has one is spared the look at them.
+        metered: bool,
+    },
+    /// The clock that [`Effects::overdrawn`] asked for.
+    Timed {
+        /// For whom.
+        sharer: Sharer,
+        /// What it shows.
+        now: u64,
+    },
+    /// Time has passed: a throttled source whose pause is over is admitted again.
+    Resume {
+        /// Whose.
+        sharer: Sharer,
+        /// What the clock shows.
+        now: u64,
+    },
     /// The INTx Status that [`Effects::sample`] asked for.
     Sampled {
         /// Whose.
@@ -220,15 +241,22 @@ pub struct Effects {
     pub directed_eoi: bool,
     /// Read these functions' INTx Status and report [`Event::Sampled`], one after the other.
     pub sample: SharerSet,
+    /// Read the clock and report [`Event::Timed`] for each of these, one after the other: their storm budgets are used up.
+    pub overdrawn: SharerSet,
     /// Whether the event changed a reason set or a service state; false for what was stale, idempotent or refused.
     pub changed: bool,
 }
+
+/// The storm budgets of a line's sources, by place.
+type Meters = [Option<Meter>; MAX_SHARERS];
 
 /// One physical line with its sources.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Line {
     state: LineState,
     ledgers: [Ledger; MAX_SHARERS],
+    /// None on a line on which nobody has a storm budget, which so stays as small as the others are.
+    meters: Option<Box<Meters>>,
     interrupts: u64,
 }
 
@@ -251,7 +279,7 @@ impl Line {
             disintx: SharerSet::EMPTY,
             sources: [SourceState::NEW; MAX_SHARERS],
         };
-        Self { state, ledgers: [NO_ENTRIES; MAX_SHARERS], interrupts: 0 }
+        Self { state, ledgers: [NO_ENTRIES; MAX_SHARERS], meters: None, interrupts: 0 }
     }
 
     /// The protocol state.
@@ -273,6 +301,30 @@ impl Line {
         self.state.sources.get(sharer.index())
     }
 
+    /// Gives a source a storm budget, none of it used. Whether the place is taken.
+    pub fn limit(&mut self, sharer: Sharer, budget: Budget) -> bool {
+        if !self.state.present.contains(sharer) {
+            return false;
+        }
+        self.meters.get_or_insert_with(Box::default);
+        meter_of(&mut self.meters, sharer).map(|meter| *meter = Some(Meter::new(budget))).is_some()
+    }
+
+    /// Whether a source on the line has a storm budget.
+    pub fn is_metered(&self) -> bool {
+        self.state.present.into_iter().any(|sharer| self.meter(sharer).is_some())
+    }
+
+    /// What a source has used of its storm budget, or `None` if it has none.
+    pub fn meter(&self, sharer: Sharer) -> Option<&Meter> {
+        self.meters.as_ref()?.get(sharer.index())?.as_ref()
+    }
+
+    /// Takes the last storm of a source, to record it.
+    pub fn take_storm(&mut self, sharer: Sharer) -> Option<Storm> {
+        meter_of(&mut self.meters, sharer)?.as_mut()?.storm.take()
+    }
+
     /// A source's books, or `None` if the place is not taken.
     pub fn account(&self, sharer: Sharer) -> Option<Account> {
         let source = self.source(sharer)?;
@@ -280,12 +332,15 @@ impl Line {
         Some(Account { ledger, pending: source.pending, in_service: source.service != Service::Idle })
     }
 
-    /// Gives a new source the first free place: closed, without a notifier, with empty books. `None` if all are
-    /// taken. At a line gate the function's DisINTx is cleared, since the gate is elsewhere.
+    /// Gives a new source the first free place: closed, without a notifier, with empty books and no storm budget.
+    /// `None` if all are taken. At a line gate the function's DisINTx is cleared, since the gate is elsewhere.
     pub fn attach(&mut self) -> Option<(Sharer, Effects)> {
         let sharer = SharerSet::ALL.difference(self.state.present).first()?;
         *self.state.sources.get_mut(sharer.index())? = SourceState::NEW;
         *self.ledgers.get_mut(sharer.index())? = Ledger::default();
+        if let Some(meter) = meter_of(&mut self.meters, sharer) {
+            *meter = None;
+        }
         self.state.present.insert(sharer);
         let mut effects = Effects { changed: true, ..Effects::default() };
         self.settle(&mut effects);
@@ -319,7 +374,9 @@ impl Line {
     pub fn step(&mut self, event: Event) -> Effects {
         let mut effects = Effects::default();
         match event {
-            Event::Wire => self.wire(&mut effects),
+            Event::Wire { metered } => self.wire(metered, &mut effects),
+            Event::Timed { sharer, now } => self.timed(sharer, now, &mut effects),
+            Event::Resume { sharer, now } => self.resume(sharer, now, &mut effects),
             Event::Sampled { sharer, sample } => self.sampled(sharer, sample, &mut effects),
             Event::Notified { sharer, target, parity } => {
                 self.notified(sharer, target, parity, &mut effects);
@@ -370,25 +427,20 @@ impl Line {
         if !self.state.present.contains(sharer) {
             return None;
         }
-        self.seat(sharer)
-    }
-
-    /// State and books of a place, taken or not.
-    #[inline(always)]
-    fn seat(&mut self, sharer: Sharer) -> Option<(&mut SourceState, &mut Ledger)> {
-        Some((self.state.sources.get_mut(sharer.index())?, self.ledgers.get_mut(sharer.index())?))
+        seat(&mut self.state, &mut self.ledgers, sharer)
     }
 
     /// A vector says "somebody on the line". At a line gate nobody can tell who, so it concerns every source; at
     /// function gates the open ones are asked, and only them: a function in reset or asleep is closed.
     #[inline(always)]
-    fn wire(&mut self, effects: &mut Effects) {
+    fn wire(&mut self, metered: bool, effects: &mut Effects) {
         count(&mut self.interrupts);
         // Without an EOI broadcast the chip now holds the line until it is told otherwise.
         self.state.held = self.state.gate == Gate::DirectedEoi;
-        for sharer in self.state.present {
-            let function_gate = self.state.gate == Gate::Function;
-            let Some((source, ledger)) = self.seat(sharer) else { continue };
+        let Self { state, ledgers, meters, .. } = self;
+        for sharer in state.present {
+            let function_gate = state.gate == Gate::Function;
+            let Some((source, ledger)) = seat(state, ledgers, sharer) else { continue };
             if function_gate {
                 if source.reasons.is_empty() {
                     effects.sample.insert(sharer);
@@ -400,6 +452,8 @@ impl Line {
                 count(&mut ledger.coalesced);
             } else if !source.reasons.is_empty() {
                 count(&mut ledger.suppressed.masked);
+            } else if metered && !within_budget(meters, sharer) {
+                effects.overdrawn.insert(sharer);
             } else {
                 begin(sharer, source, Origin::Device, effects);
             }
@@ -413,17 +467,25 @@ impl Line {
         if self.state.gate != Gate::Function {
             return;
         }
-        let Some((source, ledger)) = self.parts(sharer) else { return };
+        if !self.state.present.contains(sharer) {
+            return;
+        }
+        let Self { state, ledgers, meters, .. } = self;
+        let Some((source, ledger)) = seat(state, ledgers, sharer) else { return };
         if !source.reasons.is_empty() {
             return;
         }
         match sample {
             Sample::High => {
                 count(if opening { &mut ledger.accepted.replay } else { &mut ledger.accepted.wire });
-                begin(sharer, source, Origin::Device, effects);
+                if within_budget(meters, sharer) {
+                    begin(sharer, source, Origin::Device, effects);
+                } else {
+                    effects.overdrawn.insert(sharer);
+                }
             }
             Sample::Low if opening => {
-                self.state.disintx.remove(sharer);
+                state.disintx.remove(sharer);
                 effects.clear_disintx.insert(sharer);
             }
             Sample::Low => {}
@@ -431,6 +493,31 @@ impl Line {
                 source.reasons |= MaskReasons::QUARANTINE;
                 effects.changed = true;
             }
+        }
+    }
+
+    /// The budget had no room for an assertion at `now`: a storm, or simply a window that is over.
+    fn timed(&mut self, sharer: Sharer, now: u64, effects: &mut Effects) {
+        let Self { state, ledgers, meters, .. } = self;
+        let Some((source, ledger)) = seat(state, ledgers, sharer) else { return };
+        let Some(Some(meter)) = meter_of(meters, sharer) else { return };
+        let Some(verdict) = meter.judge(now) else { return };
+        source.reasons |= match verdict {
+            Verdict::Fits => return begin(sharer, source, Origin::Device, effects),
+            Verdict::Storm(Outcome::Throttled) => MaskReasons::THROTTLE,
+            Verdict::Storm(Outcome::Quarantined) => MaskReasons::QUARANTINE,
+        };
+        count(&mut ledger.suppressed.masked);
+        effects.changed = true;
+    }
+
+    fn resume(&mut self, sharer: Sharer, now: u64, effects: &mut Effects) {
+        let Some(Some(meter)) = meter_of(&mut self.meters, sharer) else { return };
+        if meter.resume(now)
+            && let Some((source, _)) = self.parts(sharer)
+        {
+            source.reasons -= MaskReasons::THROTTLE;
+            effects.changed = true;
         }
     }
 
@@ -495,6 +582,12 @@ impl Line {
         source.reasons |= add & MaskReasons::GIVEN;
         source.reasons -= remove & MaskReasons::GIVEN;
         effects.changed = source.reasons != before;
+        let lifted = before.difference(source.reasons);
+        if lifted.intersects(MaskReasons::THROTTLE | MaskReasons::QUARANTINE)
+            && let Some(Some(meter)) = meter_of(&mut self.meters, sharer)
+        {
+            meter.forgive();
+        }
     }
 
     fn loopback(&mut self, sharer: Sharer, effects: &mut Effects) {
@@ -555,6 +648,28 @@ fn begin(sharer: Sharer, source: &mut SourceState, origin: Origin, effects: &mut
     source.reasons |= MaskReasons::IN_SERVICE;
     effects.notify.insert(sharer);
     effects.changed = true;
+}
+
+/// State and books of a place, taken or not.
+#[inline(always)]
+fn seat<'a>(
+    state: &'a mut LineState,
+    ledgers: &'a mut [Ledger; MAX_SHARERS],
+    sharer: Sharer,
+) -> Option<(&'a mut SourceState, &'a mut Ledger)> {
+    Some((state.sources.get_mut(sharer.index())?, ledgers.get_mut(sharer.index())?))
+}
+
+/// Counts an assertion against the source's storm budget, if it has one. Whether there was room.
+#[inline(always)]
+fn within_budget(meters: &mut Option<Box<Meters>>, sharer: Sharer) -> bool {
+    meter_of(meters, sharer).and_then(Option::as_mut).is_none_or(Meter::spend)
+}
+
+/// The meter's place of a source, on a line that has any.
+#[inline(always)]
+fn meter_of(meters: &mut Option<Box<Meters>>, sharer: Sharer) -> Option<&mut Option<Meter>> {
+    meters.as_mut()?.get_mut(sharer.index())
 }
 
 /// Ends a delivery, however it ends.

@@ -13,6 +13,7 @@ use super::line::{Event, Line, LineState, SourceState};
 use super::notifier::{Control, Notifier, NotifierSlot, SlotSnapshot};
 use super::reasons::MaskReasons;
 use super::sharers::Sharer;
+use super::storm::{Budget, Meter, Storm};
 use crate::irq::{Gsi, Pin, Vector};
 use crate::sync::{AtomicU64, Ordering};
 
@@ -132,6 +133,8 @@ pub struct SourceReport {
     pub state: SourceState,
     /// Its books.
     pub account: Account,
+    /// What it has used of its storm budget, if it has one.
+    pub meter: Option<Meter>,
     /// Its slot.
     pub slot: SlotSnapshot,
 }
@@ -140,7 +143,7 @@ pub struct SourceReport {
 #[derive(Debug)]
 pub struct LineTable {
     targets: Targets,
-    /// Line by vector; [`LineTable::NO_LINE`] where there is none.
+    /// Line by vector, see [`LineTable::entry`].
     by_vector: [u8; 256],
     lines: Vec<Handler>,
     sources: Vec<Option<Place>>,
@@ -151,6 +154,9 @@ pub struct LineTable {
 
 impl LineTable {
     const NO_LINE: u8 = u8::MAX;
+    /// Added to the number of a line on which a source has a storm budget. Such a number is no line's, so the path of the
+    /// others needs no look at it.
+    const METERED: u8 = 0x40;
 
     /// An empty table for these targets, and the one right to replace its notifiers.
     pub fn new(targets: Targets) -> (Self, Control) {
@@ -196,11 +202,11 @@ impl LineTable {
             *seat = Some(Seat { source, info });
         }
         handler.carry_out(&effects, io);
-        if let Some(line) = self.by_vector.get_mut(usize::from(vector.get()))
-            && *line == Self::NO_LINE
-        {
-            *line = index;
-            handler.registrations.installed += 1;
+        if let Some(line) = self.by_vector.get_mut(usize::from(vector.get())) {
+            if *line == Self::NO_LINE {
+                handler.registrations.installed += 1;
+            }
+            *line = Self::entry(index, handler);
         }
         let place = Some(Place { line: index, sharer });
         match self.sources.get_mut(free) {
@@ -245,11 +251,22 @@ impl LineTable {
             return Ok(index);
         }
         let index = u8::try_from(self.lines.len()).map_err(|_| AssignError::Full)?;
-        if index == Self::NO_LINE {
+        if index >= Self::METERED {
             return Err(AssignError::Full);
         }
         self.lines.push(Handler::new(gsi, vector, gate));
         Ok(index)
+    }
+
+    /// Gives a source a storm budget, by the clock of [`LineIo::now`]. Whether there is such a source.
+    pub fn limit(&mut self, source: SourceId, budget: Budget) -> bool {
+        let Some(&Some(place)) = self.sources.get(usize::from(source.0)) else { return false };
+        let Some(handler) = self.lines.get(usize::from(place.line)) else { return false };
+        let limited = handler.line.with(|line| line.limit(place.sharer, budget));
+        if let Some(line) = self.by_vector.get_mut(usize::from(handler.vector.get())) {
+            *line = Self::entry(place.line, handler);
+        }
+        limited
     }
 
     /// Takes a source off its line; the last one removes the handler. Whether it was done: a source that still has a
@@ -270,9 +287,9 @@ impl LineTable {
         }
         if !handler.is_in_use() {
             handler.registrations.removed += 1;
-            if let Some(line) = self.by_vector.get_mut(usize::from(handler.vector.get())) {
-                *line = Self::NO_LINE;
-            }
+        }
+        if let Some(line) = self.by_vector.get_mut(usize::from(handler.vector.get())) {
+            *line = Self::entry(place.line, handler);
         }
         if let Some(freed) = self.sources.get_mut(usize::from(source.0)) {
             *freed = None;
@@ -286,9 +303,27 @@ impl LineTable {
     /// virtual pin is raised.
     #[inline]
     pub fn assert(&self, vector: Vector, io: &mut impl LineIo) -> Option<Deliveries<'_>> {
-        let line = *self.by_vector.get(usize::from(vector.get()))?;
-        let handler = self.lines.get(usize::from(line))?;
-        Some(handler.assert(io))
+        let entry = *self.by_vector.get(usize::from(vector.get()))?;
+        match self.lines.get(usize::from(entry)) {
+            Some(handler) => Some(handler.assert(io)),
+            None => self.assert_metered(entry, io),
+        }
+    }
+
+    #[cold]
+    fn assert_metered(&self, entry: u8, io: &mut impl LineIo) -> Option<Deliveries<'_>> {
+        let handler = self.lines.get(usize::from(entry.checked_sub(Self::METERED)?))?;
+        Some(handler.assert_metered(io))
+    }
+
+    /// What stands in `by_vector` for a line: its number, the same and [`LineTable::METERED`], or
+    /// [`LineTable::NO_LINE`].
+    fn entry(index: u8, handler: &Handler) -> u8 {
+        match handler {
+            _ if !handler.is_in_use() => Self::NO_LINE,
+            _ if handler.line.with(|line| line.is_metered()) => index.saturating_add(Self::METERED),
+            _ => index,
+        }
     }
 
     /// The guest completed: its EOI reached the virtual pin `from` while `source` held it high, or the owner of a poll
@@ -332,6 +367,19 @@ impl LineTable {
     /// Asserts in the device's stead. Without anybody to hear it, a harmless nothing.
     pub fn loopback(&self, source: SourceId, io: &mut impl LineIo) -> Deliveries<'_> {
         self.drive(source, |sharer| Event::Loopback { sharer }, io).1
+    }
+
+    /// Time has passed: a source whose throttle is over is admitted again. Returns the storm that is still to be recorded,
+    /// if there was one, and what was waiting at a function gate.
+    pub fn resume(
+        &self,
+        source: SourceId,
+        now: u64,
+        io: &mut impl LineIo,
+    ) -> (Option<Storm>, Deliveries<'_>) {
+        let Some((handler, sharer)) = self.place(source) else { return (None, Deliveries::none()) };
+        let (_, deliveries) = handler.drive(Event::Resume { sharer, now }, io);
+        (handler.line.with(|line| line.take_storm(sharer)), deliveries)
     }
 
     /// Publishes a new notifier. From here on every assertion uses it; the old one may still be in use until
@@ -392,10 +440,11 @@ impl LineTable {
     pub fn source_report(&self, source: SourceId) -> Option<SourceReport> {
         let (handler, sharer) = self.place(source)?;
         let slot = handler.slots.get(sharer.index())?.snapshot();
-        let (state, account) =
-            handler.line.with(|line| Some((*line.source(sharer)?, line.account(sharer)?)))?;
+        let (state, account, meter) = handler
+            .line
+            .with(|line| Some((*line.source(sharer)?, line.account(sharer)?, line.meter(sharer).copied())))?;
         let info = handler.seats.get(sharer.index())?.as_ref()?.info;
-        Some(SourceReport { info, gsi: handler.gsi, state, account, slot })
+        Some(SourceReport { info, gsi: handler.gsi, state, account, meter, slot })
     }
 
     /// Every line that has or had a source.

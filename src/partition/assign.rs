@@ -7,14 +7,16 @@
 use alloc::string::{String, ToString};
 
 use levelhead::decide::{BAR_WINDOW, DevicePlan, Intx, Line, MAX_SOURCES, mask_impossible};
-use levelhead::intx::{Gate, LineIo, LineTable, SourceId, SourceInfo};
+use levelhead::intx::{Budget, Gate, LineIo, LineTable, SourceId, SourceInfo};
 use levelhead::ioapic::Rte;
 use levelhead::irq::{Pin, TriggerMode};
 use levelhead::message::{Message, Record, Refusal};
 use levelhead::pci::{DisIntx, VirtualConfig};
+use levelhead::policy::DevicePolicy;
 use levelhead::sync::Lock;
 use log::info;
 
+use crate::arch::x86::clock::Clock;
 use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::ioapic::IoApics;
 use crate::machine::{Chips, Wires};
@@ -26,6 +28,8 @@ pub(crate) struct Assigner<'a> {
     pub(crate) io_apics: &'a Lock<IoApics>,
     pub(crate) lines: LineTable,
     pub(crate) dis_intx: [Option<DisIntx>; MAX_SOURCES as usize],
+    /// Measured only if a policy needs it.
+    pub(crate) clock: Option<Clock>,
 }
 
 /// An assigned function before its BARs are mapped.
@@ -37,8 +41,13 @@ pub(crate) struct Assigned {
 
 impl<'a> Assigner<'a> {
     /// Nothing assigned yet.
-    pub(crate) fn new(config: &'a HostConfig, io_apics: &'a Lock<IoApics>, lines: LineTable) -> Self {
-        Self { config, io_apics, lines, dis_intx: [const { None }; MAX_SOURCES as usize] }
+    pub(crate) fn new(
+        config: &'a HostConfig,
+        io_apics: &'a Lock<IoApics>,
+        lines: LineTable,
+        clock: Option<Clock>,
+    ) -> Self {
+        Self { config, io_apics, lines, dis_intx: [const { None }; MAX_SOURCES as usize], clock }
     }
 
     /// Makes the device the property of partition number `owner`, called `name`.
@@ -73,7 +82,7 @@ impl<'a> Assigner<'a> {
             return Ok(Assigned { config, line: None });
         };
         let source = self
-            .install(line, owner, silencer, chips)
+            .install(line, &device.policy, owner, silencer, chips)
             .map_err(|(key, message, what)| refuse(key, message, what))?;
         info!("{bdf}: assigned to {name}, {} -> {} -> virtual pin {}", line.pin, line.route.gsi, line.vpin.0);
         Ok(Assigned { config, line: Some((source, line.vpin)) })
@@ -83,6 +92,7 @@ impl<'a> Assigner<'a> {
     fn install(
         &mut self,
         line: &Line,
+        policy: &DevicePolicy,
         owner: u8,
         silencer: DisIntx,
         chips: &mut Chips,
@@ -109,11 +119,14 @@ impl<'a> Assigner<'a> {
         let bug = |what: &str| ("bdf", Message::InternalError, what.to_string());
         let slot = self.dis_intx.iter_mut().find(|slot| slot.is_none());
         *slot.ok_or_else(|| bug("more sources than were planned"))? = Some(silencer);
-        let Self { lines, dis_intx, io_apics, config } = self;
+        let Self { lines, dis_intx, io_apics, config, .. } = self;
         let mut wires = Wires { io_apics, config, dis_intx, partition: owner, chips };
         let source = lines
             .assign(gsi, line.vector, gate, info, &mut wires)
             .map_err(|error| bug(&error.to_string()))?;
+        if let Some((limit, clock)) = policy.storm.zip(self.clock) {
+            lines.limit(source, Budget::new(&limit, clock.ticks_per_ms.get()));
+        }
         if gate == Gate::RteMask {
             // Behind a line gate the function must be able to drive the wire; the entry is masked now.
             wires.set_disintx(info.bdf, false);

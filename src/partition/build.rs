@@ -23,6 +23,7 @@ use log::info;
 
 use super::assign::Assigner;
 use super::ram::Ram;
+use super::watch::{Watch, eoi_watch};
 use super::{Exits, Function, Partition};
 use crate::arch::svm::nested::TablePool;
 use crate::arch::svm::vmrun::World;
@@ -78,6 +79,7 @@ pub(crate) fn build(
             config: assigned.config,
             source: assigned.line.map(|(source, _)| source),
             replacements: 0,
+            eoi: eoi_watch(&device.policy, assigner.clock),
             mapped: [None; 6],
         });
         notifiers.extend(assigned.line);
@@ -113,6 +115,7 @@ pub(crate) fn build(
         user_hypercalls: configured.user_hypercalls,
         mtrr_def_type: 0,
         again: (0, 0),
+        watch: Watch::new(&configured.devices, assigner.clock),
         nested,
         pool,
         console: configured.console,

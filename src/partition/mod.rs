@@ -3,7 +3,8 @@
 //! * `ram`: its memory;
 //! * `assign`: how physical functions become its own, and their lines with them;
 //! * `build`: all of it put together at boot;
-//! * `end`: how it ends, and the record that says why.
+//! * `end`: how it ends, and the record that says why;
+//! * `watch`: looking after devices that storm and deliveries that nobody completes.
 //!
 //! A partition belongs to the one CPU that runs it; nothing here is shared but what it reaches through
 //! [`Machine`](crate::machine::Machine).
@@ -12,6 +13,7 @@ pub(crate) mod assign;
 pub(crate) mod build;
 pub(crate) mod end;
 pub(crate) mod ram;
+pub(crate) mod watch;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -20,7 +22,7 @@ use core::fmt;
 use levelhead::border::Ports;
 use levelhead::device::{Dropped, LineBuffer, Permission, PrintBudget};
 use levelhead::emulate::{CodePages, DecodeCache};
-use levelhead::intx::{Deliveries, Notifier, SourceId};
+use levelhead::intx::{Deliveries, EoiWatch, Notifier, SourceId};
 use levelhead::irq::Pin;
 use levelhead::message::{Message, Record};
 use levelhead::pci::VirtualConfig;
@@ -34,6 +36,7 @@ use crate::arch::x86::cpu::tsc;
 use crate::machine::{Chips, Machine, Wires};
 use crate::{console, report};
 use ram::Ram;
+use watch::Watch;
 
 /// The one virtual CPU of a partition.
 pub(crate) const BOOT: Vcpu = Vcpu(0);
@@ -48,6 +51,8 @@ pub(crate) struct Function {
     pub(crate) source: Option<SourceId>,
     /// How often its notifier was replaced by hypercall.
     pub(crate) replacements: u64,
+    /// The watch over its completions, if its policy asks for one.
+    pub(crate) eoi: Option<EoiWatch>,
     /// What of its BARs is mapped now.
     mapped: Mappings,
 }
@@ -84,6 +89,8 @@ pub(crate) struct Partition {
     pub(crate) mtrr_def_type: u64,
     /// Where an instruction was last tried again, and how often.
     pub(crate) again: (u64, u32),
+    /// When its devices are looked at, if a policy asks for it.
+    watch: Option<Watch>,
     nested: NestedTables,
     pool: TablePool,
     console: bool,

@@ -1,4 +1,5 @@
-//! MADT and MCFG: which CPUs and IO-APICs there are, and where configuration space is mapped.
+//! MADT, MCFG and FADT: which CPUs and IO-APICs there are, where configuration space is mapped, and by what to measure
+//! time.
 //!
 //! Tables are the firmware's allegations: the crate checks signatures and checksums, and what follows from them is
 //! verified where it is used.
@@ -8,6 +9,8 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 
 use acpi::AcpiTables;
+use acpi::address::AddressSpace;
+use acpi::sdt::fadt::Fadt;
 use acpi::sdt::madt::{Madt, MadtEntry};
 use acpi::sdt::mcfg::Mcfg;
 use levelhead::addr::HostPhys;
@@ -17,6 +20,7 @@ use levelhead::message::Message;
 use levelhead::pci::ecam::EcamWindow;
 
 use super::handler::{Firmware, Memory};
+use crate::arch::x86::clock::PmTimer;
 
 /// CPUs that are looked at; more are left alone.
 const MAX_CPUS: usize = 64;
@@ -41,6 +45,8 @@ pub(crate) struct Platform {
     pub(crate) overrides: Vec<Override>,
     /// Memory-mapped configuration space of segment 0; none on machines without PCI Express.
     pub(crate) ecam: Option<EcamWindow>,
+    /// The power management timer, if it has one at a port.
+    pub(crate) pm_timer: Option<PmTimer>,
 }
 
 /// Why the tables cannot be used.
@@ -65,7 +71,7 @@ impl FirmwareError {
     }
 }
 
-/// Reads MADT and MCFG.
+/// Reads MADT, MCFG and FADT.
 pub(crate) fn discover(rsdp: Option<HostPhys>, memory: Memory<'_>) -> Result<Platform, FirmwareError> {
     let memory = RefCell::new(memory);
     let tables = open(rsdp, Firmware::new(&memory))?;
@@ -102,6 +108,11 @@ pub(crate) fn discover(rsdp: Option<HostPhys>, memory: Memory<'_>) -> Result<Pla
         let window = mcfg.entries().iter().find(|entry| entry.pci_segment_group == 0)?;
         let base = HostPhys::new(window.base_address);
         EcamWindow::new(base, window.bus_number_start, window.bus_number_end)
+    });
+    platform.pm_timer = tables.find_table::<Fadt>().and_then(|fadt| {
+        let block = fadt.pm_timer_block().ok()??;
+        let at_port = block.address_space == AddressSpace::SystemIo;
+        u16::try_from(block.address).ok().filter(|_| at_port).map(PmTimer)
     });
     Ok(platform)
 }

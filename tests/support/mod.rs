@@ -7,7 +7,7 @@
 pub(crate) mod world;
 
 use levelhead::intx::{
-    AssignError, Control, Gate, LineIo, LineTable, Notifier, Sample, SourceId, SourceInfo, Targets,
+    AssignError, Budget, Control, Gate, LineIo, LineTable, Notifier, Sample, SourceId, SourceInfo, Targets,
 };
 use levelhead::irq::{Gsi, Pin, Vector};
 
@@ -85,6 +85,9 @@ pub(crate) struct Board {
     pub(crate) chip: Chip,
     pub(crate) pins: [VirtualPin; PINS],
     pub(crate) counts: Counts,
+    /// What every device may use.
+    pub(crate) budget: Option<Budget>,
+    pub(crate) clock: u64,
 }
 
 impl Board {
@@ -100,6 +103,8 @@ impl Board {
             },
             pins: Default::default(),
             counts: Counts::default(),
+            budget: None,
+            clock: 0,
         }
     }
 
@@ -218,6 +223,10 @@ impl LineIo for Board {
     fn virtual_rte_masked(&mut self, target: Notifier) -> bool {
         self.virtual_pin(target).masked
     }
+
+    fn now(&mut self) -> u64 {
+        self.clock
+    }
 }
 
 /// The table for a board's devices, all of partition 0, source numbers equal to device numbers.
@@ -227,6 +236,7 @@ pub(crate) fn assign_all(board: &mut Board, gate: Gate) -> Result<(LineTable, Co
         let info = SourceInfo { owner: 0, bdf: device as u16 };
         let source = table.assign(GSI, vector(), gate, info, board)?;
         assert_eq!(usize::from(source.0), device);
+        assert!(board.budget.is_none_or(|budget| table.limit(source, budget)));
     }
     Ok((table, control))
 }

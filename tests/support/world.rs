@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use std::hash::DefaultHasher;
 
 use levelhead::intx::{
-    Completion, Control, Deliveries, Delivery, Gate, LineState, LineTable, MaskReasons, Notifier, Replacing,
-    Service, Sharer, SourceId,
+    Budget, Completion, Control, Deliveries, Delivery, Gate, LineState, LineTable, MaskReasons, Notifier,
+    Replacing, Service, Sharer, SourceId,
 };
 use levelhead::irq::Pin;
 
@@ -39,6 +39,10 @@ pub(crate) enum Op {
     Replace(usize, Notifier, Completion),
     /// A replacement under way is polled once.
     Poll,
+    /// The clock goes on.
+    Tick,
+    /// Somebody looks whether the source's pause is over.
+    Resume(usize),
 }
 
 /// What the rules say about one source, in the plainest words: no gates, no slots, no order of effects.
@@ -54,6 +58,7 @@ pub(crate) struct Expected {
     serving_new: bool,
     /// An assertion found nobody.
     unheard: bool,
+    pace: Option<Pace>,
 }
 
 impl Expected {
@@ -66,9 +71,12 @@ impl Expected {
     }
 
     /// An assertion reaches the source; `now` is the notifier already published.
-    pub(crate) fn assert(&mut self, now: Notifier, replacing: bool) {
+    pub(crate) fn assert(&mut self, now: Notifier, replacing: bool, clock: u64) {
         if self.reasons().is_empty() {
-            self.notify(now, replacing, true);
+            match self.pace.as_mut().map_or(MaskReasons::empty(), |pace| pace.assert(clock)) {
+                keeps if keeps.is_empty() => self.notify(now, replacing, true),
+                storms => self.given |= storms,
+            }
         }
     }
 
@@ -80,6 +88,65 @@ impl Expected {
             self.serving = Some((now, false));
             self.serving_new = replacing;
         }
+    }
+}
+
+/// What a storm budget means for one source, by the time of every assertion that passed.
+#[derive(Clone, Debug)]
+pub(crate) struct Pace {
+    budget: Budget,
+    passed: Vec<u64>,
+    /// How many of the last ones belong to the window under way, and when it began.
+    counted: usize,
+    began: Option<u64>,
+    throttled: u32,
+    until: Option<u64>,
+    unrecorded: bool,
+}
+
+impl Pace {
+    fn new(budget: Budget) -> Self {
+        Self {
+            budget,
+            passed: Vec::new(),
+            counted: 0,
+            began: None,
+            throttled: 0,
+            until: None,
+            unrecorded: false,
+        }
+    }
+
+    /// How many passed in the window that ends at `clock`.
+    fn recently(&self, clock: u64) -> usize {
+        self.passed.iter().filter(|&&at| at + self.budget.window > clock).count()
+    }
+
+    fn assert(&mut self, clock: u64) -> MaskReasons {
+        let limit = self.budget.limit as usize;
+        if self.counted == limit && self.began.is_none_or(|began| clock - began >= self.budget.window) {
+            (self.counted, self.began, self.throttled) = (0, Some(clock), 0);
+        }
+        if self.counted < limit {
+            self.counted += 1;
+            self.passed.push(clock);
+            assert!(self.recently(clock) <= 2 * limit, "more than twice the limit passed in a window");
+            return MaskReasons::empty();
+        }
+        assert!(self.recently(clock) >= limit, "throttled although it kept its limit");
+        self.unrecorded = true;
+        self.throttled += 1;
+        if self.throttled > self.budget.retries {
+            return MaskReasons::QUARANTINE;
+        }
+        self.until = Some(clock + self.budget.pause);
+        MaskReasons::THROTTLE
+    }
+
+    fn begin(&mut self, began: Option<u64>) {
+        (self.counted, self.began, self.until) = (0, began, None);
+        // A pause may be shorter than a window.
+        self.passed.clear();
     }
 }
 
@@ -172,8 +239,14 @@ impl<'t> World<'t> {
             }
             Op::Unmask(source, reasons) => {
                 let changes = self.expected[source].given.intersects(reasons);
+                let storms = MaskReasons::THROTTLE | MaskReasons::QUARANTINE;
+                let lifts = self.expected[source].given.intersects(reasons & storms);
                 self.expected[source].given -= reasons;
                 if changes {
+                    if lifts && let Some(pace) = &mut self.expected[source].pace {
+                        pace.throttled = 0;
+                        pace.begin(None);
+                    }
                     self.expect_reopening(source);
                 }
                 let (changed, deliveries) =
@@ -215,6 +288,22 @@ impl<'t> World<'t> {
                     self.keep(replacement.deliveries);
                 }
             }
+            Op::Tick => self.board.clock += 1,
+            Op::Resume(source) => {
+                let clock = self.board.clock;
+                let mut unrecorded = false;
+                if let Some(pace) = &mut self.expected[source].pace {
+                    unrecorded = core::mem::take(&mut pace.unrecorded);
+                    if pace.until.is_some_and(|until| until <= clock) {
+                        pace.begin(Some(clock));
+                        self.expected[source].given -= MaskReasons::THROTTLE;
+                        self.expect_reopening(source);
+                    }
+                }
+                let (storm, deliveries) = self.table.resume(SourceId(source as u8), clock, &mut self.board);
+                assert_eq!(storm.is_some(), unrecorded, "each storm is recorded once");
+                self.keep(deliveries);
+            }
         }
         true
     }
@@ -225,12 +314,12 @@ impl<'t> World<'t> {
             let device = &self.board.devices[source];
             let expected = &mut self.expected[source];
             if self.gate != Gate::Function {
-                expected.assert(now, replacing);
+                expected.assert(now, replacing, self.board.clock);
             } else if expected.reasons().is_empty() {
                 if device.absent {
                     expected.given |= MaskReasons::QUARANTINE;
                 } else if device.asserted {
-                    expected.assert(now, replacing);
+                    expected.assert(now, replacing, self.board.clock);
                 }
             }
         }
@@ -295,7 +384,7 @@ impl<'t> World<'t> {
             if device.absent {
                 expected.given |= MaskReasons::QUARANTINE;
             } else if device.asserted {
-                expected.assert(now, replacing);
+                expected.assert(now, replacing, self.board.clock);
             }
         }
     }
@@ -390,6 +479,14 @@ impl<'t> World<'t> {
                     self.apply(Op::GuestEoi(number));
                 }
             }
+            // What a storm budget imposed on the way is lifted.
+            for source in self.sources() {
+                let storms = MaskReasons::THROTTLE | MaskReasons::QUARANTINE;
+                if !self.board.devices[source].absent && self.expected[source].given.intersects(storms) {
+                    busy = true;
+                    self.apply(Op::Unmask(source, storms));
+                }
+            }
             self.check();
             if !busy {
                 break;
@@ -411,9 +508,20 @@ pub(crate) fn sharer(source: usize) -> Sharer {
     Sharer::new(source as u8).expect("few devices")
 }
 
-/// Runs `body` in a fresh world.
+/// Runs `body` in a fresh world without storm budgets.
 pub(crate) fn world<R>(gate: Gate, devices: usize, body: impl FnOnce(&mut World<'_>) -> R) -> R {
+    paced(gate, devices, None, body)
+}
+
+/// Runs `body` in a fresh world in which each device has this storm budget.
+pub(crate) fn paced<R>(
+    gate: Gate,
+    devices: usize,
+    budget: Option<Budget>,
+    body: impl FnOnce(&mut World<'_>) -> R,
+) -> R {
     let mut board = Board::new(devices, gate);
+    board.budget = budget;
     let (table, control) = assign_all(&mut board, gate).expect("the board is assigned");
     let mut world = World {
         table: &table,
@@ -422,7 +530,7 @@ pub(crate) fn world<R>(gate: Gate, devices: usize, body: impl FnOnce(&mut World<
         control: Some(control),
         replacing: None,
         in_flight: VecDeque::new(),
-        expected: vec![Expected::default(); devices],
+        expected: vec![Expected { pace: budget.map(Pace::new), ..Expected::default() }; devices],
     };
     world.check();
     body(&mut world)
@@ -454,8 +562,16 @@ impl World<'_> {
         let mut hasher = DefaultHasher::new();
         (self.line(), &self.board.devices, &self.board.chip, &self.board.pins).hash(&mut hasher);
         for source in self.sources() {
-            let slot = self.table.source_report(SourceId(source as u8)).expect("assigned").slot;
-            (slot, self.expected[source].serving_new).hash(&mut hasher);
+            let report = self.table.source_report(SourceId(source as u8)).expect("assigned");
+            (report.slot, self.expected[source].serving_new).hash(&mut hasher);
+            if let Some(meter) = report.meter {
+                // Only distances in time count.
+                let now = self.board.clock;
+                let window = meter.budget.window;
+                let window = meter.since.map_or(window, |since| window.min(now - since));
+                let pause = meter.resume_at.map(|at| at.saturating_sub(now));
+                (meter.left, window, meter.strikes, pause, meter.storm.is_some()).hash(&mut hasher);
+            }
         }
         self.replacing.as_ref().map(|(_, source, new, how)| (source, new, how)).hash(&mut hasher);
         for delivery in &self.in_flight {

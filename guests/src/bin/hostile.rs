@@ -14,10 +14,11 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use guests::cpu::{
-    self, CpuCell, Mmio, disable_interrupts, enable_interrupts, in8, in16, in32, out8, out16, out32,
+    self, CpuCell, Mmio, disable_interrupts, enable_interrupts, halt_until_interrupt, in8, in16, in32, out8,
+    out16, out32,
 };
 use guests::edu::Edu;
-use guests::hypercall::{self, call, error, function, notifier};
+use guests::hypercall::{self, Interface, Source, call, error, function, notifier};
 use guests::interrupts::handle;
 use guests::pci::{Bar, Function};
 use guests::{attempt, check, cmdline, fail, ioapic, lapic, say, serial, wait};
@@ -54,6 +55,9 @@ const SURVIVED_UNDER_LEVELHEAD: [Deed; 8] = [
     ("every-hypercall", every_hypercall),
 ];
 
+/// What is ended by its device's policy, and not the partition with it.
+const JUDGED: [Deed; 2] = [("device-storm", device_storm), ("never-eoi", never_eoi)];
+
 /// What ends the partition.
 const FATAL: [Deed; 9] = [
     ("reach", reach),
@@ -83,7 +87,7 @@ fn main() {
     let named = |(known, _): &&Deed| *known == name;
     if let Some(deed) = SURVIVED.iter().find(named) {
         survive(deed);
-    } else if let Some(deed) = SURVIVED_UNDER_LEVELHEAD.iter().find(named) {
+    } else if let Some(deed) = SURVIVED_UNDER_LEVELHEAD.iter().chain(&JUDGED).find(named) {
         if hypercall::available(name) {
             survive(deed);
         }
@@ -324,6 +328,112 @@ fn demand_interrupts(expected: u32) {
     disable_interrupts();
     let entries = ENTRIES.load(Relaxed);
     check!(arrived && entries == expected, "{entries} interrupts instead of {expected}");
+}
+
+/// Why a source is silenced, in the word of the call interface.
+const QUARANTINE: u64 = 1 << 8;
+
+/// A device that asserts again as soon as it is acknowledged, until its storm budget silences it for good. The command
+/// line says how many interrupts (`interrupts=N`) get through until then.
+fn device_storm() {
+    let Some(interface) = Interface::find("the storm") else { return };
+    let edu = Edu::find();
+    let source = Source::of(&interface, edu.function);
+    EDU.set(Some(edu));
+    handle(DEVICE, |_| {
+        ENTRIES.fetch_add(1, Relaxed);
+        if let Some(edu) = EDU.get() {
+            edu.acknowledge(BIT);
+            edu.raise(BIT);
+        }
+        lapic::eoi();
+    });
+    edu.connect(DEVICE);
+    enable_interrupts();
+    edu.raise(BIT);
+    let ended = wait::until(|| source.info().mask_reasons & QUARANTINE != 0);
+    wait::a_while();
+    disable_interrupts();
+    let (entries, ledger) = (ENTRIES.load(Relaxed), source.ledger());
+    ledger.demand_balance_at_rest();
+    check!(ended, "nothing stops the storm: {entries} interrupts");
+    let expected = cmdline::number("interrupts").unwrap_or(0);
+    check!(entries == expected, "{entries} interrupts got through instead of {expected}");
+    check!(ledger.delivered == u64::from(expected), "{expected} interrupts, but {ledger:?}");
+}
+
+const TIMER: u8 = 0x61;
+static TICKS: AtomicU32 = AtomicU32::new(0);
+
+/// Lets some hundred milliseconds pass, with interrupts on.
+fn wait_long() {
+    handle(TIMER, |_| {
+        TICKS.fetch_add(1, Relaxed);
+        lapic::eoi();
+    });
+    disable_interrupts();
+    let before = TICKS.load(Relaxed);
+    lapic::start_timer_once(TIMER, 1 << 25);
+    while TICKS.load(Relaxed) == before {
+        halt_until_interrupt();
+    }
+    enable_interrupts();
+}
+
+/// A handler that neither acknowledges its device nor sends its EOI, and what the device's policy (`policy=NAME`, as in the
+/// configuration) makes of it. Then the guest does what it should have done, and must find everything as if nothing had
+/// been.
+fn never_eoi() {
+    const ROUNDS: u32 = 100;
+    let Some(interface) = Interface::find("the missing EOI") else { return };
+    let policy = cmdline::value("policy").unwrap_or("");
+    let edu = Edu::find();
+    let source = Source::of(&interface, edu.function);
+    EDU.set(Some(edu));
+    handle(DEVICE, |_| {
+        ENTRIES.fetch_add(1, Relaxed);
+    });
+    edu.connect(DEVICE);
+    enable_interrupts();
+    edu.raise(BIT);
+    let forced = if policy == "hold" { 0 } else { 1 };
+    let acted = wait::until(|| source.ledger().completed_forced == forced);
+    check!(acted, "{policy}: nothing was done");
+    // Longer than the deadline, several times over: whatever was done is done once.
+    wait_long();
+    wait_long();
+    let ledger = source.ledger();
+    let found = (ledger.delivered, ledger.completed_forced, ledger.in_service);
+    // Completed by force, the device asserts still and is delivered again, to stay in service then.
+    let expected = match policy {
+        "hold" => (1, 0, 1),
+        "complete" => (2, 1, 1),
+        "quarantine" => (1, 1, 0),
+        _ => fail!("command line: policy={policy} is no policy"),
+    };
+    check!(found == expected, "{policy}: {ledger:?}");
+    let quarantined = ledger.mask_reasons & QUARANTINE != 0;
+    check!(quarantined == (policy == "quarantine"), "{policy}: {ledger:?}");
+    let entries = ENTRIES.load(Relaxed);
+    check!(entries == 1, "{policy}: {entries} interrupts without an EOI");
+
+    edu.acknowledge(BIT);
+    handle(DEVICE, |_| serve(1));
+    lapic::eoi();
+    for round in 1..=ROUNDS {
+        edu.raise(BIT);
+        if !quarantined {
+            let arrived = wait::until(|| ENTRIES.load(Relaxed) > round);
+            check!(arrived, "{policy}: interrupt {round} after the EOI is lost");
+        }
+    }
+    wait::a_while();
+    disable_interrupts();
+    edu.acknowledge(BIT);
+    let (entries, ledger) = (ENTRIES.load(Relaxed), source.ledger());
+    let expected = if quarantined { 1 } else { 1 + ROUNDS };
+    check!(entries == expected, "{policy}: {entries} interrupts in the end, not {expected}");
+    check!(ledger.in_service == 0 && ledger.completed_forced == forced, "{policy}: {ledger:?}");
 }
 
 static NMIS: AtomicU32 = AtomicU32::new(0);

@@ -1,6 +1,7 @@
 //! The x86-64 machine: CPU tables, paging, interrupt chips, ports. Implements what the library asks for through small
 //! traits and knows nothing of guests.
 
+pub(crate) mod clock;
 pub(crate) mod config_space;
 pub(crate) mod cpu;
 pub(crate) mod ioapic;

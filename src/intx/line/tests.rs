@@ -56,7 +56,7 @@ fn notified(line: &mut Line, target: Notifier, parity: Parity) -> Effects {
 /// A line with one source whose delivery to A is in service, in the odd epoch.
 fn serving(gate: Gate) -> Line {
     let mut line = open(gate);
-    let mut effects = line.step(Event::Wire);
+    let mut effects = line.step(Event::Wire { metered: true });
     if gate == Gate::Function {
         assert_eq!(effects.sample, SharerSet::only(S));
         effects = sample(&mut line, Sample::High);
@@ -110,11 +110,11 @@ fn i14_i48_a_new_source_is_closed_and_stays_closed_without_a_notifier() {
 #[test]
 fn i30_the_gate_closes_in_the_step_that_asks_for_the_notification() {
     let mut line = open(Gate::RteMask);
-    let effects = line.step(Event::Wire);
+    let effects = line.step(Event::Wire { metered: true });
     assert!(effects.mask_rte && effects.notify.contains(S));
 
     let mut line = open(Gate::Function);
-    let asked = line.step(Event::Wire);
+    let asked = line.step(Event::Wire { metered: true });
     assert_eq!((asked.sample, asked.notify), (SharerSet::only(S), SharerSet::EMPTY));
     let effects = sample(&mut line, Sample::High);
     assert!(effects.set_disintx.contains(S) && effects.notify.contains(S));
@@ -123,7 +123,7 @@ fn i30_the_gate_closes_in_the_step_that_asks_for_the_notification() {
 #[test]
 fn a_directed_eoi_holds_the_line_without_any_write_until_completion() {
     let mut line = open(Gate::DirectedEoi);
-    let effects = line.step(Event::Wire);
+    let effects = line.step(Event::Wire { metered: true });
     assert!(!effects.mask_rte && !effects.directed_eoi);
     let _nothing = notified(&mut line, A, Parity::Odd);
     assert!(line.state().held && !line.state().rte_masked && line.state().is_closed(S));
@@ -186,13 +186,15 @@ fn n15_i37_a_function_that_vanished_is_quarantined_and_asked_no_more() {
     let effects = sample(&mut line, Sample::Absent);
     assert!(effects.notify.is_empty() && effects.clear_disintx.is_empty());
     assert_eq!(reasons(&line), MaskReasons::QUARANTINE);
-    for event in [Event::Wire, Event::Loopback { sharer: S }, Event::Eoi { sharer: S, from: A }] {
+    for event in
+        [Event::Wire { metered: true }, Event::Loopback { sharer: S }, Event::Eoi { sharer: S, from: A }]
+    {
         let effects = line.step(event);
         assert!(effects.sample.is_empty() && effects.notify.is_empty());
     }
     // Absent at the very first question, with the gate still open.
     let mut line = open(Gate::Function);
-    let _asked = line.step(Event::Wire);
+    let _asked = line.step(Event::Wire { metered: true });
     assert!(sample(&mut line, Sample::Absent).set_disintx.contains(S));
     assert_eq!(ledger(&line).accepted.wire, 0);
 }
@@ -202,7 +204,7 @@ fn i37_nobody_asks_a_function_in_reset_or_asleep() {
     for reason in [MaskReasons::RESET, MaskReasons::POWER] {
         let mut line = serving(Gate::Function);
         let _closed = mask(&mut line, reason);
-        assert!(line.step(Event::Wire).sample.is_empty());
+        assert!(line.step(Event::Wire { metered: true }).sample.is_empty());
         assert!(eoi(&mut line).sample.is_empty());
         assert!(!sample(&mut line, Sample::High).notify.contains(S), "an answer nobody asked for");
         assert_eq!(unmask(&mut line, reason).sample, SharerSet::only(S));
@@ -317,7 +319,7 @@ fn a_stale_eoi_changes_nothing_but_its_counter() {
 fn i8_i9_an_assertion_without_notifier_is_claimed_silenced_and_marked() {
     for gate in GATES {
         let mut line = open(gate);
-        let _asked = line.step(Event::Wire);
+        let _asked = line.step(Event::Wire { metered: true });
         if gate == Gate::Function {
             let _claimed = sample(&mut line, Sample::High);
         }
@@ -396,7 +398,7 @@ fn i5_a_replacement_ends_what_the_old_epoch_had_in_service() {
 fn i4_a_delivery_of_the_new_epoch_is_left_alone() {
     let mut line = open(Gate::RteMask);
     // The odd epoch ends; the delivery already entered the even one.
-    let _closed = line.step(Event::Wire);
+    let _closed = line.step(Event::Wire { metered: true });
     let _nothing = notified(&mut line, B, Parity::Even);
     let effects = retire(&mut line, B, Parity::Odd);
     assert_eq!(effects.lower, None);
@@ -419,7 +421,7 @@ fn a_replacement_by_none_closes_and_by_somebody_opens() {
 #[test]
 fn n4_the_mark_is_honoured_by_looking_at_the_wire_again() {
     let mut line = open(Gate::RteMask);
-    let _closed = line.step(Event::Wire);
+    let _closed = line.step(Event::Wire { metered: true });
     let _marked = notified(&mut line, Notifier::None, Parity::Even);
     let effects = line.step(Event::Retired {
         sharer: S,
@@ -474,7 +476,7 @@ fn i19_a_vector_that_was_on_its_way_when_the_gate_closed_closes_nothing_twice() 
     for gate in LINE_GATES {
         let mut line = open(gate);
         assert!(mask(&mut line, MaskReasons::OPERATOR).mask_rte);
-        let effects = line.step(Event::Wire);
+        let effects = line.step(Event::Wire { metered: true });
         assert!(!effects.mask_rte && effects.notify.is_empty());
         assert_eq!(effects.directed_eoi, gate == Gate::DirectedEoi, "Remote IRR is not orphaned");
         assert!(unmask(&mut line, MaskReasons::OPERATOR).unmask_rte, "once closed, once opened");
@@ -498,7 +500,7 @@ fn a_line_gate_opens_when_the_last_of_its_sources_does() {
     });
     assert!(effects.unmask_rte);
     // Nobody can tell who asserts: both are told.
-    let effects = line.step(Event::Wire);
+    let effects = line.step(Event::Wire { metered: true });
     assert_eq!(effects.notify.count(), 2);
 }
 
@@ -516,7 +518,11 @@ fn i8_a_silenced_function_does_not_silence_its_neighbour() {
     });
     let _opened = line.step(Event::Sampled { sharer: other, sample: Sample::Low });
     assert!(!line.state().is_closed(other) && line.state().is_closed(S));
-    assert_eq!(line.step(Event::Wire).sample, SharerSet::only(other), "the silenced one is not even asked");
+    assert_eq!(
+        line.step(Event::Wire { metered: true }).sample,
+        SharerSet::only(other),
+        "the silenced one is not even asked"
+    );
 }
 
 #[test]
@@ -559,4 +565,146 @@ fn a_line_has_room_for_its_sharers_and_for_no_more() {
         assert_eq!(line.attach().unwrap().0.index(), place);
     }
     assert_eq!(line.attach(), None);
+}
+
+// Storm budgets.
+
+const BUDGET: Budget = Budget { limit: 1, window: 100, pause: 10, retries: 1 };
+
+/// A line with one open source that notifies A and has used up its budget of one at time 1000.
+fn spent(gate: Gate) -> Line {
+    let mut line = Line::new(gate);
+    let (_, _effects) = line.attach().unwrap();
+    assert!(line.limit(S, BUDGET));
+    if !retire(&mut line, A, Parity::Even).sample.is_empty() {
+        let _opened = sample(&mut line, Sample::Low);
+    }
+    for _ in 0..2 {
+        if !assertion(&mut line).overdrawn.is_empty() {
+            let effects = line.step(Event::Timed { sharer: S, now: 1000 });
+            assert_eq!(effects.notify, SharerSet::only(S), "the window before was over long ago");
+        }
+        let _nothing = notified(&mut line, A, Parity::Odd);
+        if !eoi(&mut line).sample.is_empty() {
+            let _opened = sample(&mut line, Sample::Low);
+        }
+    }
+    assert!(!line.state().is_closed(S));
+    line
+}
+
+/// The device asserts.
+fn assertion(line: &mut Line) -> Effects {
+    let effects = line.step(Event::Wire { metered: true });
+    if effects.sample.is_empty() { effects } else { sample(line, Sample::High) }
+}
+
+fn timed(line: &mut Line, now: u64) -> Effects {
+    line.step(Event::Timed { sharer: S, now })
+}
+
+fn resume(line: &mut Line, now: u64) -> Effects {
+    line.step(Event::Resume { sharer: S, now })
+}
+
+#[test]
+fn n6_one_assertion_too_many_asks_the_clock_before_anything_else() {
+    for gate in GATES {
+        let mut line = spent(gate);
+        let effects = assertion(&mut line);
+        assert_eq!((effects.overdrawn, effects.notify), (SharerSet::only(S), SharerSet::EMPTY));
+    }
+}
+
+#[test]
+fn n6_within_the_window_the_gate_closes_and_nobody_is_notified() {
+    for gate in GATES {
+        let mut line = spent(gate);
+        let _ask = assertion(&mut line);
+        let effects = timed(&mut line, 1099);
+        assert!(effects.notify.is_empty() && effects.changed);
+        assert_eq!(reasons(&line), MaskReasons::THROTTLE);
+        assert!(line.state().is_closed(S), "{gate}");
+        assert_eq!(ledger(&line).suppressed.masked, 1);
+        let storm = line.take_storm(S).unwrap();
+        assert_eq!((storm.interrupts, storm.within, storm.outcome), (2, 99, Outcome::Throttled));
+        assert_eq!(line.take_storm(S), None, "recorded once");
+    }
+}
+
+#[test]
+fn n6_after_the_window_it_is_delivered_like_any_other() {
+    for gate in GATES {
+        let mut line = spent(gate);
+        let _ask = assertion(&mut line);
+        assert_eq!(timed(&mut line, 1100).notify, SharerSet::only(S));
+        let _nothing = notified(&mut line, A, Parity::Odd);
+        assert_eq!(reasons(&line), MaskReasons::IN_SERVICE);
+        assert_eq!(line.take_storm(S), None);
+    }
+}
+
+#[test]
+fn n6_the_pause_ends_at_its_time_and_takes_back_the_throttle_alone() {
+    for gate in GATES {
+        let mut line = spent(gate);
+        let _ask = assertion(&mut line);
+        let _closed = timed(&mut line, 1050);
+        let _masked = mask(&mut line, MaskReasons::OPERATOR);
+        assert!(!resume(&mut line, 1059).changed);
+        assert!(resume(&mut line, 1060).changed);
+        assert_eq!(reasons(&line), MaskReasons::OPERATOR, "an operator's mask is his own");
+        assert!(line.state().is_closed(S));
+        assert!(!resume(&mut line, u64::MAX).changed, "once");
+    }
+}
+
+#[test]
+fn n6_one_storm_too_many_in_a_row_is_the_last() {
+    for gate in GATES {
+        let mut line = spent(gate);
+        let _ask = assertion(&mut line);
+        let _closed = timed(&mut line, 1001);
+        if !resume(&mut line, 1011).sample.is_empty() {
+            let _again = sample(&mut line, Sample::High);
+        } else {
+            let _again = assertion(&mut line);
+        }
+        let _nothing = notified(&mut line, A, Parity::Odd);
+        if eoi(&mut line).sample.is_empty() {
+            let _ask = assertion(&mut line);
+        } else {
+            let _ask = sample(&mut line, Sample::High);
+        }
+        let _closed = timed(&mut line, 1012);
+        assert_eq!(reasons(&line), MaskReasons::QUARANTINE, "{gate}");
+        assert!(!resume(&mut line, u64::MAX).changed, "for good");
+        assert_eq!(line.take_storm(S).unwrap().outcome, Outcome::Quarantined);
+        let _effects = unmask(&mut line, MaskReasons::QUARANTINE);
+        assert_eq!(line.meter(S).unwrap().strikes, 0, "who lifts it forgives");
+    }
+}
+
+#[test]
+fn n6_a_clock_that_nobody_asked_is_nothing() {
+    for gate in GATES {
+        for mut line in [spent(gate), serving(gate), attached(gate)] {
+            let before = line.clone();
+            for now in [0, 1001, u64::MAX] {
+                let effects = timed(&mut line, now);
+                assert!(!effects.changed && effects.notify.is_empty());
+                assert!(!resume(&mut line, now).changed);
+            }
+            assert_eq!(line.state(), before.state());
+            assert_eq!(line.meter(S), before.meter(S));
+        }
+    }
+}
+
+#[test]
+fn n6_a_loopback_is_not_counted() {
+    let mut line = spent(Gate::RteMask);
+    let before = line.meter(S).copied();
+    assert_eq!(line.step(Event::Loopback { sharer: S }).notify, SharerSet::only(S));
+    assert_eq!(line.meter(S).copied(), before);
 }

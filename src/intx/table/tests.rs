@@ -1,7 +1,7 @@
 //! Looking things up, assigning and releasing, and the life of the permanent handler.
 
 use super::*;
-use crate::intx::{Delivery, MAX_SHARERS, Sample};
+use crate::intx::{Budget, Delivery, MAX_SHARERS, Outcome, Sample};
 
 /// A board that takes everything and remembers what was last done to it.
 #[derive(Debug, Default)]
@@ -27,6 +27,9 @@ impl LineIo for Quiet {
     }
     fn virtual_rte_masked(&mut self, _: Notifier) -> bool {
         false
+    }
+    fn now(&mut self) -> u64 {
+        0
     }
 }
 
@@ -247,4 +250,33 @@ fn the_table_is_full_at_its_limit() {
     }
     let full = table.assign(Gsi(99), vector(0x99), Gate::RteMask, owned_by(0), io);
     assert_eq!(full, Err(AssignError::Full));
+}
+
+#[test]
+fn n6_a_vector_finds_its_line_with_a_storm_budget_and_the_budget_counts() {
+    let (mut table, control) = new_table();
+    let io = &mut Quiet::default();
+    let budget = Budget { limit: 1, window: 100, pause: 10, retries: 0 };
+    let plain = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    let limited = table.assign(Gsi(22), vector(0x61), Gate::RteMask, owned_by(0), io).unwrap();
+    assert!(table.limit(limited, budget) && !table.limit(SourceId(2), budget));
+    let control = replace(&table, control, plain, pin(0, 1), io);
+    let control = replace(&table, control, limited, pin(0, 2), io);
+    for (source, raw, delivered) in [(plain, 0x51, 5), (limited, 0x61, 2)] {
+        for _ in 0..5 {
+            for delivery in table.assert(vector(raw), io).unwrap() {
+                assert!(table.complete(source, delivery.target(), io).is_empty());
+            }
+        }
+        assert_eq!(table.source_report(source).unwrap().account.ledger.delivered, delivered);
+    }
+    let (storm, _) = table.resume(limited, 0, io);
+    assert_eq!(storm.unwrap().outcome, Outcome::Quarantined);
+    assert!(table.resume(plain, 0, io).0.is_none());
+    // The last one released takes the vector with it, and the next one on the line has no budget.
+    replace(&table, control, limited, Notifier::None, io);
+    assert!(table.release(limited, io));
+    assert!(table.assert(vector(0x61), io).is_none());
+    table.assign(Gsi(22), vector(0x61), Gate::RteMask, owned_by(0), io).unwrap();
+    assert!(table.assert(vector(0x61), io).is_some());
 }

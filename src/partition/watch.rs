@@ -1,0 +1,240 @@
+//! Looking at the sources that have a policy about misbehaviour, from time to time, by the CPU's own timer.
+//!
+//! Nothing here is on the way of an interrupt: a storm was stopped before it is found here, and a delivery that nobody
+//! completes has all the time there is. A partition none of whose devices has such a policy is never looked at.
+
+use core::fmt;
+use core::num::NonZeroU64;
+use core::ops::RangeInclusive;
+
+use levelhead::config::Device;
+use levelhead::intx::{
+    Completion, EoiWatch, Gate, MaskReasons, Notifier, Outcome, Overdue, Replacing, SourceId, SourceReport,
+    Storm,
+};
+use levelhead::message::{Message, Record};
+use levelhead::policy::{DevicePolicy, NeverEoi};
+
+use super::Partition;
+use crate::arch::x86::clock::Clock;
+use crate::machine::Machine;
+use crate::report::record;
+
+/// When a partition is looked at, and what is under way from the last look.
+pub(crate) struct Watch {
+    clock: Clock,
+    /// Ticks between two looks.
+    period: u64,
+    last: u64,
+    /// A forced completion that waits for the last delivery to the notifier.
+    forcing: Option<Replacing<'static>>,
+}
+
+impl Watch {
+    /// Looks are a quarter of the shortest time of all policies apart, within these bounds.
+    const PERIOD_MS: RangeInclusive<u32> = 1..=100;
+
+    /// The watch that these devices need; none if no policy has a time in it.
+    pub(crate) fn new(devices: &[Device], clock: Option<Clock>) -> Option<Self> {
+        let shortest = devices.iter().filter_map(|device| shortest_ms(&device.policy)).min()?;
+        let (least, most) = Self::PERIOD_MS.into_inner();
+        let clock = clock?;
+        let period = clock.ticks_per_ms.get().saturating_mul(u64::from((shortest / 4).clamp(least, most)));
+        Some(Self { clock, period, last: 0, forcing: None })
+    }
+
+    fn due(&self) -> u64 {
+        self.last.saturating_add(self.period)
+    }
+}
+
+/// The time within which a device's policy wants to be looked at, if it wants to be at all.
+pub(crate) fn shortest_ms(policy: &DevicePolicy) -> Option<u32> {
+    let pause = policy.storm.map(|storm| storm.pause_ms);
+    pause.into_iter().chain(policy.never_eoi.map(|deadline| deadline.after_ms)).min()
+}
+
+impl Partition {
+    /// When the next look is due.
+    #[inline]
+    pub(crate) fn next_look(&self) -> Option<u64> {
+        self.watch.as_ref().map(Watch::due)
+    }
+
+    /// The forced completion under way, for whoever must see it through.
+    pub(crate) fn take_forcing(&mut self) -> Option<Replacing<'static>> {
+        self.watch.as_mut()?.forcing.take()
+    }
+
+    /// Looks at every source with a policy, if that is due at `now`: once each, without waiting for anything.
+    pub(crate) fn look(&mut self, machine: &'static Machine, now: u64) {
+        let Some(watch) = self.watch.as_mut().filter(|watch| watch.due() <= now) else { return };
+        // A look that comes late, because the machine stood still, counts as one on time: the guest stood still as well.
+        let elapsed = now.saturating_sub(watch.last).min(watch.period.saturating_mul(2));
+        watch.last = now;
+        let ticks_per_ms = watch.clock.ticks_per_ms;
+        if let Some(forcing) = watch.forcing.take() {
+            self.poll_forced(machine, forcing);
+        }
+        for index in 0..self.functions.len() {
+            let Some(source) = self.functions.get(index).and_then(|function| function.source) else {
+                continue;
+            };
+            let mut wires = Self::wires(&mut self.chips, self.index, machine);
+            let (storm, mut deliveries) = machine.lines.resume(source, now, &mut wires);
+            self.deliver(&mut deliveries);
+            let Some(report) = machine.lines.source_report(source) else { continue };
+            if let Some(storm) = storm {
+                self.record_storm(machine, index, &report, storm, ticks_per_ms);
+            }
+            let eoi = self.functions.get_mut(index).and_then(|function| function.eoi.as_mut());
+            if let Some(overdue) = eoi.and_then(|eoi| eoi.look(&report.state, &report.account, elapsed))
+                && self.act(machine, source, &report, overdue.action)
+            {
+                let eoi = self.functions.get_mut(index).and_then(|function| function.eoi.as_mut());
+                eoi.into_iter().for_each(|eoi| eoi.acted(&report.account));
+                self.record_overdue(index, &report, overdue, ticks_per_ms);
+            }
+        }
+    }
+
+    /// Records the storms that no look has found yet, of a guest that runs no more.
+    pub(crate) fn last_look(&mut self, machine: &'static Machine) {
+        let Some(ticks_per_ms) = self.watch.as_ref().map(|watch| watch.clock.ticks_per_ms) else { return };
+        for index in 0..self.functions.len() {
+            let source = self.functions.get(index).and_then(|function| function.source);
+            let Some(source) = source else { continue };
+            let mut wires = Self::wires(&mut self.chips, self.index, machine);
+            // At the beginning of time no pause is over.
+            let (storm, mut deliveries) = machine.lines.resume(source, 0, &mut wires);
+            self.deliver(&mut deliveries);
+            if let Some((storm, report)) = storm.zip(machine.lines.source_report(source)) {
+                self.record_storm(machine, index, &report, storm, ticks_per_ms);
+            }
+        }
+    }
+
+    /// Does what is due about a delivery that nobody completes. Whether that could be done now.
+    fn act(
+        &mut self,
+        machine: &'static Machine,
+        source: SourceId,
+        report: &SourceReport,
+        action: NeverEoi,
+    ) -> bool {
+        if action == NeverEoi::Hold {
+            return true;
+        }
+        if self.watch.as_ref().is_none_or(|watch| watch.forcing.is_some()) {
+            return false;
+        }
+        let Some(control) = machine.control.with(Option::take) else { return false };
+        if action == NeverEoi::Quarantine {
+            let mut wires = Self::wires(&mut self.chips, self.index, machine);
+            machine.lines.mask(source, MaskReasons::QUARANTINE, &mut wires);
+        }
+        // The same notifier again: the grace period is what makes it safe to lower the pin.
+        match machine.lines.replace(control, source, report.slot.target, Completion::Forced) {
+            Ok(forcing) => self.poll_forced(machine, forcing),
+            Err((control, _)) => machine.control.with(|slot| *slot = Some(control)),
+        }
+        true
+    }
+
+    fn poll_forced(&mut self, machine: &'static Machine, forcing: Replacing<'static>) {
+        let mut wires = Self::wires(&mut self.chips, self.index, machine);
+        match forcing.poll(&mut wires) {
+            Ok(mut done) => {
+                machine.control.with(|slot| *slot = Some(done.control));
+                self.deliver(&mut done.deliveries);
+            }
+            Err(unfinished) => {
+                if let Some(watch) = &mut self.watch {
+                    watch.forcing = Some(unfinished);
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn record_storm(
+        &self,
+        machine: &Machine,
+        index: usize,
+        report: &SourceReport,
+        storm: Storm,
+        ticks_per_ms: NonZeroU64,
+    ) {
+        let Storm { interrupts, within, strikes, outcome } = storm;
+        let Some(budget) = report.meter.map(|meter| meter.budget) else { return };
+        let ms = |ticks: u64| ticks / ticks_per_ms;
+        let line = machine.lines.line_reports().find(|line| line.gsi == report.gsi);
+        let at_line = line.is_some_and(|line| line.state.gate != Gate::Function);
+        let closed = if at_line { "the whole line is closed" } else { "its neighbours on the line are not" };
+        let follows = fmt::from_fn(|f| match outcome {
+            Outcome::Throttled => write!(
+                f,
+                "throttled for {} ms, time {strikes} of {} in a row",
+                ms(budget.pause),
+                budget.retries
+            ),
+            Outcome::Quarantined => write!(f, "quarantined after {} admissions in a row", budget.retries),
+        });
+        let what = format_args!(
+            "{interrupts} interrupts at {} within {} us, the limit is {} in {} ms; {follows} ({closed})",
+            report.gsi,
+            within.saturating_mul(1000) / ticks_per_ms,
+            budget.limit,
+            ms(budget.window),
+        );
+        let message = match outcome {
+            Outcome::Throttled => Message::Storm,
+            Outcome::Quarantined => Message::StormQuarantined,
+        };
+        record(Record { message, place: &self.device(index), what: Some(&what), remedy: None });
+    }
+
+    #[cold]
+    fn record_overdue(
+        &self,
+        index: usize,
+        report: &SourceReport,
+        overdue: Overdue,
+        ticks_per_ms: NonZeroU64,
+    ) {
+        let follows = match overdue.action {
+            NeverEoi::Hold => "it stays in service",
+            NeverEoi::Complete => "completed by force, once",
+            NeverEoi::Quarantine => "completed by force, and the device is quarantined",
+        };
+        let vpin = fmt::from_fn(|f| match report.state.notifier {
+            Notifier::Pin { vpin, .. } => write!(f, "virtual pin {}", vpin.0),
+            other => write!(f, "{other}"),
+        });
+        let what = format_args!(
+            "delivery {} of {} to {vpin} is not completed after {} ms; {follows}",
+            report.account.ledger.delivered,
+            report.gsi,
+            overdue.age / ticks_per_ms,
+        );
+        let place = self.device(index);
+        record(Record { message: Message::NeverEoi, place: &place, what: Some(&what), remedy: None });
+    }
+
+    /// A device of this partition, as records name it.
+    fn device(&self, index: usize) -> impl fmt::Display {
+        fmt::from_fn(move |f| {
+            write!(f, "partition {}", self.name)?;
+            match self.functions.get(index) {
+                Some(function) => write!(f, ", device {}", function.config.bdf()),
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+/// The watch over a device's completions that its policy asks for.
+pub(crate) fn eoi_watch(policy: &DevicePolicy, clock: Option<Clock>) -> Option<EoiWatch> {
+    let (deadline, clock) = policy.never_eoi.zip(clock)?;
+    Some(EoiWatch::new(&deadline, clock.ticks_per_ms.get()))
+}
