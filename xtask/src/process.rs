@@ -51,12 +51,12 @@ impl Drop for Guard {
 }
 
 /// Runs `command` with no input until it ends or `limit` has passed, handing each line of its output on as it
-/// comes, without its line ending.
+/// comes, without its line ending. A limit that the clock cannot express, [`Duration::MAX`], is none.
 ///
 /// # Errors
 /// When the process cannot be started.
 pub fn run(command: &mut Command, limit: Duration, mut on_line: impl FnMut(Stream, &str)) -> Result<End> {
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now().checked_add(limit);
     let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -84,7 +84,7 @@ pub fn run(command: &mut Command, limit: Duration, mut on_line: impl FnMut(Strea
                     None => End::Signalled(status.signal().unwrap_or(0)),
                 };
                 ended = Some((end, Instant::now() + DRAIN));
-            } else if Instant::now() >= deadline {
+            } else if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 guard.0.kill().context("cannot end a process that ran out of time")?;
                 ended = Some((End::TimedOut(limit), Instant::now() + DRAIN));
             } else if seen > OUTPUT_LIMIT {

@@ -63,8 +63,20 @@ impl Default for Options {
 /// # Errors
 /// When anything before QEMU fails, and when the run fails; the verdict line is printed then already.
 pub fn run(tree: &Tree, options: &Options) -> Result<()> {
+    let machine = machine(tree, options, "run")?;
+    if options.verbose {
+        eprintln!("run: {}", machine.command_line());
+    }
+    show(tree, options, &machine, "run")
+}
+
+/// Builds, packs and puts the machine together, on behalf of `verb`.
+///
+/// # Errors
+/// When there is no QEMU, when the build fails, and when the configuration says no.
+pub fn machine(tree: &Tree, options: &Options, verb: &str) -> Result<Machine> {
     let config = bundle::config_path(tree, &options.config);
-    let qemu = setup::qemu(options.qemu.as_deref(), options.setup, "run")?;
+    let qemu = setup::qemu(options.qemu.as_deref(), options.setup, verb)?;
     tree.build()?;
 
     let mut machine = Machine::new(qemu, tree.hypervisor());
@@ -88,28 +100,33 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
         machine.memory.clone_from(memory);
     }
     machine.smp = options.smp.unwrap_or(machine.smp);
-    if options.verbose {
-        eprintln!("run: {}", machine.command_line());
-    }
+    Ok(machine)
+}
 
+/// Runs the machine with its console on standard output, and a verdict line in the name of `verb` at the end.
+///
+/// # Errors
+/// When QEMU cannot be started, and when the run fails; the verdict line is printed then already.
+pub fn show(tree: &Tree, options: &Options, machine: &Machine, verb: &str) -> Result<()> {
     let mut console = Console::stdout();
     let outcome = machine.run(options.timeout, |line| console.line(line))?;
     for line in &outcome.complaints {
         eprintln!("qemu: {line}");
     }
     let took = outcome.took.as_secs_f32();
+    let config = bundle::config_path(tree, &options.config);
     let name = tree.shown(&config);
     let verdict = outcome.check(33, true);
     let closing = match &verdict {
-        Ok(()) => format!("run: {} {name} in {took:.1} s", console.paint(GOOD, "PASS")),
-        Err(why) => format!("run: {} {name} after {took:.1} s: {why}", console.paint(BAD, "FAIL")),
+        Ok(()) => format!("{verb}: {} {name} in {took:.1} s", console.paint(GOOD, "PASS")),
+        Err(why) => format!("{verb}: {} {name} after {took:.1} s: {why}", console.paint(BAD, "FAIL")),
     };
     console.line(&closing);
     if console.is_gone() {
         // Somebody should learn how it ended, and that not all of it was read.
         let mut console = Console::stderr();
         console.line(closing);
-        console.line("run: standard output was closed before the end");
+        console.line(format!("{verb}: standard output was closed before the end"));
         bail!(crate::Reported);
     }
     verdict.map_err(|_| crate::Reported.into())
