@@ -77,7 +77,8 @@ pub fn guests(tree: &Tree, path: &Path) -> Result<Vec<Guest>, Problems> {
     let loaded = load(tree, path, Guests::Built)?;
     let guest = |partition: &Partition| {
         let kernel = loaded.images.get(usize::from(partition.kernel.0))?.path.clone();
-        Some(Guest { name: partition.name.clone(), kernel })
+        let cpu = *partition.cpus.first()?;
+        Some(Guest { name: partition.name.clone(), cpu, kernel })
     };
     Ok(loaded.config.partitions.iter().filter_map(guest).collect())
 }

@@ -6,14 +6,15 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::build::Tree;
-use crate::qemu::{Machine, Status};
-use crate::{bench, bundle, elf, run, setup};
+use crate::qemu::{Machine, Outcome, Status};
+use crate::{bench, bundle, elf, gdb, run, setup};
 
 /// The table's place in the tree.
 pub const TABLE: &str = "tests/qemu/cases.toml";
@@ -85,6 +86,9 @@ pub struct Case {
     pub repeat: u32,
     /// Where the hypervisor is loaded instead of where its program headers say, as a size (`64M`).
     pub patch_load_base: Option<String>,
+    /// What gdb does, line by line, after the script of `cargo xtask gdb`; without it, gdb has no part in the case.
+    #[serde(default)]
+    pub gdb: Vec<String>,
     /// The oldest QEMU (`major.minor`) that has what the case needs.
     pub needs_qemu: Option<String>,
     /// How it must end.
@@ -117,6 +121,9 @@ pub struct Expect {
     pub absent: Vec<String>,
     /// How many lines the console may have.
     pub most_lines: Option<usize>,
+    /// Texts that gdb must print, each within one line.
+    #[serde(default)]
+    pub gdb: Vec<String>,
 }
 
 fn default_machine() -> String {
@@ -195,6 +202,15 @@ impl Case {
             setup::parse_major_minor(version)
                 .with_context(|| format!("needs_qemu = {version:?} is not like 9.0"))?;
         }
+        ensure!(
+            self.gdb.is_empty() == self.expect.gdb.is_empty(),
+            "a case with `gdb` says what gdb must print (`expect.gdb`), and no other does"
+        );
+        if let Some(last) = self.gdb.last() {
+            ensure!(self.guest_direct.is_none() && !self.bench, "`gdb` is about the hypervisor");
+            ensure!(self.repeat == 1, "gdb attaches once");
+            ensure!(last == "detach", "gdb's last line is \"detach\": it must not be there when QEMU ends");
+        }
         let status = Status::decode(self.expect.exit);
         ensure!(
             !matches!(status, Status::Crash(_)),
@@ -227,13 +243,18 @@ impl Case {
         let folder = tree.scratch("qemu").map_err(complain)?.join(&self.name);
         fs::create_dir_all(&folder)
             .map_err(|error| vec![format!("cannot make {}: {error}", folder.display())])?;
-        let machine = self.machine(tree, qemu, &folder).map_err(complain)?;
+        let mut machine = self.machine(tree, qemu, &folder).map_err(complain)?;
         for round in 1..=self.repeat {
-            let outcome = machine.run(Duration::from_secs(self.timeout_s), |_| {}).map_err(complain)?;
+            let (outcome, debugged) = if self.gdb.is_empty() {
+                (machine.run(self.limit(), |_| {}), Ok(()))
+            } else {
+                self.debug(&mut machine, &folder)
+            };
+            let outcome = outcome.map_err(complain)?;
             let log = folder.join("console.log");
             bundle::write(&log, outcome.console.join("\n").as_bytes()).map_err(complain)?;
             let verdict = outcome.check(self.expect.exit, self.guest_direct.is_none());
-            if let Err(why) = verdict.and_then(|()| self.expect.check(&outcome.console)) {
+            if let Err(why) = debugged.and(verdict).and_then(|()| self.expect.check(&outcome.console)) {
                 let mut lines = vec![why];
                 if self.repeat > 1 {
                     lines.push(format!("in round {round} of {}", self.repeat));
@@ -245,6 +266,34 @@ impl Case {
             }
         }
         Ok(())
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.timeout_s)
+    }
+
+    /// Runs the machine with gdb attached as `cargo xtask gdb` says. Returns how each of them fared.
+    fn debug(&self, machine: &mut Machine, folder: &Path) -> (Result<Outcome>, Result<(), String>) {
+        let script = folder.join("case.gdb");
+        let prepared = setup::gdb(false, "test").and_then(|gdb| {
+            let text = gdb::stop(machine, None)? + &self.gdb.join("\n") + "\n";
+            bundle::write(&script, text.as_bytes())?;
+            Ok(gdb)
+        });
+        let gdb = match prepared {
+            Ok(gdb) => gdb,
+            Err(error) => return (Err(error), Ok(())),
+        };
+        thread::scope(|scope| {
+            let gdb = scope.spawn(|| gdb::batch(&gdb, &script, self.limit()));
+            let outcome = machine.run(self.limit(), |_| {});
+            let debugged = match gdb.join() {
+                Ok(Ok(lines)) => self.expect.check_gdb(&lines),
+                Ok(Err(error)) => Err(format!("{error:#}")),
+                Err(_) => Err("the thread that watched gdb panicked".to_owned()),
+            };
+            (outcome, debugged)
+        })
     }
 
     /// The machine, with the files it boots from made in `folder`.
@@ -334,6 +383,14 @@ impl Expect {
             return Err(format!("the console has {} lines, and {most} are the most", console.len()));
         }
         Ok(())
+    }
+
+    fn check_gdb(&self, printed: &[String]) -> Result<(), String> {
+        let lacks = |text: &&String| !printed.iter().any(|line| line.contains(text.as_str()));
+        match self.gdb.iter().find(lacks) {
+            None => Ok(()),
+            Some(text) => Err(format!("gdb did not print {text:?} but:\n{}", printed.join("\n"))),
+        }
     }
 }
 
@@ -468,6 +525,7 @@ mod tests {
             contains: contains.iter().map(|text| (*text).to_owned()).collect(),
             absent: absent.iter().map(|text| (*text).to_owned()).collect(),
             most_lines: Some(2),
+            gdb: Vec::new(),
         };
         assert!(expect(&["one", "two line"], &["three"]).check(&console).is_ok());
         assert!(expect(&["one", "three"], &[]).check(&console).is_err());

@@ -1,6 +1,7 @@
 //! Levelhead's one front door: `cargo xtask <verb>`.
 //!
 //! * `run`: boot a configuration in QEMU;
+//! * `gdb`: the same, stopped, for gdb to attach to;
 //! * `test`: everything that must hold;
 //! * `gate`: what must not be there, proved;
 //! * `bench`: what an interrupt costs;
@@ -22,6 +23,7 @@ mod console;
 mod docs;
 mod elf;
 mod gates;
+mod gdb;
 mod process;
 mod qemu;
 mod run;
@@ -54,13 +56,19 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --qemu PATH            another QEMU           --verbose      show the QEMU command
       -- WORDS               all further words go to QEMU
 
+  gdb [demo | FILE.toml]     the same, stopped before the first instruction, and the command by which gdb attaches to it;
+                             docs/debugging.md
+      --port N               where gdb attaches; default: a free port
+      --setup                install QEMU and gdb first if they are missing
+      --device --append --machine --cpu --memory --smp --qemu --verbose -- WORDS     as above
+
   test [FILTER ...]          run every check and test whose name holds a FILTER
       --host --model --qemu  only these classes: host checks and tests, loom models, QEMU cases
       --list                 only list the names
       --json                 as JSON, one object per line, and lines for people on standard error; see docs/json.md
       --fuzz-rounds N        how many histories each test of host/border plays; without it, each test's own number
       --seed S               the first one's seed; default 0
-      --setup                install QEMU, rustfmt and clippy first if they are missing
+      --setup                install QEMU, gdb, rustfmt and clippy first if they are missing
 
   gate [NAME ...]            run proof gates, all without a NAME: levels, unsafe, safety, documents, no-std, no-panic,
                              doc
@@ -101,6 +109,7 @@ impl std::error::Error for Reported {}
 #[derive(Debug)]
 enum Verb {
     Run(run::Options),
+    Gdb(gdb::Options),
     Test(test::Options),
     Gate(gates::Options),
     Bench(bench::Options),
@@ -146,6 +155,7 @@ fn perform(verb: &Verb) -> Result<()> {
     let tree = Tree::find()?;
     match verb {
         Verb::Run(options) => run::run(&tree, options),
+        Verb::Gdb(options) => gdb::gdb(&tree, options),
         Verb::Test(options) => test::test(&tree, options),
         Verb::Gate(options) => gates::run(&tree, options),
         Verb::Bench(options) => bench::intx(&tree, options),
@@ -169,7 +179,8 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         Some(other) => return Err(other.unexpected().into()),
     };
     match verb.as_str() {
-        "run" => parse_run(&mut words),
+        "run" => parse_run(&mut words, false),
+        "gdb" => parse_run(&mut words, true),
         "test" => parse_test(&mut words),
         "gate" => parse_gate(&mut words),
         "bench" => parse_bench(&mut words),
@@ -180,7 +191,7 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         "help" => Ok(Verb::Help),
         other => {
             bail!(
-                "there is no verb {other:?}; the verbs are run, test, gate, bench, symbolise, config, build, docs \
+                "there is no verb {other:?}; the verbs are run, gdb, test, gate, bench, symbolise, config, build, docs \
                  and help"
             )
         }
@@ -196,9 +207,10 @@ fn alone(words: &mut lexopt::Parser, verb: Verb) -> Result<Verb> {
     }
 }
 
-fn parse_run(words: &mut lexopt::Parser) -> Result<Verb> {
+/// `run`, or `gdb`, which takes the same words and is not in a hurry.
+fn parse_run(words: &mut lexopt::Parser, for_gdb: bool) -> Result<Verb> {
     let mut options = run::Options::default();
-    let mut config = None;
+    let (mut config, mut port) = (None, None);
     loop {
         // What follows `--` is QEMU's, also where it looks like an option.
         if let Some(raw) = words.try_raw_args()
@@ -219,7 +231,8 @@ fn parse_run(words: &mut lexopt::Parser) -> Result<Verb> {
             Long("smp") => options.smp = Some(words.value()?.parse()?),
             Long("device") => options.devices.push(words.value()?.string()?),
             Long("qemu") => options.qemu = Some(words.value()?.into()),
-            Long("timeout") => {
+            Long("port") if for_gdb => port = Some(words.value()?.parse()?),
+            Long("timeout") if !for_gdb => {
                 let seconds: u64 = words.value()?.parse()?;
                 ensure!(seconds > 0, "--timeout 0 leaves no time to run");
                 options.timeout = Duration::from_secs(seconds);
@@ -230,7 +243,7 @@ fn parse_run(words: &mut lexopt::Parser) -> Result<Verb> {
         }
     }
     options.config = config.unwrap_or(options.config);
-    Ok(Verb::Run(options))
+    Ok(if for_gdb { Verb::Gdb(gdb::Options { run: options, port }) } else { Verb::Run(options) })
 }
 
 fn parse_test(words: &mut lexopt::Parser) -> Result<Verb> {
@@ -373,6 +386,19 @@ mod tests {
     }
 
     #[test]
+    fn gdb_takes_the_words_of_run_but_no_time_limit() {
+        let words = ["gdb", "two", "--port", "1234", "--smp", "2", "--", "-no-shutdown"];
+        let Verb::Gdb(options) = parse(words).unwrap() else { panic!("another verb") };
+        assert_eq!((options.port, options.run.smp), (Some(1234), Some(2)));
+        assert_eq!(
+            (options.run.config.as_str(), &*options.run.words),
+            ("two", &["-no-shutdown".to_owned()][..])
+        );
+        assert!(parse(["gdb", "--timeout", "9"]).is_err());
+        assert!(parse(["run", "--port", "1234"]).is_err());
+    }
+
+    #[test]
     fn words_behind_two_hyphens_are_qemus() {
         let options = run_options(&["run", "demo", "--verbose", "--", "-d", "int", "--", "-S"]);
         assert!(options.verbose);
@@ -401,11 +427,12 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (words, hint) in [
-            (&["fly"][..], "run, test, gate, bench"),
+            (&["fly"][..], "run, gdb, test, gate, bench"),
             (&["run", "--fly"], "--fly"),
             (&["run", "a", "b"], "\"b\""),
             (&["run", "--smp", "many"], "many"),
             (&["run", "--timeout", "0"], "--timeout"),
+            (&["gdb", "--timeout", "9"], "--timeout"),
             (&["test", "--seed", "today"], "today"),
             (&["bench"], "bench intx"),
             (&["bench", "boot"], "bench intx"),

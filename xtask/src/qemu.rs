@@ -1,5 +1,6 @@
 //! QEMU: the command line of one machine, its run, and what its end means.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
@@ -15,6 +16,8 @@ use crate::symbols::{Guest, Symbols};
 pub const PROGRAM: &str = "qemu-system-x86_64";
 /// Words every command line of the hypervisor starts with.
 pub const HYPERVISOR_WORDS: &str = "log=info exit=0xf4";
+/// What QEMU says when gdb's `kill` ends it, with status 0.
+const KILLED: &str = "Terminated via GDBstub";
 /// How the hypervisor's last line begins.
 const VERDICT: &str = "levelhead: verdict ";
 
@@ -106,15 +109,8 @@ impl Machine {
     pub fn command_line(&self) -> String {
         let mut line = self.qemu.display().to_string();
         for word in self.arguments() {
-            let word = word.to_string_lossy();
-            let plain =
-                !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_=.,/:+".contains(c));
             line.push(' ');
-            if plain {
-                line.push_str(&word);
-            } else {
-                line.push_str(&format!("'{}'", word.replace('\'', r"'\''")));
-            }
+            line.push_str(&shell_word(&word.to_string_lossy()));
         }
         line
     }
@@ -141,6 +137,15 @@ impl Machine {
         })?;
         Ok(Outcome { end, console, complaints, took: start.elapsed() })
     }
+}
+
+/// The word as a person would type it into a shell.
+pub fn shell_word(word: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,/:+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return Cow::Borrowed(word);
+    }
+    Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")))
 }
 
 /// What QEMU's exit status says. The hypervisor (or a bare guest) writes a value to `isa-debug-exit`, which
@@ -223,6 +228,9 @@ impl Outcome {
             }
             End::Flooded => return Err("it printed without end: QEMU was ended".to_owned()),
         };
+        if self.complaints.iter().any(|line| line.contains(KILLED)) {
+            return Err("it was ended from gdb".to_owned());
+        }
         if status != expected {
             let got = Status::decode(status);
             return Err(match Status::decode(expected) {

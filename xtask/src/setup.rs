@@ -1,4 +1,4 @@
-//! What the host must have beside Rust and a C compiler: QEMU, and for `test` the rustfmt and clippy components.
+//! What the host must have beside Rust and a C compiler: QEMU, for `test` the rustfmt and clippy components, for `gdb` gdb.
 //!
 //! Nothing is installed unless `--setup` was given, and the package manager's sources are never touched.
 
@@ -16,14 +16,12 @@ use crate::qemu::PROGRAM;
 
 /// The environment variable that names another QEMU binary.
 pub const QEMU_VARIABLE: &str = "LEVELHEAD_QEMU";
-/// The Debian package of QEMU for x86. Its dependencies bring SeaBIOS and the PVH option ROM along.
-const QEMU_PACKAGE: &str = "qemu-system-x86";
 
 /// Which QEMU to run: `wanted` (a path), else what [`QEMU_VARIABLE`] names, else the one in `PATH`, which is
 /// installed if it is missing and `install` allows it.
 ///
 /// # Errors
-/// [`MissingQemu`] when there is none, with the command that installs it: `cargo xtask <verb> --setup`. Others
+/// [`Missing`] when there is none, with the command that installs it: `cargo xtask <verb> --setup`. Others
 /// when it was named wrongly or cannot be installed.
 pub fn qemu(wanted: Option<&Path>, install: bool, verb: &str) -> Result<PathBuf> {
     if let Some(path) = wanted {
@@ -38,37 +36,87 @@ pub fn qemu(wanted: Option<&Path>, install: bool, verb: &str) -> Result<PathBuf>
         );
         return Ok(path);
     }
-    if let Some(path) = find(PROGRAM) {
-        return Ok(path);
-    }
-    if !install {
-        return Err(MissingQemu(missing_qemu(verb)).into());
-    }
-    install_package(QEMU_PACKAGE)?;
-    find(PROGRAM).with_context(|| format!("{QEMU_PACKAGE} is installed, but {PROGRAM} is still not in PATH"))
+    QEMU.find(install, verb)
 }
 
-/// There is no QEMU on this machine: the message with the command to type.
-#[derive(Clone, Debug)]
-pub struct MissingQemu(String);
+/// The gdb in `PATH`, which is installed if it is missing and `install` allows it.
+///
+/// # Errors
+/// As for [`qemu`].
+pub fn gdb(install: bool, verb: &str) -> Result<PathBuf> {
+    GDB.find(install, verb)
+}
 
-impl fmt::Display for MissingQemu {
+/// A program that a Debian package brings.
+struct Packaged {
+    /// What messages call it.
+    title: &'static str,
+    /// What it is looked up by.
+    program: &'static str,
+    package: &'static str,
+}
+
+/// The package's dependencies bring SeaBIOS and the PVH option ROM along.
+const QEMU: Packaged = Packaged { title: "QEMU", program: PROGRAM, package: "qemu-system-x86" };
+const GDB: Packaged = Packaged { title: "gdb", program: "gdb", package: "gdb" };
+
+impl Packaged {
+    /// Where it is in `PATH`; it is installed if it is not there and `install` allows it.
+    fn find(&self, install: bool, verb: &str) -> Result<PathBuf> {
+        let Self { program, package, .. } = self;
+        if let Some(path) = find(program) {
+            return Ok(path);
+        }
+        if !install {
+            return Err(Missing(self.missing(verb)).into());
+        }
+        self.install()?;
+        find(program).with_context(|| format!("{package} is installed, but {program} is still not in PATH"))
+    }
+
+    fn missing(&self, verb: &str) -> String {
+        let Self { title, program, package } = self;
+        let mut message = format!("{title} is missing; install it with: cargo xtask {verb} --setup");
+        if find("apt-get").is_some() {
+            let _ = write!(message, "  (or: apt-get install {package})");
+        } else {
+            let _ =
+                write!(message, "  (which needs apt-get; else install {program} by this system's own means)");
+        }
+        message
+    }
+
+    /// Installs the package with what it needs, without recommendations and without questions.
+    fn install(&self) -> Result<()> {
+        let Self { program, package, .. } = self;
+        ensure!(
+            find("apt-get").is_some(),
+            "--setup installs by apt-get, which this system lacks; install {program} by its own means"
+        );
+        let root = is_root()?;
+        ensure!(
+            root || find("sudo").is_some(),
+            "--setup needs to be root to install {package}, and there is no sudo; as root: apt-get install {package}"
+        );
+        // One source of several that cannot be reached is no reason to give up: the package may come from another.
+        if let Err(error) = apt_get(root, &["update"]) {
+            eprintln!("setup: {error:#}; going on with the package lists there are");
+        }
+        apt_get(root, &["install", "--yes", "--no-install-recommends", package])
+    }
+}
+
+/// A program is not on this machine: the message with the command to type.
+#[derive(Clone, Debug)]
+pub struct Missing(String);
+
+impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for MissingQemu {}
-
-fn missing_qemu(verb: &str) -> String {
-    let mut message = format!("QEMU is missing; install it with: cargo xtask {verb} --setup");
-    if find("apt-get").is_some() {
-        let _ = write!(message, "  (or: apt-get install {QEMU_PACKAGE})");
-    } else {
-        let _ = write!(message, "  (which needs apt-get; else install {PROGRAM} by this system's own means)");
-    }
-    message
-}
+impl std::error::Error for Missing {}
 
 /// The version of the QEMU at `path`, as (major, minor).
 ///
@@ -115,24 +163,6 @@ pub fn component(subcommand: &str, package: &str, install: bool) -> Result<()> {
         bail!("`rustup component add {package}` did not bring `cargo {subcommand}`");
     }
     bail!("`cargo {subcommand}` is missing; install it with: rustup component add {package}")
-}
-
-/// Installs one Debian package with what it needs, without recommendations and without questions.
-fn install_package(package: &str) -> Result<()> {
-    ensure!(
-        find("apt-get").is_some(),
-        "--setup installs by apt-get, which this system lacks; install {PROGRAM} by its own means"
-    );
-    let root = is_root()?;
-    ensure!(
-        root || find("sudo").is_some(),
-        "--setup needs to be root to install {package}, and there is no sudo; as root: apt-get install {package}"
-    );
-    // One source of several that cannot be reached is no reason to give up: the package may come from another.
-    if let Err(error) = apt_get(root, &["update"]) {
-        eprintln!("setup: {error:#}; going on with the package lists there are");
-    }
-    apt_get(root, &["install", "--yes", "--no-install-recommends", package])
 }
 
 fn apt_get(root: bool, words: &[&str]) -> Result<()> {
@@ -188,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_command_to_type_is_named() {
-        let message = missing_qemu("run");
+        let message = QEMU.missing("run");
         assert!(
             message.starts_with("QEMU is missing; install it with: cargo xtask run --setup"),
             "{message}"

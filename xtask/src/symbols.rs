@@ -22,6 +22,7 @@ use std::rc::Rc;
 use addr2line::{Context, demangle_auto};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use gimli::{Dwarf, EndianRcSlice, RunTimeEndian, SectionId};
+use levelhead::irq::CpuId;
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SectionKind, SymbolKind};
 
 use crate::build::Tree;
@@ -171,6 +172,8 @@ impl Lazy {
 pub struct Guest {
     /// The partition.
     pub name: String,
+    /// The CPU it starts on.
+    pub cpu: CpuId,
     /// The file that was packed for it.
     pub kernel: PathBuf,
 }
@@ -356,7 +359,7 @@ mod tests {
             .find(|symbol| symbol.name().is_ok_and(|name| name.contains("levelhead_landmark")))
             .unwrap();
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let guests = [Guest { name: "left".to_owned(), kernel: path.clone() }];
+        let guests = [Guest { name: "left".to_owned(), cpu: CpuId(0), kernel: path.clone() }];
         (Symbols::new(root, [path], &guests), landmark.address())
     }
 

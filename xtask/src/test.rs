@@ -201,6 +201,16 @@ fn case_name(case: &Case) -> String {
     format!("{}{}", Class::Qemu.prefix(), case.name)
 }
 
+/// The verdict on a case that cannot run because of `error`: what is missing is no failure, except under CI.
+fn without(error: &anyhow::Error) -> Verdict {
+    let reason = format!("{error:#}");
+    if error.is::<setup::Missing>() && env::var("CI").as_deref() != Ok("true") {
+        Verdict::Skipped(reason)
+    } else {
+        Verdict::Failed(vec![reason])
+    }
+}
+
 /// Runs the QEMU cases: as many at a time as there are CPUs, then those that want to be alone.
 fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &Report) {
     if cases.is_empty() {
@@ -212,11 +222,8 @@ fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &Report) {
     let (qemu, version) = match ready {
         Ok(ready) => ready,
         Err(error) => {
-            let skip = error.is::<setup::MissingQemu>() && env::var("CI").as_deref() != Ok("true");
             for case in cases {
-                let reason = format!("{error:#}");
-                let verdict = if skip { Verdict::Skipped(reason) } else { Verdict::Failed(vec![reason]) };
-                report.record(&case_name(case), verdict, None);
+                report.record(&case_name(case), without(&error), None);
             }
             return;
         }
@@ -229,6 +236,9 @@ fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &Report) {
         return;
     }
 
+    let wants_gdb = cases.iter().any(|case| !case.gdb.is_empty());
+    let gdb = if wants_gdb { setup::gdb(options.setup, "test").map(|_| ()) } else { Ok(()) };
+
     let (alone, together): (Vec<&Case>, Vec<&Case>) = cases.iter().partition(|case| case.alone);
     let workers = thread::available_parallelism().map_or(1, usize::from).min(4);
     for (cases, workers) in [(together, workers), (alone, 1)] {
@@ -240,9 +250,10 @@ fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &Report) {
                     while let Some(case) = next() {
                         let (name, start) = (case_name(case), Instant::now());
                         report.begin(&name);
-                        let verdict = match case.unfit(version) {
-                            Some(reason) => Verdict::Skipped(reason),
-                            None => case.run(tree, &qemu).into(),
+                        let verdict = match (case.unfit(version), &gdb) {
+                            (Some(reason), _) => Verdict::Skipped(reason),
+                            (None, Err(error)) if !case.gdb.is_empty() => without(error),
+                            (None, _) => case.run(tree, &qemu).into(),
                         };
                         report.record(&name, verdict, Some(start.elapsed()));
                     }
