@@ -194,7 +194,7 @@ catalogue! {
         FileTooLarge "file-too-large"
             "a file is larger than anything of its kind can be"
             "name another file"
-        NotUtf8 "not-utf-8"
+        WrongEncoding "wrong-encoding"
             "the file is not UTF-8, as TOML is"
             "save it as UTF-8"
         CompanionMissing "companion-missing"

@@ -136,7 +136,7 @@ fn content(path: &Path) -> Result<String, Problems> {
         let good = error.utf8_error().valid_up_to();
         let what = format!("the byte {:#04x} is not UTF-8", error.as_bytes()[good]);
         let before = String::from_utf8_lossy(&error.as_bytes()[..good]).into_owned();
-        Problems::at_end_of(shown, &before, Refusal::new(Message::NotUtf8, "file", what))
+        Problems::at_end_of(shown, &before, Refusal::new(Message::WrongEncoding, "file", what))
     })
 }
 

@@ -123,7 +123,7 @@ fn configuration() -> String {
         section.keys.iter().for_each(|key| out += &row(key));
     }
     out + "\nOf any key there may also be said: [`unknown-key`](messages.md#config), `missing-key`, `wrong-type`, `wrong-value`; of \
-           the file: `toml-syntax`,\n`not-utf-8`, `no-such-file`, `file-too-large`. A key that is required has no default. Integers \
+           the file: `toml-syntax`,\n`wrong-encoding`, `no-such-file`, `file-too-large`. A key that is required has no default. Integers \
            may be written as TOML allows: `0xf4`, `1_000`.\n\n\
            ## How images are found\n\n\
            A path is relative to the folder of the configuration file, or absolute. `guest:NAME` is one of the project's own \

@@ -408,7 +408,7 @@ fn every_rule_is_named_by_a_key() {
         "missing-key",
         "wrong-type",
         "wrong-value",
-        "not-utf-8",
+        "wrong-encoding",
         "option-value",
         "selftest-cpus",
         "prt-places",
@@ -596,7 +596,7 @@ fn files_of_any_form_are_answered() {
     };
     assert_eq!(
         judge(&folder.file("latin", b"[[partition]]\nname = \"d\xe9mo\"\n")),
-        "latin:2:10: ERROR Config/not-utf-8: file: the byte 0xe9 is not UTF-8; to do: save it as UTF-8"
+        "latin:2:10: ERROR Config/wrong-encoding: file: the byte 0xe9 is not UTF-8; to do: save it as UTF-8"
     );
     assert!(
         judge(&folder.file("large", vec![b'#'; 10 << 20]))
