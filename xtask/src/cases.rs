@@ -1,11 +1,9 @@
 //! The table of QEMU cases (`tests/qemu/cases.toml`): its form, and how one case is run.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -402,7 +400,7 @@ fn compile_foreign(source: &Path, image: &Path) -> Result<()> {
                          -Wl,--build-id=none -Wl,-z,noexecstack";
     let mut script = OsString::from("-Wl,-T,");
     script.push(source.with_extension("ld"));
-    let mut command = Command::new(env::var_os("CC").unwrap_or_else(|| "cc".into()));
+    let mut command = setup::c_compiler();
     command.args(WORDS.split_whitespace()).arg(script).arg("-o").arg(image).arg(source);
     let output =
         command.output().with_context(|| format!("cannot run {}", command.get_program().display()))?;

@@ -7,6 +7,7 @@
 //! * `bench`: what an interrupt costs;
 //! * `config`: judge and pack configurations;
 //! * `symbolise`: what the addresses in a log mean;
+//! * `doctor`: what this machine lacks;
 //! * `build`: the hypervisor and the guests;
 //! * `docs`: documents that follow from the code.
 //!
@@ -21,6 +22,7 @@ mod check;
 mod config;
 mod console;
 mod docs;
+mod doctor;
 mod elf;
 mod gates;
 mod gdb;
@@ -86,6 +88,10 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --json                 as a JSON array
   config pack FILE -o OUT    judge a configuration and make its bundle
 
+  doctor                     say what this machine lacks, what for, and how to get it
+      --json                 as one JSON document
+      --qemu PATH            look at this QEMU
+
   build                      build the hypervisor and the guests (release)
   docs                       write the documents that follow from the code: docs/messages.md, docs/config.md
   help                       show this
@@ -114,6 +120,7 @@ enum Verb {
     Gate(gates::Options),
     Bench(bench::Options),
     Symbolise(symbols::Options),
+    Doctor(doctor::Options),
     Build,
     Docs,
     Config(ConfigVerb),
@@ -160,6 +167,7 @@ fn perform(verb: &Verb) -> Result<()> {
         Verb::Gate(options) => gates::run(&tree, options),
         Verb::Bench(options) => bench::intx(&tree, options),
         Verb::Symbolise(options) => symbols::symbolise(&tree, options),
+        Verb::Doctor(options) => doctor::doctor(&tree, options),
         Verb::Build => tree.build(),
         Verb::Docs => docs::write(&tree),
         Verb::Config(ConfigVerb::Check(options)) => check::check(&tree, options),
@@ -185,13 +193,14 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         "gate" => parse_gate(&mut words),
         "bench" => parse_bench(&mut words),
         "symbolise" => parse_symbolise(&mut words),
+        "doctor" => parse_doctor(&mut words),
         "build" => alone(&mut words, Verb::Build),
         "docs" => alone(&mut words, Verb::Docs),
         "config" => parse_config(&mut words),
         "help" => Ok(Verb::Help),
         other => {
             bail!(
-                "there is no verb {other:?}; the verbs are run, gdb, test, gate, bench, symbolise, config, build, docs \
+                "there is no verb {other:?}; the verbs are run, gdb, test, gate, bench, symbolise, config, doctor, build, docs \
                  and help"
             )
         }
@@ -312,6 +321,19 @@ fn parse_symbolise(words: &mut lexopt::Parser) -> Result<Verb> {
         }
     }
     Ok(Verb::Symbolise(options))
+}
+
+fn parse_doctor(words: &mut lexopt::Parser) -> Result<Verb> {
+    let mut options = doctor::Options::default();
+    while let Some(word) = words.next()? {
+        match word {
+            Long("json") => options.json = true,
+            Long("qemu") => options.qemu = Some(words.value()?.into()),
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Verb::Doctor(options))
 }
 
 fn parse_config(words: &mut lexopt::Parser) -> Result<Verb> {
@@ -452,6 +474,8 @@ mod tests {
         assert!(matches!(parse([] as [&str; 0]).unwrap(), Verb::Help));
         assert!(matches!(parse(["help"]).unwrap(), Verb::Help));
         assert!(matches!(parse(["build"]).unwrap(), Verb::Build));
+        let doctor = parse(["doctor", "--json", "--qemu", "q"]).unwrap();
+        assert!(matches!(doctor, Verb::Doctor(options) if options.json && options.qemu == Some("q".into())));
         assert!(matches!(parse(["bench", "intx", "--json"]).unwrap(), Verb::Bench(_)));
         assert!(matches!(parse(["gate", "no-std", "--json"]).unwrap(), Verb::Gate(_)));
         assert!(matches!(parse(["symbolise", "log", "--image", "a"]).unwrap(), Verb::Symbolise(_)));

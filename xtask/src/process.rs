@@ -1,14 +1,14 @@
 //! Child processes with a deadline: both output streams line by line, a limit on time and on output, and
 //! nothing left running afterwards.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 /// Longest line handed on whole, in bytes; a longer one arrives in pieces.
 const LINE_LIMIT: u64 = 4096;
@@ -55,16 +55,53 @@ impl Drop for Guard {
 ///
 /// # Errors
 /// When the process cannot be started.
-pub fn run(command: &mut Command, limit: Duration, mut on_line: impl FnMut(Stream, &str)) -> Result<End> {
+pub fn run(command: &mut Command, limit: Duration, on_line: impl FnMut(Stream, &str)) -> Result<End> {
+    attend(command.stdin(Stdio::null()), "", limit, on_line)
+}
+
+/// What `command` prints to standard output when told `input`, if it ends well within `limit`.
+///
+/// # Errors
+/// When it does not; what happened instead fits behind the program's name.
+pub fn answer(command: &mut Command, input: &'static str, limit: Duration) -> Result<String> {
+    let (mut answer, mut complaint) = (String::new(), String::new());
+    let end = attend(command.stdin(Stdio::piped()), input, limit, |stream, line| match stream {
+        Stream::Out => {
+            answer.push_str(line);
+            answer.push('\n');
+        }
+        Stream::Err if line.trim().is_empty() => {}
+        Stream::Err => line.clone_into(&mut complaint),
+    })?;
+    match end {
+        End::Exited(0) => Ok(answer),
+        End::Exited(status) if complaint.is_empty() => bail!("ended with status {status}"),
+        End::Exited(status) => bail!("ended with status {status}: {complaint}"),
+        End::Signalled(signal) => bail!("crashed by signal {signal}"),
+        End::TimedOut(limit) => bail!("hung: it was ended after {} s", limit.as_secs_f32()),
+        End::Flooded => bail!("printed without end"),
+    }
+}
+
+/// Runs `command`, whose standard input is set up already: `input`, if it is a pipe.
+fn attend(
+    command: &mut Command,
+    input: &'static str,
+    limit: Duration,
+    mut on_line: impl FnMut(Stream, &str),
+) -> Result<End> {
     let deadline = Instant::now().checked_add(limit);
     let child = command
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {}", command.get_program().display()))?;
     let mut guard = Guard(child);
 
+    if let Some(mut pipe) = guard.0.stdin.take() {
+        // Beside us, since nobody needs to read it; a failure means just that.
+        thread::spawn(move || pipe.write_all(input.as_bytes()));
+    }
     let (sender, lines) = channel();
     if let Some(out) = guard.0.stdout.take() {
         let sender = sender.clone();
@@ -160,6 +197,25 @@ mod tests {
         lines.sort_by_key(|(stream, _)| *stream == Stream::Err);
         let lines: Vec<_> = lines.iter().map(|(s, l)| (*s, l.as_str())).collect();
         assert_eq!(lines, [(Stream::Out, "one"), (Stream::Out, "three"), (Stream::Err, "two")]);
+    }
+
+    #[test]
+    fn an_answer_is_what_a_command_prints_that_ends_well() {
+        let ask = |script: &str| {
+            let limit = Duration::from_secs(if script.contains("sleep") { 1 } else { 20 });
+            answer(Command::new("/bin/sh").args(["-c", script]), "one\ntwo\n", limit)
+        };
+        assert_eq!(ask("cat; echo aside >&2").unwrap(), "one\ntwo\n");
+        assert_eq!(ask("echo unasked").unwrap(), "unasked\n");
+        for (script, what) in [
+            ("exit 3", "ended with status 3"),
+            ("echo first >&2; echo 'no such thing' >&2; exit 1", "ended with status 1: no such thing"),
+            ("kill -SEGV $$", "crashed by signal 11"),
+            ("exec sleep 60", "hung: it was ended after 1 s"),
+        ] {
+            assert_eq!(ask(script).unwrap_err().to_string(), what, "{script}");
+        }
+        assert!(answer(&mut Command::new("/nonexistent/x"), "", Duration::from_secs(1)).is_err());
     }
 
     #[test]

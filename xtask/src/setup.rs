@@ -7,15 +7,19 @@ use std::fmt::{self, Write as _};
 use std::io::IsTerminal as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::build::cargo;
+use crate::process;
 use crate::qemu::PROGRAM;
 
 /// The environment variable that names another QEMU binary.
 pub const QEMU_VARIABLE: &str = "LEVELHEAD_QEMU";
+/// No program takes this long to tell its version.
+const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Which QEMU to run: `wanted` (a path), else what [`QEMU_VARIABLE`] names, else the one in `PATH`, which is
 /// installed if it is missing and `install` allows it.
@@ -48,17 +52,20 @@ pub fn gdb(install: bool, verb: &str) -> Result<PathBuf> {
 }
 
 /// A program that a Debian package brings.
-struct Packaged {
+#[derive(Debug)]
+pub struct Packaged {
     /// What messages call it.
     title: &'static str,
     /// What it is looked up by.
     program: &'static str,
-    package: &'static str,
+    /// The package.
+    pub package: &'static str,
 }
 
 /// The package's dependencies bring SeaBIOS and the PVH option ROM along.
-const QEMU: Packaged = Packaged { title: "QEMU", program: PROGRAM, package: "qemu-system-x86" };
-const GDB: Packaged = Packaged { title: "gdb", program: "gdb", package: "gdb" };
+pub const QEMU: Packaged = Packaged { title: "QEMU", program: PROGRAM, package: "qemu-system-x86" };
+/// The debugger.
+pub const GDB: Packaged = Packaged { title: "gdb", program: "gdb", package: "gdb" };
 
 impl Packaged {
     /// Where it is in `PATH`; it is installed if it is not there and `install` allows it.
@@ -83,20 +90,23 @@ impl Packaged {
             let _ =
                 write!(message, "  (which needs apt-get; else install {program} by this system's own means)");
         }
+        message.push_str("; what else may be missing: cargo xtask doctor");
         message
     }
 
     /// Installs the package with what it needs, without recommendations and without questions.
     fn install(&self) -> Result<()> {
         let Self { program, package, .. } = self;
+        let installer = Installer::find();
         ensure!(
-            find("apt-get").is_some(),
+            installer.apt,
             "--setup installs by apt-get, which this system lacks; install {program} by its own means"
         );
-        let root = is_root()?;
+        let root = installer.root;
         ensure!(
-            root || find("sudo").is_some(),
-            "--setup needs to be root to install {package}, and there is no sudo; as root: apt-get install {package}"
+            root || installer.sudo,
+            "--setup needs to be root to install {package}, and there is no sudo; {}",
+            installer.line(&[package])
         );
         // One source of several that cannot be reached is no reason to give up: the package may come from another.
         if let Err(error) = apt_get(root, &["update"]) {
@@ -123,15 +133,16 @@ impl std::error::Error for Missing {}
 /// # Errors
 /// When it does not run or does not tell.
 pub fn qemu_version(path: &Path) -> Result<(u32, u32)> {
-    let output = Command::new(path).arg("--version").stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("cannot run {}", path.display()))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    parse_version(&text).with_context(|| format!("{} does not tell its version", path.display()))
+    let text = process::answer(Command::new(path).arg("--version"), "", PROBE_LIMIT);
+    let text = text.with_context(|| format!("{} --version", path.display()))?;
+    let version = parse_version(&text).and_then(parse_major_minor);
+    version.with_context(|| format!("{} does not tell its version: is it a QEMU?", path.display()))
 }
 
-fn parse_version(text: &str) -> Option<(u32, u32)> {
-    let (_, after) = text.split_once("version ")?;
-    parse_major_minor(after.split_whitespace().next()?)
+/// The version in what `qemu --version` prints.
+pub fn parse_version(text: &str) -> Option<&str> {
+    let (_, after) = text.strip_prefix("QEMU")?.split_once("version ")?;
+    after.split_whitespace().next()
 }
 
 /// Reads `7.2`, also with more behind it (`7.2.22`).
@@ -147,10 +158,7 @@ pub fn parse_major_minor(text: &str) -> Option<(u32, u32)> {
 /// # Errors
 /// When it is missing: with the command that installs it.
 pub fn component(subcommand: &str, package: &str, install: bool) -> Result<()> {
-    let present = || {
-        let probe = cargo().args([subcommand, "--version"]).stdin(Stdio::null()).output();
-        probe.is_ok_and(|output| output.status.success())
-    };
+    let present = || component_version(subcommand).is_ok();
     if present() {
         return Ok(());
     }
@@ -162,7 +170,23 @@ pub fn component(subcommand: &str, package: &str, install: bool) -> Result<()> {
         }
         bail!("`rustup component add {package}` did not bring `cargo {subcommand}`");
     }
-    bail!("`cargo {subcommand}` is missing; install it with: rustup component add {package}")
+    bail!(
+        "`cargo {subcommand}` is missing; install it with: rustup component add {package}; what else may be missing: cargo xtask doctor"
+    )
+}
+
+/// The version a cargo component tells.
+///
+/// # Errors
+/// When it is missing.
+pub fn component_version(subcommand: &str) -> Result<String> {
+    let text = process::answer(cargo().args([subcommand, "--version"]), "", PROBE_LIMIT)?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// The C compiler, which compiles one kernel for the QEMU cases.
+pub fn c_compiler() -> Command {
+    Command::new(env::var_os("CC").unwrap_or_else(|| "cc".into()))
 }
 
 fn apt_get(root: bool, words: &[&str]) -> Result<()> {
@@ -186,9 +210,40 @@ fn apt_get(root: bool, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn is_root() -> Result<bool> {
-    let output = Command::new("id").arg("-u").output().context("cannot run id")?;
-    Ok(output.stdout.trim_ascii() == b"0")
+/// How packages are installed here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Installer {
+    /// There is `apt-get`.
+    pub apt: bool,
+    /// This is root.
+    pub root: bool,
+    /// There is `sudo`.
+    pub sudo: bool,
+}
+
+impl Installer {
+    /// This machine's.
+    pub fn find() -> Self {
+        let user = process::answer(Command::new("id").arg("-u"), "", PROBE_LIMIT);
+        let root = user.is_ok_and(|user| user.trim() == "0");
+        Self { apt: find("apt-get").is_some(), root, sudo: find("sudo").is_some() }
+    }
+
+    /// Whether `--setup` can install a package.
+    pub fn works(self) -> bool {
+        self.apt && (self.root || self.sudo)
+    }
+
+    /// What a person types, or has somebody type, to install these packages.
+    pub fn line(self, packages: &[&str]) -> String {
+        let packages = packages.join(" ");
+        match (self.apt, self.root, self.sudo) {
+            (false, _, _) => format!("install {packages} (Debian's name) by this system's own means"),
+            (true, true, _) => format!("apt-get install {packages}"),
+            (true, false, true) => format!("sudo apt-get install {packages}"),
+            (true, false, false) => format!("as root: apt-get install {packages}"),
+        }
+    }
 }
 
 /// The first executable file of that name in `PATH`.
@@ -208,10 +263,12 @@ mod tests {
     fn versions_as_qemu_prints_them() {
         assert_eq!(
             parse_version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright"),
-            Some((7, 2))
+            Some("7.2.22")
         );
-        assert_eq!(parse_version("QEMU emulator version 10.0.2 (v10.0.2)"), Some((10, 0)));
+        assert_eq!(parse_version("QEMU emulator version 10.0.2 (v10.0.2)"), Some("10.0.2"));
         assert_eq!(parse_version("qemu"), None);
+        assert_eq!(parse_version("true (GNU coreutils) version 9.1"), None);
+        assert_eq!(parse_major_minor("7.2.22"), Some((7, 2)));
         assert_eq!(parse_major_minor("9.0"), Some((9, 0)));
         assert_eq!(parse_major_minor("nine"), None);
     }
