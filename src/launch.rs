@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use levelhead::config::MAX_PARTITIONS;
+use levelhead::counters::Stage;
 use levelhead::emulate::warm_up;
 use levelhead::frames::Frames;
 use levelhead::irq::{ApicId, CpuId, Vector};
@@ -87,8 +88,10 @@ fn run_own(cpu: &mut ThisCpu, machine: &'static Machine) {
     unsafe {
         partition.world.activate(cpu);
     }
+    partition.counters.reach(Stage::Running);
     let end = run::run(cpu, machine, &mut partition);
     run::quiesce(cpu, machine, &mut partition);
+    partition.counters.reach(Stage::Ended);
     partition.flush();
     end.report(&mut partition);
     if cpu.nmi_count() > 0 {

@@ -18,7 +18,7 @@
 //! | level | modules |
 //! | --- | --- |
 //! | 0 words | [`addr`], [`irq`], [`message`], [`policy`], [`sync`], [`x86`] |
-//! | 1 resources | [`frames`], [`vcpu`] |
+//! | 1 resources | [`counters`], [`frames`], [`vcpu`] |
 //! | 2 formats | [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
 //! | 3 machines | [`intx`], [`virq`], [`device`], [`config`], [`facts`] |
 //! | 4 systems | [`guest`], [`border`], [`decide`] |
@@ -30,6 +30,7 @@ extern crate alloc;
 pub mod addr;
 pub mod border;
 pub mod config;
+pub mod counters;
 pub mod cpuid;
 pub mod decide;
 pub mod device;

@@ -6,10 +6,11 @@ use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use alloc::{format, vec};
+use core::fmt;
 
 use levelhead::config::Rejection;
 use levelhead::decide::Finding;
-use levelhead::intx::Service;
+use levelhead::intx::{Registrations, Service};
 use levelhead::message::{Message, Party, Record, Refusal};
 use levelhead::pci::IntxView;
 
@@ -161,14 +162,20 @@ pub(crate) fn close(machine: &Machine, partition: &Partition) -> bool {
             continue;
         };
         let line = machine.lines.line_reports().find(|line| line.gsi == report.gsi);
-        let registrations = line.map_or(0, |line| line.registrations.installed);
-        let book = ledger_record(&report, function.replacements, registrations);
+        let Registrations { installed, removed } =
+            line.as_ref().map_or_else(Registrations::default, |line| line.registrations);
+        let gate = fmt::from_fn(|f| match &line {
+            Some(line) => write!(f, "{}", line.state.gate),
+            None => f.write_str("gone"),
+        });
+        let book = ledger_record(&report, function.replacements, installed);
         let even = report.account.balance().is_ok() && book.is_balanced();
         let verdict = if even { "balanced" } else { "NOT BALANCED" };
         balanced &= even;
         print(format_args!(
             "ledger {bdf} ({}) {}: accepted wire {} loopback {} replay {} = delivered {} + coalesced {} + suppressed {} + \
-             pending {}; delivered = eoi {} + forced {} + reset {} + handover {} + in service {}: {verdict}\n",
+             pending {}; delivered = eoi {} + forced {} + reset {} + handover {} + in service {}: {verdict}; \
+             gate {}, handler installed {installed}x, removed {removed}x\n",
             partition.name,
             report.gsi,
             book.accepted_wire,
@@ -183,6 +190,7 @@ pub(crate) fn close(machine: &Machine, partition: &Partition) -> bool {
             book.completed_reset,
             book.completed_handover,
             book.in_service,
+            gate,
         ));
         if book.accepted_wire == 0 && IntxView::read(&machine.config, bdf).is_pending() {
             let place = format_args!("partition {}, device {bdf}", partition.name);
@@ -221,7 +229,7 @@ pub(crate) fn stats(machine: &Machine, partition: &Partition) {
         accesses.reads,
         accesses.writes,
         machine.config.accesses(),
-        partition.interrupts,
+        partition.counters.interrupts(),
     ));
 }
 

@@ -177,7 +177,7 @@ pub(crate) fn take(machine: &'static Machine, partition: &mut Partition, arrived
         let mut wires = Partition::wires(&mut partition.chips, partition.index, machine);
         if let Some(deliveries) = &mut machine.lines.assert(vector, &mut wires) {
             machine.apic.eoi();
-            count(&mut partition.interrupts);
+            partition.counters.count_interrupt();
             partition.deliver(deliveries);
         } else {
             take_local(machine, partition, vector);

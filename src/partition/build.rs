@@ -8,6 +8,7 @@ use core::fmt;
 use levelhead::addr::GuestPhys;
 use levelhead::border::Ports;
 use levelhead::config::{Bundle, Partition as Configured};
+use levelhead::counters::Stage;
 use levelhead::decide::PartitionPlan;
 use levelhead::device::{LineBuffer, PrintBudget};
 use levelhead::emulate::{CodePages, DecodeCache};
@@ -24,7 +25,7 @@ use log::info;
 use super::assign::Assigner;
 use super::ram::Ram;
 use super::watch::{Watch, eoi_watch};
-use super::{Exits, Function, Partition};
+use super::{COUNTERS, Exits, Function, Partition};
 use crate::arch::svm::nested::TablePool;
 use crate::arch::svm::vmrun::World;
 use crate::arch::x86::cpu::cpuid;
@@ -49,6 +50,7 @@ pub(crate) fn build(
     let name = &configured.name;
     let refuse = |message: Message, what: String| Refusal::new(message, format!("partition {name}"), what);
     let bug = |what: &str, why: &dyn fmt::Debug| refuse(Message::InternalError, format!("{what}: {why:?}"));
+    let counters = COUNTERS.slot(index).ok_or_else(|| bug("no slot for its counters", &index))?;
     let memory = GuestMemory::new(configured.memory_bytes)
         .ok_or_else(|| refuse(Message::MemoryPages, format!("{} bytes", configured.memory_bytes)))?;
     let no_room = |_: OutOfMemory| {
@@ -111,7 +113,7 @@ pub(crate) fn build(
         pages: CodePages::new(),
         decoded: DecodeCache::new(),
         exits: Exits::default(),
-        interrupts: 0,
+        counters,
         user_hypercalls: configured.user_hypercalls,
         mtrr_def_type: 0,
         again: (0, 0),
@@ -124,5 +126,6 @@ pub(crate) fn build(
         due: PinSet::EMPTY,
     };
     partition.remap();
+    partition.counters.reach(Stage::Ready);
     Ok((partition, notifiers))
 }

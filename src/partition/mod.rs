@@ -20,6 +20,8 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use levelhead::border::Ports;
+use levelhead::config::MAX_PARTITIONS;
+use levelhead::counters::{Counters, SLOTS, Slot};
 use levelhead::device::{Dropped, LineBuffer, Permission, PrintBudget};
 use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::intx::{Deliveries, EoiWatch, Notifier, SourceId};
@@ -37,6 +39,13 @@ use crate::machine::{Chips, Machine, Wires};
 use crate::{console, report};
 use ram::Ram;
 use watch::Watch;
+
+/// What an observer of the running machine reads, found by this symbol.
+#[expect(unsafe_code, reason = "a symbol with a name of its own")]
+#[unsafe(export_name = "lh_counters")]
+static COUNTERS: Counters = Counters::new();
+
+const _: () = assert!(MAX_PARTITIONS <= SLOTS, "every partition has a slot");
 
 /// The one virtual CPU of a partition.
 pub(crate) const BOOT: Vcpu = Vcpu(0);
@@ -82,8 +91,8 @@ pub(crate) struct Partition {
     pub(crate) pages: CodePages,
     pub(crate) decoded: DecodeCache,
     pub(crate) exits: Exits,
-    /// Lines' interrupts taken on this CPU for this partition.
-    pub(crate) interrupts: u64,
+    /// Lines' interrupts taken on this CPU for this partition, and how far it is; seen from outside.
+    pub(crate) counters: &'static Slot,
     pub(crate) user_hypercalls: bool,
     /// MTRRdefType as the guest wrote it; the memory types themselves are the nested tables' business.
     pub(crate) mtrr_def_type: u64,

@@ -23,7 +23,7 @@ use crate::build::Tree;
 use crate::console::table::{Align, Cell, Table};
 use crate::console::{BAD, Console, GOOD};
 use crate::qemu::{Machine, Outcome};
-use crate::{bundle, run, setup};
+use crate::{bundle, log, run, setup};
 
 /// The guest's interfaces to its local APIC.
 const APICS: [&str; 2] = ["xapic", "x2apic"];
@@ -313,18 +313,17 @@ fn parse_times(fields: &str, apic: &str, vcpu: &str) -> Option<Times> {
 }
 
 impl Counters {
-    /// Reads the lines `stats partition=bench exits.interrupt=1000 ...`, of which there may be several.
+    /// The statistics of the guest's partition.
     fn of(console: &[String]) -> Result<Self> {
-        let mut counters = BTreeMap::new();
-        for line in console {
-            let Some((_, fields)) = line.split_once("stats partition=bench ") else { continue };
-            for (key, value) in fields.split_whitespace().filter_map(|field| field.split_once('=')) {
-                let value = value.parse().with_context(|| format!("counter {key}={value} is no number"))?;
-                ensure!(counters.insert(key.to_owned(), value).is_none(), "counter {key} is printed twice");
-            }
+        let mut stats = console.iter().filter_map(|line| match log::read(line) {
+            Some(log::Line::Stats(stats)) if stats.partition == GUEST => Some(stats.counters),
+            _ => None,
+        });
+        match (stats.next(), stats.next()) {
+            (Some(counters), None) => Ok(Self(counters)),
+            (None, _) => bail!("the hypervisor printed no statistics of the partition {GUEST}"),
+            (Some(_), Some(_)) => bail!("the hypervisor printed the statistics of {GUEST} twice"),
         }
-        ensure!(!counters.is_empty(), "the hypervisor printed no `stats partition=bench`");
-        Ok(Self(counters))
     }
 
     /// What was counted more in a `longer` run.
@@ -456,7 +455,7 @@ mod tests {
     #[test]
     fn counts_of_boot_cancel_out() {
         let short = Counters::of(&console(
-            "x\n[0.1] stats partition=bench exits.interrupt=1100 exits.npf=90\nstats partition=bench interrupts=1100",
+            "x\nstats partition=bench exits.interrupt=1100 exits.npf=90 interrupts=1100",
         ));
         let long = Counters::of(&console(
             "stats partition=bench exits.interrupt=2100 exits.npf=90 exits.msr=1000 interrupts=2100\n\
@@ -473,7 +472,7 @@ mod tests {
     fn counters_that_make_no_sense_are_refused() {
         assert!(Counters::of(&console("nothing")).is_err());
         assert!(Counters::of(&console("stats partition=bench a=x")).is_err());
-        assert!(Counters::of(&console("stats partition=bench a=1\nstats partition=bench a=2")).is_err());
+        assert!(Counters::of(&console("stats partition=bench a=1\nstats partition=bench b=2")).is_err());
         let one = |count| Counters(BTreeMap::from([("a".to_owned(), count)]));
         assert!(one(2).until(&one(1)).is_err());
     }
@@ -490,6 +489,7 @@ mod tests {
     #[test]
     fn the_json_has_the_agreed_keys() {
         let json = serde_json::to_value(vec![row(900, 901, &[("interrupt", 1.0)])]).unwrap();
+        assert_eq!(json, crate::console::json::tests::example("bench"));
         let row = &json[0];
         assert_eq!(row["host"], "levelhead");
         assert_eq!(row["round_trip"], serde_json::json!({ "min": 900, "median": 900, "max": 901 }));

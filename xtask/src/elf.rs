@@ -14,6 +14,63 @@ const PHYS32_ENTRY: u32 = 18;
 /// The image is mapped by 2 MiB pages: any base is a multiple of that.
 const ALIGN: u64 = 2 << 20;
 
+/// Section header type of a symbol table (ELF-64 object file format, table 3-2).
+const SHT_SYMTAB: u32 = 2;
+
+/// The physical address at which the loaded symbol `name` of `image` begins: its address, as far from its segment's
+/// virtual address as the segment's physical one is.
+///
+/// # Errors
+/// When the file is damaged, or has no such symbol in a loaded segment.
+pub fn physical_address(image: &[u8], name: &str) -> Result<u64> {
+    ensure!(image.get(..6) == Some(b"\x7fELF\x02\x01"), "not a 64-bit little-endian ELF file");
+    let address = symbol(image, name)?.with_context(|| format!("there is no symbol {name}"))?;
+    let table = usize::try_from(read_u64(image, 32)?)?;
+    let size = usize::from(read_u16(image, 54)?);
+    for index in 0..usize::from(read_u16(image, 56)?) {
+        let header = table.saturating_add(index * size);
+        let start = read_u64(image, header + 16)?;
+        if read_u32(image, header)? == PT_LOAD
+            && let Some(offset) = address.checked_sub(start)
+            && offset < read_u64(image, header + 40)?
+        {
+            return read_u64(image, header + 24)?.checked_add(offset).context("a segment wraps around");
+        }
+    }
+    bail!("symbol {name} is in no loaded segment")
+}
+
+/// The value of a symbol.
+fn symbol(image: &[u8], name: &str) -> Result<Option<u64>> {
+    const ENTRY_BYTES: usize = 24;
+    let table = usize::try_from(read_u64(image, 40)?)?;
+    let size = usize::from(read_u16(image, 58)?);
+    let section = |index: usize| table.saturating_add(index.saturating_mul(size));
+    // Offset and length of a section's contents.
+    let contents = |header: usize| -> Result<(usize, usize)> {
+        Ok((usize::try_from(read_u64(image, header + 24)?)?, usize::try_from(read_u64(image, header + 32)?)?))
+    };
+    for index in 0..usize::from(read_u16(image, 60)?) {
+        let header = section(index);
+        if read_u32(image, header + 4)? != SHT_SYMTAB {
+            continue;
+        }
+        let names = contents(section(read_u32(image, header + 40)? as usize))?.0;
+        let (start, bytes) = contents(header)?;
+        let symbols = image
+            .get(start..start.saturating_add(bytes))
+            .context("the ELF file ends before its symbols do")?;
+        for entry in symbols.chunks_exact(ENTRY_BYTES) {
+            let at = names.saturating_add(read_u32(entry, 0)? as usize);
+            let found = image.get(at..).and_then(|rest| rest.strip_prefix(name.as_bytes()));
+            if found.is_some_and(|rest| rest.first() == Some(&0)) {
+                return Ok(Some(read_u64(entry, 8)?));
+            }
+        }
+    }
+    Ok(None)
+}
+
 /// A copy of `image` whose lowest loaded segment lies at physical `base`, everything else moved along.
 ///
 /// # Errors
@@ -160,6 +217,52 @@ mod tests {
             let changed = image.iter().zip(&moved).filter(|(a, b)| a != b).count();
             assert!(changed <= 4 * 4, "{changed} bytes changed");
             assert_eq!(move_to(&moved, 2 << 20).unwrap(), image, "and back");
+        }
+    }
+
+    /// [`sample`] with a symbol table of `first` at 0x200040 and `second` at 0x400040 past the virtual base.
+    fn with_symbols() -> Vec<u8> {
+        let mut image = sample(8);
+        let names = image.len();
+        image.extend(b"\0first\0second\0");
+        let symbols = image.len();
+        for (name, value) in [(1_u32, 0x20_0040_u64), (7, 0x40_0040)] {
+            image.extend(name.to_le_bytes());
+            image.extend([0; 4]);
+            image.extend((value | 1 << 63).to_le_bytes());
+            image.extend([0; 8]);
+        }
+        let table = image.len() as u64;
+        for (kind, offset, size, link) in
+            [(3_u32, names, symbols - names, 0_u32), (SHT_SYMTAB, symbols, 48, 0)]
+        {
+            image.extend(0_u32.to_le_bytes());
+            image.extend(kind.to_le_bytes());
+            image.extend([0; 16]);
+            image.extend((offset as u64).to_le_bytes());
+            image.extend((size as u64).to_le_bytes());
+            image.extend(link.to_le_bytes());
+            image.extend([0; 20]);
+        }
+        image[40..48].copy_from_slice(&table.to_le_bytes());
+        image[58..60].copy_from_slice(&64_u16.to_le_bytes());
+        image[60..62].copy_from_slice(&2_u16.to_le_bytes());
+        image
+    }
+
+    #[test]
+    fn symbols_lie_where_their_segment_is_loaded() {
+        let image = with_symbols();
+        assert_eq!(physical_address(&image, "first").unwrap(), 0x20_0040);
+        assert_eq!(physical_address(&image, "second").unwrap(), 0x40_0040);
+        let moved = move_to(&image, 64 << 20).unwrap();
+        assert_eq!(physical_address(&moved, "second").unwrap(), (66 << 20) + 0x40);
+        for none in ["", "firs", "secondx"] {
+            assert!(physical_address(&image, none).is_err(), "{none:?}");
+        }
+        // The last section header ends in fields that nobody reads.
+        for length in 0..image.len() - 20 {
+            assert!(physical_address(&image[..length], "second").is_err(), "{length}");
         }
     }
 

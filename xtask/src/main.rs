@@ -26,10 +26,13 @@ mod doctor;
 mod elf;
 mod gates;
 mod gdb;
+mod live;
+mod log;
 mod process;
 mod qemu;
 mod run;
 mod setup;
+mod signals;
 mod symbols;
 mod test;
 
@@ -56,6 +59,7 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --memory SIZE          default 256M           --smp COUNT    default 1
       --timeout SECONDS      after which a run counts as hung; default 120
       --qemu PATH            another QEMU           --verbose      show the QEMU command
+      --json                 one JSON document at the end, and lines for people on standard error; see docs/json.md
       -- WORDS               all further words go to QEMU
 
   gdb [demo | FILE.toml]     the same, stopped before the first instruction, and the command by which gdb attaches to it;
@@ -149,7 +153,9 @@ fn main() -> ExitCode {
             } else if !error.is::<Reported>() {
                 eprintln!("error: {error:#}");
             }
-            ExitCode::FAILURE
+            // What a shell makes of a program that a signal ended.
+            let interrupted = signals::caught().and_then(|signal| u8::try_from(128 + signal).ok());
+            interrupted.map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }
 }
@@ -232,6 +238,7 @@ fn parse_run(words: &mut lexopt::Parser, for_gdb: bool) -> Result<Verb> {
         let Some(word) = words.next()? else { break };
         match word {
             Long("setup") => options.setup = true,
+            Long("json") => options.json = true,
             Long("verbose") | Short('v') => options.verbose = true,
             Long("append") => options.append.push(words.value()?.string()?),
             Long("machine") => options.machine = Some(words.value()?.string()?),

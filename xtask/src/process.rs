@@ -1,19 +1,27 @@
 //! Child processes with a deadline: both output streams line by line, a limit on time and on output, and
 //! nothing left running afterwards.
 
+use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write as _};
+use std::ops::ControlFlow;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::signals;
+
 /// Longest line handed on whole, in bytes; a longer one arrives in pieces.
 const LINE_LIMIT: u64 = 4096;
 /// Most output taken from one process, in bytes. A guest that prints for ever is stopped by it.
 const OUTPUT_LIMIT: usize = 16 << 20;
+/// How many lines may wait for whoever takes them.
+const QUEUE: usize = 1024;
+/// How often whoever watches is told that time passes.
+const TICK: Duration = Duration::from_millis(100);
 /// How long the streams of an ended process may stay open, for a grandchild that still holds them.
 const DRAIN: Duration = Duration::from_millis(500);
 
@@ -37,6 +45,33 @@ pub enum End {
     TimedOut(Duration),
     /// Killed here, because it printed more than [`OUTPUT_LIMIT`].
     Flooded,
+    /// Killed here, because whoever watched it had seen enough.
+    Stopped,
+    /// Killed here, because this signal asked us to end.
+    Interrupted(i32),
+}
+
+impl fmt::Display for End {
+    /// What it did, for a sentence that begins with its name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "ended with status {status}"),
+            Self::Signalled(signal) => write!(f, "was ended by signal {signal}"),
+            Self::TimedOut(limit) => write!(f, "was ended after {} s", limit.as_secs_f32()),
+            Self::Flooded => f.write_str("was ended because it printed without end"),
+            Self::Stopped => f.write_str("was ended because nobody reads what it prints"),
+            Self::Interrupted(signal) => write!(f, "was ended by {}", signals::name(*signal)),
+        }
+    }
+}
+
+/// What there is to know of a running process.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// It printed a line.
+    Line(Stream, &'a str),
+    /// Nothing came for a moment, or much comes and a moment has passed.
+    Tick,
 }
 
 /// Kills the process when dropped, so that no early return leaves it behind.
@@ -55,8 +90,13 @@ impl Drop for Guard {
 ///
 /// # Errors
 /// When the process cannot be started.
-pub fn run(command: &mut Command, limit: Duration, on_line: impl FnMut(Stream, &str)) -> Result<End> {
-    attend(command.stdin(Stdio::null()), "", limit, on_line)
+pub fn run(command: &mut Command, limit: Duration, mut on_line: impl FnMut(Stream, &str)) -> Result<End> {
+    watch(command, Stdio::null(), limit, |event| {
+        if let Event::Line(stream, line) = event {
+            on_line(stream, line);
+        }
+        ControlFlow::Continue(())
+    })
 }
 
 /// What `command` prints to standard output when told `input`, if it ends well within `limit`.
@@ -65,13 +105,16 @@ pub fn run(command: &mut Command, limit: Duration, on_line: impl FnMut(Stream, &
 /// When it does not; what happened instead fits behind the program's name.
 pub fn answer(command: &mut Command, input: &'static str, limit: Duration) -> Result<String> {
     let (mut answer, mut complaint) = (String::new(), String::new());
-    let end = attend(command.stdin(Stdio::piped()), input, limit, |stream, line| match stream {
-        Stream::Out => {
-            answer.push_str(line);
-            answer.push('\n');
+    let end = attend(command.stdin(Stdio::piped()), input, limit, |event| {
+        match event {
+            Event::Line(Stream::Out, line) => {
+                answer.push_str(line);
+                answer.push('\n');
+            }
+            Event::Line(Stream::Err, line) if !line.trim().is_empty() => line.clone_into(&mut complaint),
+            Event::Line(Stream::Err, _) | Event::Tick => {}
         }
-        Stream::Err if line.trim().is_empty() => {}
-        Stream::Err => line.clone_into(&mut complaint),
+        ControlFlow::Continue(())
     })?;
     match end {
         End::Exited(0) => Ok(answer),
@@ -80,7 +123,22 @@ pub fn answer(command: &mut Command, input: &'static str, limit: Duration) -> Re
         End::Signalled(signal) => bail!("crashed by signal {signal}"),
         End::TimedOut(limit) => bail!("hung: it was ended after {} s", limit.as_secs_f32()),
         End::Flooded => bail!("printed without end"),
+        End::Stopped | End::Interrupted(_) => bail!("{end}"),
     }
+}
+
+/// As [`run`] with a standard input, and with a say: the process is ended when `on_event` breaks. Ticks come every now
+/// and then.
+///
+/// # Errors
+/// When the process cannot be started.
+pub fn watch(
+    command: &mut Command,
+    input: Stdio,
+    limit: Duration,
+    on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<End> {
+    attend(command.stdin(input), "", limit, on_event)
 }
 
 /// Runs `command`, whose standard input is set up already: `input`, if it is a pipe.
@@ -88,8 +146,9 @@ fn attend(
     command: &mut Command,
     input: &'static str,
     limit: Duration,
-    mut on_line: impl FnMut(Stream, &str),
+    mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<End> {
+    signals::catch();
     let deadline = Instant::now().checked_add(limit);
     let child = command
         .stdout(Stdio::piped())
@@ -102,7 +161,8 @@ fn attend(
         // Beside us, since nobody needs to read it; a failure means just that.
         thread::spawn(move || pipe.write_all(input.as_bytes()));
     }
-    let (sender, lines) = channel();
+    // Bounded, so that a reader of ours that is slow slows the process down instead of filling memory.
+    let (sender, lines) = sync_channel(QUEUE);
     if let Some(out) = guard.0.stdout.take() {
         let sender = sender.clone();
         thread::spawn(move || read_lines(out, Stream::Out, &sender));
@@ -113,7 +173,15 @@ fn attend(
 
     let mut seen = 0_usize;
     let mut ended: Option<(End, Instant)> = None;
+    let mut ticked = Instant::now();
     loop {
+        if ticked.elapsed() >= TICK {
+            ticked = Instant::now();
+            if on_event(Event::Tick).is_break() && ended.is_none() {
+                guard.0.kill().context("cannot end a process that nobody watches")?;
+                return Ok(End::Stopped);
+            }
+        }
         if ended.is_none() {
             if let Some(status) = guard.0.try_wait().context("cannot wait for a process")? {
                 let end = match status.code() {
@@ -124,6 +192,9 @@ fn attend(
             } else if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 guard.0.kill().context("cannot end a process that ran out of time")?;
                 ended = Some((End::TimedOut(limit), Instant::now() + DRAIN));
+            } else if let Some(signal) = signals::caught() {
+                guard.0.kill().context("cannot end a process")?;
+                ended = Some((End::Interrupted(signal), Instant::now() + DRAIN));
             } else if seen > OUTPUT_LIMIT {
                 guard.0.kill().context("cannot end a process that prints without end")?;
                 return Ok(End::Flooded);
@@ -132,7 +203,10 @@ fn attend(
         match lines.recv_timeout(Duration::from_millis(20)) {
             Ok((stream, line)) => {
                 seen += line.len() + 1;
-                on_line(stream, &line);
+                if on_event(Event::Line(stream, &line)).is_break() && ended.is_none() {
+                    guard.0.kill().context("cannot end a process that nobody watches")?;
+                    return Ok(End::Stopped);
+                }
             }
             Err(RecvTimeoutError::Timeout) => {
                 if let Some((end, drained)) = ended
@@ -153,7 +227,7 @@ fn attend(
 }
 
 /// Sends `stream` on by lines, the last one also when it has no line ending.
-fn read_lines(stream: impl Read, name: Stream, sender: &Sender<(Stream, String)>) {
+fn read_lines(stream: impl Read, name: Stream, sender: &SyncSender<(Stream, String)>) {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
     loop {
@@ -239,6 +313,33 @@ mod tests {
             sh("exec yes 0123456789012345678901234567890123456789", Duration::from_secs(60)).0,
             End::Flooded
         );
+    }
+
+    #[test]
+    fn a_watcher_that_has_seen_enough_ends_it() {
+        let mut command = Command::new("/bin/sh");
+        let end = watch(
+            command.args(["-c", "echo one; exec sleep 60"]),
+            Stdio::null(),
+            Duration::from_secs(60),
+            |event| match event {
+                Event::Line(..) => ControlFlow::Break(()),
+                Event::Tick => ControlFlow::Continue(()),
+            },
+        );
+        assert_eq!(end.unwrap(), End::Stopped);
+    }
+
+    #[test]
+    fn time_passes_for_a_watcher_of_a_silent_process() {
+        let mut ticks = 0;
+        let mut command = Command::new("/bin/sh");
+        let end =
+            watch(command.args(["-c", "exec sleep 60"]), Stdio::null(), Duration::from_secs(60), |_| {
+                ticks += 1;
+                if ticks == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+        assert_eq!(end.unwrap(), End::Stopped);
     }
 
     #[test]

@@ -3,13 +3,16 @@
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt;
+use std::ops::ControlFlow;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::process::{self, End, Stream};
+use crate::live;
+use crate::process::{self, End, Event, Stream};
 use crate::symbols::{Guest, Symbols};
 
 /// The name QEMU is looked up by.
@@ -18,6 +21,8 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 pub const HYPERVISOR_WORDS: &str = "log=info exit=0xf4";
 /// What QEMU says when gdb's `kill` ends it, with status 0.
 const KILLED: &str = "Terminated via GDBstub";
+/// QEMU's own exit status when its words make no machine.
+const QEMU_REFUSES: i32 = 1;
 /// How the hypervisor's last line begins.
 const VERDICT: &str = "levelhead: verdict ";
 
@@ -74,6 +79,11 @@ impl Machine {
 
     /// The words after `qemu-system-x86_64`.
     pub fn arguments(&self) -> Vec<OsString> {
+        self.arguments_with(&["-serial", "stdio"])
+    }
+
+    /// The same with the serial console elsewhere.
+    fn arguments_with(&self, serial: &[&str]) -> Vec<OsString> {
         let mut words: Vec<OsString> = Vec::new();
         let mut add = |flag: &str, value: &str| words.extend([flag.into(), value.into()]);
         add("-M", &self.machine);
@@ -88,7 +98,8 @@ impl Machine {
             add("-icount", "shift=0,sleep=off");
         }
         add("-display", "none");
-        add("-serial", "stdio");
+        words.extend(serial.iter().map(OsString::from));
+        let mut add = |flag: &str, value: &str| words.extend([flag.into(), value.into()]);
         add("-monitor", "none");
         // q35 brings a network card of its own, which would take a slot.
         add("-nic", "none");
@@ -121,19 +132,50 @@ impl Machine {
     /// # Errors
     /// When QEMU cannot be started.
     pub fn run(&self, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<Outcome> {
+        self.watch(limit, None, |event| {
+            if let Event::Line(Stream::Out, line) = event {
+                on_line(line);
+            }
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// The same for somebody who watches, and has `monitor`, QEMU's standard input from [`live`]. The machine is ended
+    /// when `on_event` breaks.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started.
+    pub fn watch(
+        &self,
+        limit: Duration,
+        monitor: Option<Stdio>,
+        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Outcome> {
         let start = Instant::now();
         let mut console = Vec::new();
         let mut complaints = Vec::new();
         let mut symbols = Symbols::new(&self.root, [self.kernel.clone()], &self.guests);
         let mut command = Command::new(&self.qemu);
-        let end = process::run(command.args(self.arguments()), limit, |stream, line| match stream {
-            Stream::Out => {
-                for line in symbols.lines(line) {
-                    on_line(&line);
-                    console.push(line);
+        // In a group of its own: a Ctrl-C is for us, who then end it and say so.
+        command.process_group(0);
+        command.args(match monitor {
+            Some(_) => self.arguments_with(&live::WORDS),
+            None => self.arguments(),
+        });
+        let end = process::watch(&mut command, monitor.unwrap_or_else(Stdio::null), limit, |event| {
+            match event {
+                Event::Line(Stream::Out, line) => {
+                    for line in symbols.lines(line) {
+                        let go_on = on_event(Event::Line(Stream::Out, &line));
+                        console.push(line);
+                        go_on?;
+                    }
+                    return ControlFlow::Continue(());
                 }
+                Event::Line(Stream::Err, line) => complaints.push(line.to_owned()),
+                Event::Tick => {}
             }
-            Stream::Err => complaints.push(line.to_owned()),
+            on_event(event)
         })?;
         Ok(Outcome { end, console, complaints, took: start.elapsed() })
     }
@@ -219,17 +261,22 @@ impl Outcome {
     pub fn check(&self, expected: i32, under_levelhead: bool) -> Result<(), String> {
         let status = match self.end {
             End::Exited(status) => status,
-            End::Signalled(signal) => return Err(format!("QEMU was ended by signal {signal}")),
             End::TimedOut(limit) => {
                 return Err(format!(
                     "it hung: QEMU was ended after {} s without a verdict",
                     limit.as_secs_f32()
                 ));
             }
-            End::Flooded => return Err("it printed without end: QEMU was ended".to_owned()),
+            end @ (End::Signalled(_) | End::Flooded | End::Stopped | End::Interrupted(_)) => {
+                return Err(format!("QEMU {end}"));
+            }
         };
         if self.complaints.iter().any(|line| line.contains(KILLED)) {
             return Err("it was ended from gdb".to_owned());
+        }
+        if status == QEMU_REFUSES && self.console.is_empty() && status != expected {
+            let said = self.complaints.last().map_or("it does not say why", String::as_str);
+            return Err(format!("QEMU refused to start: {said}"));
         }
         if status != expected {
             let got = Status::decode(status);
@@ -274,6 +321,8 @@ impl Outcome {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     fn outcome(end: End, console: &[&str]) -> Outcome {
@@ -330,6 +379,72 @@ mod tests {
             assert!(outcome(end, &pass).check(33, true).is_err(), "{end:?}");
         }
         assert!(outcome(End::TimedOut(Duration::from_secs(1)), &pass).check(33, true).is_err());
+    }
+
+    /// A QEMU that does what `script` says.
+    fn fake(name: &str, script: &str) -> (PathBuf, Machine) {
+        let path = std::env::temp_dir().join(format!("levelhead-qemu-{name}-{}", std::process::id()));
+        // Written by another process: no child of another test can still hold it open, which would keep it from starting.
+        let mut write = Command::new("/bin/sh");
+        write
+            .args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$0\" && chmod +x \"$0\""])
+            .arg(&path)
+            .arg(script);
+        assert!(write.status().unwrap().success());
+        let machine = Machine::new(path.clone(), "k".into());
+        (path, machine)
+    }
+
+    fn failure_of(name: &str, script: &str) -> (String, Outcome) {
+        let (path, machine) = fake(name, script);
+        let outcome = machine.run(Duration::from_secs(20), |_| {}).unwrap();
+        std::fs::remove_file(path).unwrap();
+        (outcome.check(33, true).unwrap_err(), outcome)
+    }
+
+    #[test]
+    fn a_qemu_that_is_killed_in_the_middle_is_no_success_and_keeps_its_last_words() {
+        let (why, outcome) = failure_of("killed", "echo levelhead: verdict PASS; kill -KILL $$");
+        assert_eq!(why, "QEMU was ended by signal 9");
+        assert_eq!(outcome.console, ["levelhead: verdict PASS"]);
+    }
+
+    #[test]
+    fn a_qemu_that_refuses_to_start_is_quoted() {
+        let (why, _) =
+            failure_of("refuses", "echo \"qemu: -device foo: 'foo' is not a valid device\" >&2; exit 1");
+        assert_eq!(why, "QEMU refused to start: qemu: -device foo: 'foo' is not a valid device");
+        let (why, _) = failure_of("silent", "exit 1");
+        assert_eq!(why, "QEMU refused to start: it does not say why");
+        let (why, _) = failure_of("later", "echo boot; exit 1");
+        assert_eq!(why, "QEMU itself failed (status 1)");
+    }
+
+    #[test]
+    fn a_qemu_that_floods_is_ended() {
+        let (why, _) = failure_of("floods", "exec yes 0123456789012345678901234567890123456789");
+        assert_eq!(why, "QEMU was ended because it printed without end");
+    }
+
+    #[test]
+    fn a_qemu_that_cannot_be_started_is_named() {
+        let machine = Machine::new("/nonexistent/qemu".into(), "k".into());
+        let error = machine.run(Duration::from_secs(20), |_| {}).unwrap_err();
+        assert!(format!("{error:#}").contains("cannot start /nonexistent/qemu"), "{error:#}");
+    }
+
+    #[test]
+    fn a_watched_machine_has_its_monitor_on_standard_input() {
+        let (path, machine) = fake("monitor", "echo \"$@\"; read line; echo \"asked $line\"; exit 33");
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.write_all(b"something\n").unwrap();
+        let input = Stdio::from(std::os::fd::OwnedFd::from(theirs));
+        let outcome =
+            machine.watch(Duration::from_secs(20), Some(input), |_| ControlFlow::Continue(())).unwrap();
+        std::fs::remove_file(path).unwrap();
+        let words = outcome.console.first().unwrap();
+        assert!(words.contains("chardev:lh-com1") && !words.contains("stdio"), "{words}");
+        assert_eq!(outcome.console.get(1).map(String::as_str), Some("asked something"));
     }
 
     #[test]

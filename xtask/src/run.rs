@@ -1,4 +1,12 @@
-//! `run`: boots a configuration in QEMU, shows the console as it comes and ends with one verdict line.
+//! `run`: boots a configuration in QEMU, shows the console as it comes, what the machine has come to, and ends with one
+//! verdict line.
+//!
+//! * here: the machine that was asked for, and the closing line;
+//! * `watch`: what is shown while it runs;
+//! * `summary`: what is known at the end, as tables and for machines.
+
+mod summary;
+mod watch;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,9 +14,13 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::build::Tree;
-use crate::console::{BAD, Console, GOOD};
+use crate::console::{BAD, Console, GOOD, json};
+use crate::live::Live;
 use crate::qemu::{HYPERVISOR_WORDS, Machine};
 use crate::{bundle, setup};
+
+use summary::Report;
+use watch::Watch;
 
 /// What `run` was asked for.
 #[derive(Clone, Debug)]
@@ -35,6 +47,8 @@ pub struct Options {
     pub qemu: Option<PathBuf>,
     /// After which time a run counts as hung.
     pub timeout: Duration,
+    /// Whether to print one JSON document on standard output; lines for people go to standard error then.
+    pub json: bool,
     /// Further QEMU words, from behind `--`.
     pub words: Vec<String>,
 }
@@ -53,6 +67,7 @@ impl Default for Options {
             devices: Vec::new(),
             qemu: None,
             timeout: Duration::from_secs(120),
+            json: false,
             words: Vec::new(),
         }
     }
@@ -103,30 +118,38 @@ pub fn machine(tree: &Tree, options: &Options, verb: &str) -> Result<Machine> {
     Ok(machine)
 }
 
-/// Runs the machine with its console on standard output, and a verdict line in the name of `verb` at the end.
+/// Runs the machine with its console on standard output, or beside a report for machines, with what it has come to, and
+/// with a verdict line in the name of `verb` at the end.
 ///
 /// # Errors
 /// When QEMU cannot be started, and when the run fails; the verdict line is printed then already.
-pub fn show(tree: &Tree, options: &Options, machine: &Machine, verb: &str) -> Result<()> {
-    let mut console = Console::stdout();
-    let outcome = machine.run(options.timeout, |line| console.line(line))?;
+pub fn show(tree: &Tree, options: &Options, machine: &Machine, verb: &'static str) -> Result<()> {
+    let partitions: Vec<String> = machine.guests.iter().map(|guest| guest.name.clone()).collect();
+    // Without it the run is as good, but for the count of interrupts.
+    let (live, monitor) = Live::start(&machine.kernel, partitions.len()).ok().unzip();
+    let mut watch = Watch::new(Console::beside(options.json), live, partitions, verb);
+    let outcome = machine.watch(options.timeout, monitor, |event| watch.see(event))?;
+    let Watch { mut console, summary, .. } = watch;
+    console.clear_status();
     for line in &outcome.complaints {
-        eprintln!("qemu: {line}");
+        Console::stderr().line(format_args!("qemu: {line}"));
     }
-    let took = outcome.took.as_secs_f32();
     let config = bundle::config_path(tree, &options.config);
-    let name = tree.shown(&config);
     let verdict = outcome.check(33, true);
+    let took = outcome.took.as_secs_f32();
+    let name = tree.shown(&config).to_string();
+    summary.show(&mut console);
     let closing = match &verdict {
         Ok(()) => format!("{verb}: {} {name} in {took:.1} s", console.paint(GOOD, "PASS")),
         Err(why) => format!("{verb}: {} {name} after {took:.1} s: {why}", console.paint(BAD, "FAIL")),
     };
     console.line(&closing);
+    if options.json {
+        json::print("run", &Report::new(&name, machine, &outcome, &verdict, &summary))?;
+    }
     if console.is_gone() {
-        // Somebody should learn how it ended, and that not all of it was read.
-        let mut console = Console::stderr();
-        console.line(closing);
-        console.line(format!("{verb}: standard output was closed before the end"));
+        // Somebody should learn how it ended.
+        Console::stderr().line(closing);
         bail!(crate::Reported);
     }
     verdict.map_err(|_| crate::Reported.into())

@@ -20,7 +20,7 @@ use crate::build::Tree;
 use crate::cases::{self, Case};
 use crate::console::{Console, json};
 use crate::gates::GATES;
-use crate::setup;
+use crate::{setup, signals};
 
 pub use host::{Step, output, succeeds};
 pub use report::Report;
@@ -176,7 +176,8 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
     let report = Report::new(planned, Console::beside(options.json), options.json);
     report.during(|| {
         // The builds come first among the steps, so that the cases have something to boot.
-        for step in &steps {
+        let go_on = || signals::caught().is_none();
+        for step in steps.iter().take_while(|_| go_on()) {
             let start = Instant::now();
             report.begin(step.name);
             let verdict = (step.run)(tree, options.setup);
@@ -185,12 +186,15 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
         for (name, lines) in broken {
             report.record(&name, Verdict::Failed(lines), None);
         }
-        for suite in &suites {
+        for suite in suites.iter().take_while(|_| go_on()) {
             suite.run(options.fuzz, &report);
         }
         run_cases(tree, options, &cases, &report);
     });
     report.close();
+    if let Some(signal) = signals::caught() {
+        bail!("interrupted by {}; what was not run yet is not counted", signals::name(signal));
+    }
     if report.has_failed() {
         bail!(crate::Reported);
     }
@@ -246,7 +250,10 @@ fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &Report) {
         thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| {
-                    let next = || queue.lock().ok().and_then(|mut queue| queue.pop_front());
+                    let next = || match signals::caught() {
+                        Some(_) => None,
+                        None => queue.lock().ok().and_then(|mut queue| queue.pop_front()),
+                    };
                     while let Some(case) = next() {
                         let (name, start) = (case_name(case), Instant::now());
                         report.begin(&name);

@@ -143,10 +143,7 @@ pub fn output(command: &mut Command) -> Result<Vec<String>, Vec<String>> {
     });
     let why = match end {
         Ok(End::Exited(0)) => return Ok(out),
-        Ok(End::Exited(status)) => format!("status {status}"),
-        Ok(End::Signalled(signal)) => format!("ended by signal {signal}"),
-        Ok(End::TimedOut(limit)) => format!("ended after {} s", limit.as_secs()),
-        Ok(End::Flooded) => "ended because it printed without end".to_owned(),
+        Ok(end) => end.to_string(),
         Err(error) => return Err(vec![format!("{error:#}")]),
     };
     let mut lines = vec![format!("{command:?}: {why}")];

@@ -173,10 +173,8 @@ impl Suite {
         report.finish(&self.label);
         let why = match end {
             Ok(End::Exited(0)) if left.is_empty() => return,
-            Ok(End::Exited(status)) => format!("the program ended with status {status}"),
-            Ok(End::Signalled(signal)) => format!("the program was ended by signal {signal}"),
-            Ok(End::TimedOut(limit)) => format!("the program was ended after {} s", limit.as_secs()),
-            Ok(End::Flooded) => "the program printed without end".to_owned(),
+            Ok(End::Interrupted(_)) => return,
+            Ok(end) => format!("the program {end}"),
             Err(error) => format!("{error:#}"),
         };
         for test in left {
