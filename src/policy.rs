@@ -101,7 +101,11 @@ impl fmt::Display for NeverEoi {
     }
 }
 
-/// What is done about a function that cannot be reset alone when it is assigned.
+/// What is done about a function that cannot be reset alone, that is, has no function-level reset (PCI Express Base 4.0
+/// 6.6.2, or the Advanced Features capability of conventional PCI).
+///
+/// Nothing resets a function yet: every function is passed as it was found. The key keeps devices out whose state could not
+/// be cleared between two owners.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum NoReset {
     /// It is assigned as it was found, with bus mastering off and its line masked until then. The default, because the

@@ -27,7 +27,7 @@ use crate::pci::pin::DisIntxFault;
 use crate::pci::route::{RouteSource, resolve};
 use crate::pci::virtual_bar::{BarPlacer, BarWindow, Placement};
 use crate::pci::{Bdf, Function, IntPin, PinRoute, VirtualConfig};
-use crate::policy::DevicePolicy;
+use crate::policy::{DevicePolicy, NoReset};
 use crate::virq::Contributor;
 
 /// Where guests find the BARs of their functions at first, and may move them to.
@@ -366,6 +366,10 @@ impl Planner<'_> {
             return plan;
         };
         plan.function = Some(*function);
+        if device.policy.no_reset == NoReset::Refuse && function.capabilities.function_level_reset.is_none() {
+            let what = format!("{} has no function-level reset (FLR)", device.bdf);
+            self.refuse(path.key("no-reset"), Message::NoReset, what);
+        }
         let place = path.key("bdf");
         match self.bars(facts, function, partition, placer) {
             Ok(placement) => plan.bars = Some(placement),

@@ -3,9 +3,10 @@ use crate::addr::HostPhys;
 use crate::config::ImageIndex;
 use crate::facts::{IoApic, MemoryEntry, MemoryKind, Override};
 use crate::irq::{Polarity, TriggerMode};
+use crate::pci::capability::FunctionLevelReset;
 use crate::pci::fake::{FakeFunction, Machine, bdf};
 use crate::pci::route::PrtEntry;
-use crate::pci::{Topology, enumerate};
+use crate::pci::{Offset, Topology, enumerate};
 use crate::policy::DevicePolicy;
 use std::borrow::ToOwned;
 use std::vec;
@@ -187,6 +188,29 @@ fn everything_the_machine_says_no_to_is_said_at_once_with_its_key() {
     ];
     assert_eq!(records, expected.map(|(path, message)| (path.to_owned(), message)));
     assert!(plan.findings.iter().all(|finding| finding.refusal.place == finding.path.to_string()));
+}
+
+#[test]
+fn a_function_without_a_reset_is_refused_where_one_is_asked_for() {
+    let picky = |at| {
+        let device = device(at);
+        Device { policy: DevicePolicy { no_reset: NoReset::Refuse, ..device.policy }, ..device }
+    };
+    let facts = routed(&machine());
+    let (_, records) = decided(Some(&facts), &[picky("00:03.0")]);
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert!(
+        records[0].starts_with("ERROR Device/no-reset: partition[0].device[0].no-reset: 00:03.0 has no "),
+        "{records:?}"
+    );
+    assert_eq!(decided(Some(&facts), &[device("00:03.0")]).1, [""; 0]);
+
+    // With a function-level reset the same wish is granted; without facts it is left to boot.
+    let mut resettable = facts;
+    let edu = resettable.functions.iter_mut().find(|function| function.bdf == bdf("00:03.0")).unwrap();
+    edu.capabilities.function_level_reset = Some(FunctionLevelReset::PciExpress(Offset::conventional(0x40)));
+    assert_eq!(decided(Some(&resettable), &[picky("00:03.0")]).1, [""; 0]);
+    assert_eq!(decided(None, &[picky("00:03.0")]).1, [""; 0]);
 }
 
 #[test]

@@ -392,10 +392,11 @@ pub const NO_RESET: Key = Key {
     kind: "string",
     default: Some("`\"mask\"`"),
     range: || "`\"mask\"` or `\"refuse\"`".into(),
-    meaning: "what is done about a function that cannot be reset alone: it is passed as it was found, masked until then; or \
-              it is refused",
-    example: "no-reset = \"refuse\"",
-    messages: &[],
+    meaning: "what is done about a function without a function-level reset (FLR): it is passed all the same, silenced and \
+              with bus mastering off until then; or it is refused at boot. No function is reset yet: each is passed as it \
+              was found",
+    example: "no-reset = \"mask\"",
+    messages: &[Message::NoReset],
 };
 
 fn bounds(range: &std::ops::RangeInclusive<u32>) -> String {
