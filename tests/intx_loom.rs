@@ -251,6 +251,10 @@ impl LineIo for &SharedBoard {
     fn virtual_rte_masked(&mut self, target: Notifier) -> bool {
         self.with(|board| board.virtual_rte_masked(target))
     }
+
+    fn now(&mut self) -> u64 {
+        self.with(|board| board.now())
+    }
 }
 
 /// A machine with one device: the table, the board, and what its CPUs do.
