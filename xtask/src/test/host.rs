@@ -139,7 +139,10 @@ pub fn output(command: &mut Command) -> Result<Vec<String>, Vec<String>> {
         if stream == process::Stream::Out {
             out.push(line.to_owned());
         }
-        all.push(line.to_owned());
+        // Cargo's messages for machines would crowd out its words for people.
+        if !line.starts_with("{\"reason\":") {
+            all.push(line.to_owned());
+        }
     });
     let why = match end {
         Ok(End::Exited(0)) => return Ok(out),
@@ -163,6 +166,9 @@ mod tests {
         };
         assert!(lines[0].ends_with("status 3"), "{lines:?}");
         assert!(lines.contains(&"one".to_owned()) && lines.contains(&"two".to_owned()), "{lines:?}");
+        let script = "echo '{\"reason\":\"compiler-artifact\"}'; echo why >&2; exit 1";
+        let lines = output(Command::new("/bin/sh").args(["-c", script])).unwrap_err();
+        assert_eq!(lines.get(1).map(String::as_str), Some("why"), "{lines:?}");
     }
 
     #[test]
