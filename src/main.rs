@@ -21,6 +21,7 @@ mod rt;
 mod run;
 mod selftest;
 mod setup;
+mod survey;
 mod system;
 
 use alloc::vec::Vec;
@@ -118,9 +119,13 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
         cpus: &cpus,
         apic,
         io_apics,
+        features,
         space,
         frames,
     };
+    if loader.words().any(|word| word == setup::FACTS) {
+        return system.report_facts();
+    }
     let (machine, placed) = system.build()?;
     report::lines(machine, &placed);
 

@@ -359,7 +359,7 @@ catalogue! {
     Config Warn {
         OptionUnknown "option-unknown"
             "a word of the hypervisor's command line means nothing"
-            "use log=, exit= and selftest="
+            "use log=, exit=, selftest= and facts"
     }
     Firmware Error {
         HandOver "hand-over"

@@ -18,6 +18,8 @@ use crate::boot::pvh::BootInfo;
 use crate::report::record;
 use crate::rt::exit::set_port;
 
+/// The word that asks for a report of the machine instead of partitions.
+pub(crate) const FACTS: &str = "facts";
 /// Where a word of the command line stands.
 const COMMAND_LINE: &str = "command line";
 
@@ -30,6 +32,7 @@ pub(crate) fn options(loader: &BootInfo) -> Result<(), Refusal> {
             Some(("exit", value)) => exit_port(value),
             Some(("log", value)) => log_level(value),
             Some(("selftest", _)) => Ok(()),
+            None if word == FACTS => Ok(()),
             _ => {
                 let what = format_args!("{word:?} means nothing");
                 record(Record {

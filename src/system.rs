@@ -5,6 +5,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
+use core::fmt;
 
 use levelhead::config;
 use levelhead::decide::{Plan, decide, places, unrouted};
@@ -13,18 +14,20 @@ use levelhead::frames::{Frames, Range};
 use levelhead::guest::{Fault, judge};
 use levelhead::intx::{Completion, Control, Gate, LineTable, Notifier, SourceId, Targets};
 use levelhead::irq::{ApicId, CpuId, Gsi, Pin};
-use levelhead::message::{Message, Refusal};
+use levelhead::message::{Message, Record, Refusal};
 use levelhead::pci::{Bdf, enumerate};
 use levelhead::sync::Lock;
 use levelhead::virq::PINS;
 use log::info;
 
+use crate::arch::svm::enable::Features;
 use crate::arch::x86::clock::{Clock, PmTimer};
 use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::ioapic::IoApics;
 use crate::arch::x86::lapic::LocalApic;
-use crate::arch::x86::paging::{AddressSpace, OutOfMemory, direct};
+use crate::arch::x86::paging::{AddressSpace, direct};
 use crate::boot::pvh::{BootInfo, REACH};
+use crate::console::print;
 use crate::machine::Machine;
 use crate::partition::assign::Assigner;
 use crate::partition::watch::shortest_ms;
@@ -32,8 +35,10 @@ use crate::partition::{Partition, build};
 use crate::platform::handler::Memory;
 use crate::platform::prt;
 use crate::platform::tables::Platform;
-use crate::report::BootError;
+use crate::report::{BootError, record};
+use crate::rt::exit::Verdict;
 use crate::rt::{heap, panic};
+use crate::survey;
 
 /// The interpreter's memory while AML runs; free again afterwards.
 const AML_ARENA_BYTES: u64 = 16 * 1024 * 1024;
@@ -50,6 +55,7 @@ pub(crate) struct System<'a> {
     pub(crate) cpus: &'a [(CpuId, ApicId)],
     pub(crate) apic: LocalApic,
     pub(crate) io_apics: IoApics,
+    pub(crate) features: Features,
     pub(crate) space: &'a mut AddressSpace,
     pub(crate) frames: &'a mut Frames,
 }
@@ -73,6 +79,57 @@ impl System<'_> {
         );
     }
 
+    /// Finds out what the machine is, but for what only firmware's AML knows.
+    fn facts(&mut self) -> Result<(HostConfig, Facts), BootError> {
+        let host_config = HostConfig::new(self.platform.ecam, self.space, self.frames)?;
+        let mut functions = Vec::new();
+        let topology = enumerate(&host_config, &[0], |function| functions.push(function));
+        self.report_gates();
+        info!("{} PCI functions by {}:", functions.len(), host_config.way());
+        for function in &functions {
+            info!("  {function}");
+        }
+        let facts = Facts {
+            hypervisor: env!("CARGO_PKG_VERSION").to_string(),
+            processor: survey::processor(self.features),
+            cpus: self.cpus.iter().map(|(_, apic)| *apic).collect(),
+            memory: self.loader.memory().collect(),
+            free_bytes: self.frames.free_bytes(),
+            io_apics: self.chips.clone(),
+            overrides: self.platform.overrides.clone(),
+            ecam: self.platform.ecam,
+            functions,
+            topology,
+            proofs: Vec::new(),
+            routing: Routing::NotAsked,
+        };
+        Ok((host_config, facts))
+    }
+
+    /// Describes the machine on the console, as far as its firmware allows.
+    pub(crate) fn report_facts(mut self) -> Result<Verdict, BootError> {
+        let (host_config, mut facts) = self.facts()?;
+        survey::prove(&mut facts, &host_config);
+        let too_long =
+            |_: fmt::Error| Refusal::new(Message::InternalError, "facts report", "a line of it is too long");
+        survey::begin(&facts).map_err(too_long)?;
+        let every: Vec<Bdf> = facts.proofs.iter().map(|proof| proof.bdf).collect();
+        let places = places(&facts, every.iter().copied());
+        let routing = routing(self.loader, &every, places, &host_config, self.space, self.frames)
+            .unwrap_or_else(|refusal| {
+                record(Record {
+                    message: refusal.message,
+                    place: &refusal.place,
+                    what: Some(&refusal.what),
+                    remedy: None,
+                });
+                Routing::Unknown(refusal.what)
+            });
+        survey::close(&routing).map_err(too_long)?;
+        print(format_args!("levelhead: verdict PASS\n"));
+        Ok(Verdict::Pass)
+    }
+
     /// Judges the bundle, assigns its devices, loads its images.
     pub(crate) fn build(mut self) -> Result<(&'static Machine, Vec<Placed>), BootError> {
         let module = bundle(self.loader)?;
@@ -84,27 +141,7 @@ impl System<'_> {
         }
         info!("bundle of {} KiB, {} partition(s)", module.len() >> 10, config.partitions.len());
 
-        let host_config = HostConfig::new(self.platform.ecam, self.space, self.frames)?;
-        let mut functions = Vec::new();
-        let topology = enumerate(&host_config, &[0], |function| functions.push(function));
-        self.report_gates();
-        info!("{} PCI functions by {}:", functions.len(), host_config.way());
-        for function in &functions {
-            info!("  {function}");
-        }
-        let mut facts = Facts {
-            cpus: self.cpus.iter().map(|(_, apic)| *apic).collect(),
-            memory: self.loader.memory().collect(),
-            free_bytes: self.frames.free_bytes(),
-            io_apics: self.chips,
-            overrides: self.platform.overrides,
-            ecam: self.platform.ecam,
-            functions,
-            topology,
-            proofs: Vec::new(),
-            routing: Routing::NotAsked,
-        };
-
+        let (host_config, mut facts) = self.facts()?;
         let images = bundle.images().len();
         // What is wrong in any case is refused before firmware is asked.
         let mut plan = settled(decide(&config, images, Some(&facts)))?;
@@ -218,14 +255,19 @@ fn routing(
     config: &HostConfig,
     space: &mut AddressSpace,
     frames: &mut Frames,
-) -> Result<Routing, BootError> {
+) -> Result<Routing, Refusal> {
+    if places.is_empty() {
+        return Ok(Routing::Known { asked: places, entries: Vec::new() });
+    }
     let names = asked.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if places.len() > prt::MAX_PLACES {
         let what = format!("{} places to look up, {} at most", places.len(), prt::MAX_PLACES);
-        return Err(Refusal::new(Message::PrtPlaces, format!("devices {names}"), what).into());
+        return Err(Refusal::new(Message::PrtPlaces, format!("devices {names}"), what));
     }
     info!("asking firmware's _PRT for the GSI of {names}");
-    let arena = frames.allocate(AML_ARENA_BYTES, 4096, u64::MAX).ok_or(OutOfMemory)?;
+    let arena = frames.allocate(AML_ARENA_BYTES, 4096, u64::MAX).ok_or_else(|| {
+        Refusal::new(Message::HypervisorMemory, "machine", Message::HypervisorMemory.meaning())
+    })?;
     panic::set_aml_subject(Some(&names));
     // SAFETY: the arena is fresh memory in the direct map; look_up returns plain values, and what it borrows lives
     // longer than its own allocations.
@@ -246,7 +288,7 @@ fn routing(
         }
         None => {
             let what = "the firmware's AML gave no routing (_PRT)";
-            Err(Refusal::new(Message::AmlGaveUp, format!("devices {names}"), what).into())
+            Err(Refusal::new(Message::AmlGaveUp, format!("devices {names}"), what))
         }
     }
 }

@@ -28,6 +28,8 @@ fn facts(machine: &Machine) -> Facts {
     let topology = enumerate(machine, &[0], |function| functions.push(function));
     assert_eq!(topology, Topology::of(&[0], &functions));
     Facts {
+        hypervisor: String::new(),
+        processor: crate::facts::Processor::default(),
         cpus: vec![ApicId(0), ApicId(4)],
         memory: vec![MemoryEntry { start: 0, bytes: 256 << 20, kind: MemoryKind::Usable }],
         free_bytes: 200 << 20,

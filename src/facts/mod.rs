@@ -3,6 +3,13 @@
 //! The hypervisor fills [`Facts`] in at boot from firmware's tables, the interrupt chips and configuration space. Whoever has them,
 //! the hypervisor or a tool on another machine, comes to the same decisions. Nothing here touches hardware, and nothing
 //! is more than the machine's own claim.
+//!
+//! * here: the values;
+//! * `text`: the values as TOML;
+//! * `frame`: that text on a serial console, so that damage to it is noticed.
+
+pub mod frame;
+pub mod text;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -108,9 +115,26 @@ pub struct Proof {
     pub dis_intx: Option<Result<(), DisIntxFault>>,
 }
 
+/// What CPUID says of the boot CPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Processor {
+    /// Vendor string (leaf 0).
+    pub vendor: String,
+    /// Model string (leaves 8000_0002 to 8000_0004).
+    pub model: String,
+    /// Address space identifiers (leaf 8000_000A, EBX).
+    pub asids: u32,
+    /// SVM features (leaf 8000_000A, EDX).
+    pub svm_features: u32,
+}
+
 /// The machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
+    /// The version of the hypervisor that found it out.
+    pub hypervisor: String,
+    /// The boot CPU.
+    pub processor: Processor,
     /// The CPUs by their numbers, the boot CPU first.
     pub cpus: Vec<ApicId>,
     /// The memory map.

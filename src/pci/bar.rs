@@ -104,6 +104,15 @@ pub struct Bar {
 }
 
 impl Bar {
+    /// A register as somebody describes it, or `None` when no register can be like that.
+    pub fn new(index: BarIndex, kind: BarKind, address: u64, bytes: u64) -> Option<Self> {
+        let least = if kind.is_memory() { 16 } else { 4 };
+        let possible = bytes.is_power_of_two() && bytes >= least && address & (bytes - 1) == 0;
+        let bar = Self { index, kind, address, bytes };
+        let reach = if matches!(kind, BarKind::Memory64 { .. }) { u64::MAX } else { u64::from(u32::MAX) };
+        (possible && bar.last() <= reach).then_some(bar)
+    }
+
     /// The (first) register.
     pub const fn index(&self) -> BarIndex {
         self.index
@@ -191,6 +200,22 @@ pub struct Bars([BarSlot; 6]);
 impl Bars {
     /// None at all.
     pub const NONE: Self = Self([BarSlot::Empty; 6]);
+
+    /// Puts what the register `index` is into its place: a base address, or `None` for one that makes no sense. Whether
+    /// the place, and for a 64-bit register the next one, was free.
+    pub fn put(&mut self, index: BarIndex, bar: Option<Bar>) -> bool {
+        let wide = bar.is_some_and(|bar| matches!(bar.kind, BarKind::Memory64 { .. }));
+        let slot = bar.map_or(BarSlot::Malformed, BarSlot::Bar);
+        let at = usize::from(index.0);
+        let places = if wide { self.0.get_mut(at..at + 2) } else { self.0.get_mut(at..=at) };
+        let Some(places) = places.filter(|places| places.iter().all(|place| *place == BarSlot::Empty)) else {
+            return false;
+        };
+        for (place, value) in places.iter_mut().zip([slot, BarSlot::Upper]) {
+            *place = value;
+        }
+        true
+    }
 
     /// The register `index`.
     pub fn slot(&self, index: BarIndex) -> BarSlot {

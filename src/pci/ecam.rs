@@ -34,6 +34,16 @@ impl EcamWindow {
         }
     }
 
+    /// Where bus 0 would lie.
+    pub const fn base(&self) -> HostPhys {
+        self.base
+    }
+
+    /// The first and the last bus.
+    pub const fn buses(&self) -> (u8, u8) {
+        (self.first_bus, self.last_bus)
+    }
+
     /// The first byte to map.
     pub const fn start(&self) -> HostPhys {
         // `new` found room for more than that.

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::config::command_status;
-use super::{Bdf, Command, ConfigSpace, Offset, Status};
+use super::{Bdf, Command, ConfigSpace, Function, Header, Offset, Status};
 
 /// One of the four interrupt pins of a device, INTA# to INTD# (PCI 3.0 2.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -180,6 +180,23 @@ impl DisIntx {
         space.write16(self.bdf, Offset::COMMAND, command.bits());
     }
 
+    /// Tries whether DisINTx of a function that nobody uses can be set and cleared, and leaves it as it was. `None` for one
+    /// without a pin, and for a bridge, which is left alone.
+    ///
+    /// As with [`Self::prove`], the line is masked while this runs.
+    pub fn try_out(space: &impl ConfigSpace, function: &Function) -> Option<Result<(), DisIntxFault>> {
+        if function.interrupt_pin.is_none() || function.header != Header::Endpoint {
+            return None;
+        }
+        let IntxView::Present { disabled, .. } = IntxView::read(space, function.bdf) else {
+            return Some(Err(DisIntxFault::Absent));
+        };
+        let writer = Self::take(space, function.bdf)?;
+        let verdict = writer.prove(space);
+        writer.write(space, disabled);
+        Some(verdict)
+    }
+
     /// Proves that DisINTx can be set and cleared, and leaves it set.
     ///
     /// The function may drive its wire between two of the writes, so the line is masked while this runs. The bit
@@ -285,5 +302,26 @@ mod tests {
         let writer = DisIntx::take(&machine, at).unwrap();
         machine.remove(at);
         assert_eq!(writer.prove(&machine), Err(DisIntxFault::Absent));
+    }
+
+    #[test]
+    fn trying_out_leaves_the_register_as_it_was_and_bridges_alone() {
+        for before in [0x0003, 0x0403, 0x0507] {
+            let machine = Machine::with([("00:03.0", FakeFunction::edu().command(before))]);
+            let function = Function::read(&machine, bdf("00:03.0")).unwrap();
+            assert_eq!(DisIntx::try_out(&machine, &function), Some(Ok(())));
+            assert_eq!(machine.peek16(bdf("00:03.0"), 0x04), before);
+        }
+        let others = [
+            ("00:04.0", FakeFunction::pci_testdev()),
+            ("00:1e.0", FakeFunction::bridge(1, 1).bytes(0x3d, &[1])),
+        ];
+        let machine = Machine::with(others);
+        for at in ["00:04.0", "00:1e.0"] {
+            let function = Function::read(&machine, bdf(at)).unwrap();
+            machine.take_writes();
+            assert_eq!(DisIntx::try_out(&machine, &function), None);
+            assert_eq!(machine.take_writes(), []);
+        }
     }
 }

@@ -37,6 +37,13 @@ pub struct PrtEntry {
     pub route: PinRoute,
 }
 
+impl PrtEntry {
+    /// What it answers for: bus, device, pin.
+    pub const fn place(&self) -> (u8, u8, IntPin) {
+        (self.bus, self.device, self.pin)
+    }
+}
+
 /// Who said where the pin leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RouteSource {
@@ -95,7 +102,7 @@ pub fn resolve(
     // Ends after at most 255 bridges: each is on a lower bus than the one before.
     loop {
         let (bus, device, asked_pin) = asked;
-        if let Some(entry) = prt.iter().find(|entry| (entry.bus, entry.device, entry.pin) == asked) {
+        if let Some(entry) = prt.iter().find(|entry| entry.place() == asked) {
             return Ok((entry.route, RouteSource::Firmware { bus, device, pin: asked_pin }));
         }
         let Some(bridge) = topology.bridge_above(bus) else {

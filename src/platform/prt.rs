@@ -24,7 +24,7 @@ use super::handler::{Firmware, Memory};
 use super::tables;
 
 /// Places that are looked up in one boot.
-pub(crate) const MAX_PLACES: usize = 64;
+pub(crate) const MAX_PLACES: usize = 256;
 /// Nesting of bridges in the namespace that is followed.
 const MAX_DEPTH: usize = 16;
 /// PNP0A03 and PNP0A08 as EISA identifiers: PCI and PCI Express root bridges.
