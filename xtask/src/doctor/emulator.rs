@@ -50,7 +50,7 @@ const DEVICES: [(&str, Need, &str); 7] = [
     ("edu", Need::Needed, "the demonstration and the QEMU cases: the device that interrupts"),
     ("pci-testdev", Need::Needed, "the demonstration and the QEMU cases: the device without a pin"),
     ("pci-serial", Need::Useful, "trying another device: a UART with INTx"),
-    ("pci-bridge", Need::Useful, "trying devices behind a bridge"),
+    ("pci-bridge", Need::Needed, "the QEMU cases: routing behind bridges"),
     ("amd-iommu", Need::Useful, "trying DMA remapping, which Levelhead does not do yet"),
     ("intel-iommu", Need::Useful, "trying DMA remapping, which Levelhead does not do yet"),
 ];
