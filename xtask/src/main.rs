@@ -6,6 +6,7 @@
 //! * `gate`: what must not be there, proved;
 //! * `bench`: what an interrupt costs;
 //! * `config`: judge and pack configurations;
+//! * `facts`: a machine's own report, out of a console log;
 //! * `symbolise`: what the addresses in a log mean;
 //! * `doctor`: what this machine lacks;
 //! * `build`: the hypervisor and the guests;
@@ -24,6 +25,7 @@ mod console;
 mod docs;
 mod doctor;
 mod elf;
+mod facts;
 mod gates;
 mod gdb;
 mod live;
@@ -84,6 +86,9 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --json                 as a JSON array
       --setup --qemu PATH --verbose     as above
 
+  facts --log LOG            take the report of a machine booted with the word `facts` out of its console log
+      -o FILE                into this file, not to standard output
+
   symbolise [LOG]            print a console log (default: standard input) with functions and lines for its addresses
       --image PATH           of this image of the hypervisor, if not of one built here
       --config FILE          also for the guests of this configuration
@@ -123,6 +128,7 @@ enum Verb {
     Test(test::Options),
     Gate(gates::Options),
     Bench(bench::Options),
+    Facts(facts::Options),
     Symbolise(symbols::Options),
     Doctor(doctor::Options),
     Build,
@@ -172,6 +178,7 @@ fn perform(verb: &Verb) -> Result<()> {
         Verb::Test(options) => test::test(&tree, options),
         Verb::Gate(options) => gates::run(&tree, options),
         Verb::Bench(options) => bench::intx(&tree, options),
+        Verb::Facts(options) => facts::facts(options),
         Verb::Symbolise(options) => symbols::symbolise(&tree, options),
         Verb::Doctor(options) => doctor::doctor(&tree, options),
         Verb::Build => tree.build(),
@@ -198,6 +205,7 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         "test" => parse_test(&mut words),
         "gate" => parse_gate(&mut words),
         "bench" => parse_bench(&mut words),
+        "facts" => parse_facts(&mut words),
         "symbolise" => parse_symbolise(&mut words),
         "doctor" => parse_doctor(&mut words),
         "build" => alone(&mut words, Verb::Build),
@@ -206,7 +214,7 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         "help" => Ok(Verb::Help),
         other => {
             bail!(
-                "there is no verb {other:?}; the verbs are run, gdb, test, gate, bench, symbolise, config, doctor, build, docs \
+                "there is no verb {other:?}; the verbs are run, gdb, test, gate, bench, facts, symbolise, config, doctor, build, docs \
                  and help"
             )
         }
@@ -314,6 +322,20 @@ fn parse_bench(words: &mut lexopt::Parser) -> Result<Verb> {
         Some(other) => bail!("there is no bench {other:?}; `bench intx` is the one there is"),
         None => bail!("bench what? `cargo xtask bench intx`"),
     }
+}
+
+fn parse_facts(words: &mut lexopt::Parser) -> Result<Verb> {
+    let (mut log, mut out) = (None, None);
+    while let Some(word) = words.next()? {
+        match word {
+            Long("log") => log = Some(words.value()?.into()),
+            Short('o') | Long("output") => out = Some(words.value()?.into()),
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let log = log.context("usage: cargo xtask facts --log LOG [-o FILE]")?;
+    Ok(Verb::Facts(facts::Options { log, out }))
 }
 
 fn parse_symbolise(words: &mut lexopt::Parser) -> Result<Verb> {
@@ -464,6 +486,7 @@ mod tests {
             (&["gdb", "--timeout", "9"], "--timeout"),
             (&["test", "--seed", "today"], "today"),
             (&["bench"], "bench intx"),
+            (&["facts"], "--log LOG"),
             (&["bench", "boot"], "bench intx"),
             (&["pack", "a.toml"], "there is no verb"),
             (&["config"], "config check"),

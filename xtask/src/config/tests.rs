@@ -409,6 +409,7 @@ fn every_rule_is_named_by_a_key() {
         "wrong-type",
         "wrong-value",
         "wrong-encoding",
+        "facts-damaged",
         "option-value",
         "selftest-cpus",
         "prt-places",
