@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use levelhead::config::Partition;
+use serde::Deserialize;
 
 use crate::build::Tree;
 use crate::config::{self, LoadedConfig, Problems};
@@ -140,6 +141,117 @@ pub fn exchange<'a>(
     Ok(text)
 }
 
+/// Length of a bundle's header before its sections; the layout is in the library's `config::bundle`.
+const HEADER_BYTES: usize = 24;
+/// Length of a section's entry.
+const SECTION_BYTES: usize = 128;
+
+/// What may have happened to a bundle on its way. The checksums are put right where damage alone would be found by them.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Damage {
+    /// Half of it is missing.
+    Truncated,
+    /// Its last page is missing.
+    LastPageMissing,
+    /// A page follows it.
+    PageAppended,
+    /// A bit of the header is another.
+    HeaderBit,
+    /// A bit of the configuration is another.
+    ConfigurationBit,
+    /// A bit of an image is another.
+    ImageBit,
+    /// It is of a later revision, with the right checksum.
+    Revision,
+    /// It says to have more sections than any bundle may.
+    SectionCount,
+    /// The first partition's memory is 4097 bytes, with the right checksums.
+    Rules,
+    /// The first image is zeros, with the right checksums.
+    Kernel,
+}
+
+impl Damage {
+    /// `bundle` with the damage done.
+    ///
+    /// # Errors
+    /// When `bundle` is too short to be one.
+    pub fn done_to(self, mut bundle: Vec<u8>) -> Result<Vec<u8>> {
+        match self {
+            Self::Truncated => bundle.truncate(bundle.len() / 2),
+            Self::LastPageMissing => bundle.truncate(bundle.len().saturating_sub(4096)),
+            Self::PageAppended => bundle.resize(bundle.len() + 4096, 0),
+            Self::HeaderBit => *byte(&mut bundle, HEADER_BYTES + 8)? ^= 1,
+            Self::ConfigurationBit => {
+                let (start, _) = section(&bundle, 0)?;
+                *byte(&mut bundle, start)? ^= 0x10;
+            }
+            Self::ImageBit => {
+                let (start, length) = section(&bundle, 1)?;
+                *byte(&mut bundle, start + length / 2)? ^= 0x80;
+            }
+            Self::Revision => {
+                *byte(&mut bundle, 8)? += 1;
+                seal_header(&mut bundle)?;
+            }
+            Self::SectionCount => {
+                put(&mut bundle, 12, &u32::MAX.to_le_bytes())?;
+            }
+            Self::Rules => {
+                // The count of partitions, the first one's name and CPUs with their lengths, then its memory.
+                let (start, _) = section(&bundle, 0)?;
+                let name = usize::try_from(u64_at(&bundle, start + 8)?)?;
+                let cpus = usize::try_from(u64_at(&bundle, start + 16 + name)?)?;
+                put(&mut bundle, start + 24 + name + cpus, &4097_u64.to_le_bytes())?;
+                seal_section(&mut bundle, 0)?;
+            }
+            Self::Kernel => {
+                let (start, length) = section(&bundle, 1)?;
+                bundle.get_mut(start..start + length).context("no image")?.fill(0);
+                seal_section(&mut bundle, 1)?;
+            }
+        }
+        Ok(bundle)
+    }
+}
+
+/// Where a section's payload is, and its length.
+fn section(bundle: &[u8], section: usize) -> Result<(usize, usize)> {
+    let entry = HEADER_BYTES + section * SECTION_BYTES;
+    Ok((usize::try_from(u64_at(bundle, entry + 8)?)?, usize::try_from(u64_at(bundle, entry + 16)?)?))
+}
+
+/// Puts a section's checksum right, and the header's.
+fn seal_section(bundle: &mut [u8], index: usize) -> Result<()> {
+    let (start, length) = section(bundle, index)?;
+    let sum = crc32fast::hash(bundle.get(start..start + length).context("a section ends behind the file")?);
+    put(bundle, HEADER_BYTES + index * SECTION_BYTES + 4, &sum.to_le_bytes())?;
+    seal_header(bundle)
+}
+
+/// Puts the header's checksum right.
+fn seal_header(bundle: &mut [u8]) -> Result<()> {
+    let count = bundle.get(12..).and_then(<[u8]>::first_chunk).context("no header")?;
+    let end = HEADER_BYTES + u32::from_le_bytes(*count) as usize * SECTION_BYTES;
+    let sum = crc32fast::hash(bundle.get(..end).context("the header ends behind the file")?);
+    put(bundle, end, &sum.to_le_bytes())
+}
+
+fn byte(bundle: &mut [u8], at: usize) -> Result<&mut u8> {
+    bundle.get_mut(at).context("the bundle is too short")
+}
+
+fn put(bundle: &mut [u8], at: usize, bytes: &[u8]) -> Result<()> {
+    bundle.get_mut(at..at + bytes.len()).context("the bundle is too short")?.copy_from_slice(bytes);
+    Ok(())
+}
+
+fn u64_at(bundle: &[u8], at: usize) -> Result<u64> {
+    let bytes = bundle.get(at..).and_then(<[u8]>::first_chunk).context("the bundle is too short")?;
+    Ok(u64::from_le_bytes(*bytes))
+}
+
 /// Bytes that are no bundle: 64 KiB of a fixed xorshift sequence.
 pub fn garbage() -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -155,7 +267,54 @@ pub fn garbage() -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use levelhead::config::{self, Config, Image, ImageIndex, Partition};
+    use levelhead::irq::CpuId;
+
     use super::*;
+
+    #[test]
+    fn damage_is_what_it_says_and_found() {
+        let config = Config {
+            partitions: vec![Partition {
+                name: "a".to_owned(),
+                cpus: vec![CpuId(0)],
+                memory_bytes: 32 << 20,
+                memory_at: None,
+                kernel: ImageIndex(0),
+                modules: Vec::new(),
+                cmdline: String::new(),
+                console: true,
+                debug_port: None,
+                exit_port: None,
+                user_hypercalls: false,
+                control: false,
+                devices: Vec::new(),
+            }],
+        };
+        let image = Image { name: "kernel", bytes: &[7; 9000] };
+        let whole = config::pack(&config, &[image]).unwrap();
+        let why = |damage: Damage| {
+            let bytes = damage.done_to(whole.clone()).unwrap();
+            assert_ne!(bytes, whole, "{damage:?}");
+            config::unpack(&bytes).map(|_| ()).map_err(|error| error.to_string())
+        };
+        for (damage, code) in [
+            (Damage::Truncated, "bundle-damaged"),
+            (Damage::LastPageMissing, "bundle-damaged"),
+            (Damage::PageAppended, "bundle-damaged"),
+            (Damage::HeaderBit, "bundle-damaged"),
+            (Damage::ConfigurationBit, "bundle-damaged"),
+            (Damage::ImageBit, "bundle-damaged"),
+            (Damage::Revision, "bundle-revision"),
+            (Damage::SectionCount, "bundle-damaged"),
+            (Damage::Rules, "memory-size"),
+        ] {
+            let error = why(damage).unwrap_err();
+            assert!(error.starts_with(&format!("ERROR Config/{code}: ")), "{damage:?}: {error}");
+        }
+        // Its checksums are right; that it is no kernel is found when it is looked at.
+        assert_eq!(why(Damage::Kernel), Ok(()));
+    }
 
     #[test]
     fn pieces_are_exchanged_or_missed() {

@@ -95,14 +95,15 @@ pub struct Case {
 
 /// What is loaded in the bundle's place.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Bundle {
     /// No module at all.
     None,
     /// Bytes that are no bundle.
     Garbage,
-    /// The first half of the packed configuration.
-    Truncated,
+    /// The packed configuration, damaged.
+    #[serde(untagged)]
+    Damaged(bundle::Damage),
 }
 
 /// How a case must end.
@@ -174,12 +175,12 @@ impl Case {
             ensure!(is_promise(promise), "{promise:?} is no promise; I1 to I48, N1 to N21 and T1 to T15 are");
         }
         match (&self.config, self.bundle, &self.guest_direct, self.bench) {
-            (Some(_), None | Some(Bundle::Truncated), None, false)
+            (Some(_), None | Some(Bundle::Damaged(_)), None, false)
             | (None, Some(Bundle::None | Bundle::Garbage), None, false)
             | (None, None, Some(_), false)
             | (None, None, None, true) => {}
             _ => bail!(
-                "a case boots one of: `config`, `config` with bundle = \"truncated\", bundle = \"none\" or \
+                "a case boots one of: `config`, `config` with a damaged `bundle`, bundle = \"none\" or \
                  \"garbage\", `guest_direct`, `bench`"
             ),
         }
@@ -319,12 +320,12 @@ impl Case {
         };
         let initrd = folder.join("bundle");
         match (&config, self.bundle) {
-            (Some(config), cut) => {
+            (Some(config), damaged) => {
                 let config = self.edited(config, folder)?;
                 machine.guests = bundle::guests(tree, &config)?;
                 let mut bytes = bundle::pack(tree, &config, bundle::Guests::Built)?;
-                if cut == Some(Bundle::Truncated) {
-                    bytes.truncate(bytes.len() / 2);
+                if let Some(Bundle::Damaged(damage)) = damaged {
+                    bytes = damage.done_to(bytes)?;
                 }
                 bundle::write(&initrd, &bytes)?;
                 machine.initrd = Some(initrd);
