@@ -145,7 +145,7 @@ fn configuration() -> String {
            hexadecimal). `run --device ...` takes the place of all\nof them. `config check`, `config pack` and the hypervisor do \
            not read them.\n\n\
            ## What the guest finds\n\n\
-           [README.md](../README.md#your-own-configuration) describes the guest's platform, \
+           [guests.md](guests.md) describes the guest's platform, \
            [hypercalls.md](hypercalls.md) its calls.\n"
 }
 

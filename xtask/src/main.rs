@@ -94,7 +94,7 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --config FILE          also for the guests of this configuration
 
   config check FILE ...      judge configurations: every mistake at once, or one line for each partition
-      --json                 as a JSON array
+      --json                 one JSON object per line for each file; see docs/json.md
   config pack FILE -o OUT    judge a configuration and make its bundle
 
   doctor                     say what this machine lacks, what for, and how to get it
