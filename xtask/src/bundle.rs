@@ -166,6 +166,8 @@ pub enum Damage {
     Revision,
     /// It says to have more sections than any bundle may.
     SectionCount,
+    /// Its configuration says to have as many partitions as a number can say, with the right checksums.
+    PartitionCount,
     /// The first partition's memory is 4097 bytes, with the right checksums.
     Rules,
     /// The first image is zeros, with the right checksums.
@@ -197,6 +199,11 @@ impl Damage {
             }
             Self::SectionCount => {
                 put(&mut bundle, 12, &u32::MAX.to_le_bytes())?;
+            }
+            Self::PartitionCount => {
+                let (start, _) = section(&bundle, 0)?;
+                put(&mut bundle, start, &u64::MAX.to_le_bytes())?;
+                seal_section(&mut bundle, 0)?;
             }
             Self::Rules => {
                 // The count of partitions, the first one's name and CPUs with their lengths, then its memory.
@@ -298,19 +305,21 @@ mod tests {
             assert_ne!(bytes, whole, "{damage:?}");
             config::unpack(&bytes).map(|_| ()).map_err(|error| error.to_string())
         };
-        for (damage, code) in [
-            (Damage::Truncated, "bundle-damaged"),
-            (Damage::LastPageMissing, "bundle-damaged"),
-            (Damage::PageAppended, "bundle-damaged"),
-            (Damage::HeaderBit, "bundle-damaged"),
-            (Damage::ConfigurationBit, "bundle-damaged"),
-            (Damage::ImageBit, "bundle-damaged"),
-            (Damage::Revision, "bundle-revision"),
-            (Damage::SectionCount, "bundle-damaged"),
-            (Damage::Rules, "memory-size"),
+        let length = whole.len();
+        for (damage, refusal) in [
+            (Damage::Truncated, format!("bundle-damaged: bundle: {} bytes, but", length / 2)),
+            (Damage::LastPageMissing, format!("bundle-damaged: bundle: {} bytes, but", length - 4096)),
+            (Damage::PageAppended, format!("bundle-damaged: bundle: {} bytes, but", length + 4096)),
+            (Damage::HeaderBit, "bundle-damaged: bundle: damaged: the header's checksum".into()),
+            (Damage::ConfigurationBit, "bundle-damaged: bundle: damaged: the checksum of section 0 ".into()),
+            (Damage::ImageBit, "bundle-damaged: bundle: damaged: the checksum of section 1 ".into()),
+            (Damage::Revision, "bundle-revision: bundle: format revision ".into()),
+            (Damage::SectionCount, "bundle-damaged: bundle: 4294967295 sections".into()),
+            (Damage::PartitionCount, "bundle-config: bundle: configuration: partition at byte 0: ".into()),
+            (Damage::Rules, "memory-size: partition[0].memory: 4097 bytes".into()),
         ] {
             let error = why(damage).unwrap_err();
-            assert!(error.starts_with(&format!("ERROR Config/{code}: ")), "{damage:?}: {error}");
+            assert!(error.starts_with(&format!("ERROR Config/{refusal}")), "{damage:?}: {error}");
         }
         // Its checksums are right; that it is no kernel is found when it is looked at.
         assert_eq!(why(Damage::Kernel), Ok(()));
