@@ -286,7 +286,7 @@ catalogue! {
             "add a `vpin = N` of its own to one of the devices"
         KernelUnusable "kernel-unusable"
             "the kernel's image is not what can be started in this partition"
-            "give a PVH or Multiboot 1 image that fits the partition's memory; what was looked at is named"
+            "give a PVH or Multiboot 1 image whose segments lie in the partition's memory"
         KernelOutsideMemory "kernel-outside-memory"
             "a part of the kernel does not lie in the partition's memory"
             "give the partition more memory, or link the kernel to another address: from 1 MiB on, and below 640 KiB"

@@ -402,9 +402,9 @@ impl<'a> Judge<'a> {
     fn partition(&mut self, path: &KeyPath, partition: &'a Partition) {
         self.name(path.key("name"), &partition.name);
         self.cpus(&path.key("cpus"), &partition.cpus);
-        self.memory(path.key("memory"), partition.memory_bytes);
+        let bytes = self.memory(path.key("memory"), partition.memory_bytes);
         if let Some(at) = partition.memory_at {
-            self.place(path.key("memory-at"), at, partition.memory_bytes);
+            self.place(path.key("memory-at"), at, bytes.unwrap_or(PAGE_BYTES));
         }
         self.image(path.key("kernel"), partition.kernel);
         let modules = path.key("modules");
@@ -456,21 +456,26 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn memory(&mut self, path: KeyPath, bytes: u64) {
+    /// The size, if it is one.
+    fn memory(&mut self, path: KeyPath, bytes: u64) -> Option<u64> {
         if !(MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&bytes) {
             self.broken(path, Rule::MemorySize(bytes));
+            None
         } else if !bytes.is_multiple_of(PAGE_BYTES) {
             self.broken(path, Rule::MemoryPages(bytes));
+            None
+        } else {
+            Some(bytes)
         }
     }
 
+    /// Of a partition whose size was refused only the first page is claimed: nobody knows what its memory would touch.
     fn place(&mut self, path: KeyPath, at: HostPhys, bytes: u64) {
         if !at.is_aligned(PAGE_BYTES) {
             self.broken(path, Rule::PlacePages(at));
             return;
         }
-        // A partition of no size claims a byte, which changes nothing: its size is refused.
-        let last = at.checked_add(bytes.max(1) - 1).map(HostPhys::raw);
+        let last = at.checked_add(bytes.saturating_sub(1)).map(HostPhys::raw);
         let Some(last) = last.filter(|last| at.raw() >= MIN_MEMORY_AT && *last < MAX_MEMORY_END) else {
             self.broken(path, Rule::PlaceRange(at));
             return;

@@ -49,6 +49,11 @@ pub struct Guests<'a> {
     pub find: &'a dyn Fn(&str) -> Result<PathBuf>,
 }
 
+/// Stands for a size of memory that could not be read: the library refuses it, at a key that has its mistake already.
+const UNREAD_BYTES: u64 = 0;
+/// What the images of a partition of unknown size are judged with: room for anything.
+const ROOMY_BYTES: u64 = 1 << 30;
+
 /// A configuration that keeps all rules, and its images.
 #[derive(Debug)]
 pub struct LoadedConfig {
@@ -106,7 +111,11 @@ pub fn load(path: &Path, guests: Guests<'_>) -> Result<LoadedConfig, Problems> {
         if unread.get(index) == Some(&true) {
             continue;
         }
-        if let Some(fault) = guest::judge_partition(index, partition, &views) {
+        let mut partition = partition.clone();
+        if partition.memory_bytes == UNREAD_BYTES {
+            partition.memory_bytes = ROOMY_BYTES;
+        }
+        if let Some(fault) = guest::judge_partition(index, &partition, &views) {
             let (message, what) = (fault.error.message(), fault.error.to_string());
             reader.broken(&fault.path, Mistake::new(message, what, message.remedy()));
         }
@@ -160,7 +169,7 @@ fn partition(table: &mut Table<'_, '_>, images: &mut Images<'_>) -> (Partition, 
     let name = table.required(&keys::NAME, text).unwrap_or_default();
     table.required(&keys::CPUS, |_| Ok(()));
     let cpus = table.list(&keys::CPUS, |value| number(value, u8::MAX).map(CpuId));
-    let memory_bytes = table.required(&keys::MEMORY, size).unwrap_or(1 << 30);
+    let memory_bytes = table.required(&keys::MEMORY, size).unwrap_or(UNREAD_BYTES);
     let memory_at = table.optional(&keys::MEMORY_AT, address);
     let kernel = table.required(&keys::KERNEL, |value| images.index(value));
     let mut complete = kernel.is_some();

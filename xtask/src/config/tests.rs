@@ -577,6 +577,17 @@ fn memory_placed_twice_is_told() {
 }
 
 #[test]
+fn memory_of_unknown_size_overlaps_nobodys() {
+    for size in ["\"12Q\"", "\"300G\""] {
+        let first = good_with("memory-at = 0x200_0000").replace("\"32M\"", size);
+        let second = GOOD.replace("demo", "other").replace("[0]", "[1]") + "memory-at = 0x300_0000\n";
+        let broken = errors(&(first + &second));
+        assert_eq!(broken.len(), 1, "{broken:?}");
+        assert!(broken[0].contains(": partition[0].memory: "), "{broken:?}");
+    }
+}
+
+#[test]
 fn files_of_any_form_are_answered() {
     assert!(Folder::new().load(&format!("\u{feff}{GOOD}")).is_ok(), "a byte order mark");
     assert!(Folder::new().load(&GOOD.replace('\n', "\r\n")).is_ok(), "lines that end in CR and LF");
