@@ -109,7 +109,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// When the file cannot be read or such a line is empty.
 pub fn qemu_words(path: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = config::text_of(path)?;
     let mut words = Vec::new();
     for (number, line) in text.lines().enumerate() {
         if let Some(rest) = line.strip_prefix(QEMU_LINE) {

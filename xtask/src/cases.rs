@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::build::Tree;
 use crate::qemu::{Machine, Outcome, Status};
-use crate::{bench, bundle, elf, gdb, run, setup};
+use crate::{bench, bundle, elf, facts, gdb, run, setup};
 
 /// The table's place in the tree.
 pub const TABLE: &str = "tests/qemu/cases.toml";
@@ -48,6 +48,9 @@ pub struct Case {
     /// Whether the case is the benchmark with few rounds, whose goals must be met.
     #[serde(default)]
     pub bench: bool,
+    /// Whether the console must hold a whole report of the machine's facts, which can be read back.
+    #[serde(default)]
+    pub facts: bool,
     /// A kernel in C that is compiled for the case, as a path from the root: an ELF32 beside the configuration, called
     /// `foreign.elf` there. `guest_direct = "foreign.elf"` boots it bare.
     pub foreign: Option<String>,
@@ -253,7 +256,8 @@ impl Case {
             let log = folder.join("console.log");
             bundle::write(&log, outcome.console.join("\n").as_bytes()).map_err(complain)?;
             let verdict = outcome.check(self.expect.exit, self.guest_direct.is_none());
-            if let Err(why) = debugged.and(verdict).and_then(|()| self.expect.check(&outcome.console)) {
+            let verdict = debugged.and(verdict).and_then(|()| self.expect.check(&outcome.console));
+            if let Err(why) = verdict.and_then(|()| self.check_facts(&outcome.console)) {
                 let mut lines = vec![why];
                 if self.repeat > 1 {
                     lines.push(format!("in round {round} of {}", self.repeat));
@@ -265,6 +269,14 @@ impl Case {
             }
         }
         Ok(())
+    }
+
+    /// The facts on the console, where they are asked for.
+    fn check_facts(&self, console: &[String]) -> Result<(), String> {
+        if !self.facts {
+            return Ok(());
+        }
+        facts::report("console", &console.join("\n")).map(drop).map_err(|error| format!("{error:#}"))
     }
 
     fn limit(&self) -> Duration {
@@ -437,126 +449,4 @@ fn parse_size(text: &str) -> Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn case(lines: &str) -> Result<Case> {
-        let text = format!("[[case]]\nname = \"a\"\n{lines}\n");
-        Ok(parse(&text)?.remove(0))
-    }
-
-    const PASS: &str = "expect = { exit = 33 }";
-
-    #[test]
-    fn the_table_of_this_tree_makes_sense() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let cases = parse(&fs::read_to_string(root.join(TABLE)).unwrap()).unwrap();
-        for case in &cases {
-            let Some(config) = &case.config else { continue };
-            let text =
-                fs::read_to_string(root.join(config)).unwrap_or_else(|error| panic!("{config}: {error}"));
-            bundle::exchange(&text, &case.replace).unwrap_or_else(|error| panic!("{}: {error}", case.name));
-        }
-    }
-
-    #[test]
-    fn defaults_are_the_usual_machine() {
-        let case = case(&format!("config = \"configs/demo.toml\"\n{PASS}")).unwrap();
-        assert_eq!((case.machine.as_str(), case.cpu.as_str(), case.memory.as_str()), ("q35", "max", "256M"));
-        assert_eq!(
-            (case.smp, case.repeat, case.timeout_s, case.icount, case.alone),
-            (1, 1, 60, false, false)
-        );
-    }
-
-    #[test]
-    fn what_is_booted_is_one_thing() {
-        let good = [
-            "config = \"c\"",
-            "config = \"c\"\nbundle = \"truncated\"",
-            "bundle = \"none\"",
-            "bundle = \"garbage\"",
-            "guest_direct = \"bench\"",
-        ];
-        for lines in good {
-            case(&format!("{lines}\n{PASS}")).unwrap();
-        }
-        let bad = [
-            "",
-            "bundle = \"truncated\"",
-            "config = \"c\"\nbundle = \"garbage\"",
-            "config = \"c\"\nguest_direct = \"bench\"",
-            "guest_direct = \"bench\"\npatch_load_base = \"64M\"",
-            "guest_direct = \"bench\"\nreplace = { a = \"b\" }",
-            "bundle = \"none\"\nrepeat = 0",
-            "bundle = \"none\"\npromise = [\"I49\"]",
-            "bundle = \"none\"\nneeds_qemu = \"nine\"",
-            "bundle = \"none\"\nexpects = 3",
-        ];
-        for lines in bad {
-            assert!(case(&format!("{lines}\n{PASS}")).is_err(), "{lines}");
-        }
-    }
-
-    #[test]
-    fn an_end_that_proves_nothing_cannot_be_expected() {
-        for exit in [0, 1, 2, 32, 34, 43] {
-            assert!(
-                case(&format!("config = \"c\"\nexpect = {{ exit = {exit}, contains = [\"x\"] }}")).is_err()
-            );
-        }
-        assert!(case("config = \"c\"\nexpect = { exit = 39 }").is_err(), "which refusal?");
-        assert!(case("config = \"c\"\nexpect = { exit = 39, contains = [\"SVM\"] }").is_ok());
-    }
-
-    #[test]
-    fn names_are_unique() {
-        let one = format!("[[case]]\nname = \"a\"\nbundle = \"none\"\n{PASS}\n");
-        assert!(parse(&one).is_ok());
-        assert!(parse(&format!("{one}{one}")).is_err());
-    }
-
-    #[test]
-    fn texts_are_looked_for_line_by_line() {
-        let console = ["one line".to_owned(), "two line".to_owned()];
-        let expect = |contains: &[&str], absent: &[&str]| Expect {
-            exit: 33,
-            contains: contains.iter().map(|text| (*text).to_owned()).collect(),
-            absent: absent.iter().map(|text| (*text).to_owned()).collect(),
-            most_lines: Some(2),
-            gdb: Vec::new(),
-        };
-        assert!(expect(&["one", "two line"], &["three"]).check(&console).is_ok());
-        assert!(expect(&["one", "three"], &[]).check(&console).is_err());
-        assert!(expect(&[], &["line"]).check(&console).is_err());
-        let longer = [console.as_slice(), &["three".to_owned()]].concat();
-        assert!(expect(&[], &[]).check(&longer).is_err(), "two lines are the most");
-    }
-
-    #[test]
-    fn promises_are_numbers_of_the_contract() {
-        for good in ["I1", "I48", "N21", "T15"] {
-            assert!(is_promise(good), "{good}");
-        }
-        for bad in ["", "I", "I0", "I01", "I+1", "I49", "N22", "T16", "X1", "1"] {
-            assert!(!is_promise(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_case_for_a_newer_qemu_says_so() {
-        let case = case(&format!("guest_direct = \"echo\"\nneeds_qemu = \"9.0\"\n{PASS}")).unwrap();
-        assert!(case.unfit((7, 2)).is_some());
-        assert!(case.unfit((9, 0)).is_none());
-        assert!(case.unfit((10, 0)).is_none());
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!(parse_size("64M").unwrap(), 64 << 20);
-        assert_eq!(parse_size("1G").unwrap(), 1 << 30);
-        for bad in ["64", "M", "", "-1M", "99999999999999G"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@
 //! knows TOML and how mistakes are told; the library knows the rules.
 
 pub mod keys;
-mod reader;
+pub mod reader;
 
 use std::fs;
 use std::io;
@@ -33,7 +33,7 @@ use reader::{Mistake, Read, Reader, Table, choice, flag, nearest, number, size, 
 const GUEST_PREFIX: &str = "guest:";
 
 /// Stands for a function that was not said.
-const LAST_FUNCTION: Bdf = Bdf::new(0xff, 0x1f, 7).unwrap();
+pub const LAST_FUNCTION: Bdf = Bdf::new(0xff, 0x1f, 7).unwrap();
 
 /// The largest configuration file, in bytes: far more than the most partitions and devices need.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -83,11 +83,11 @@ pub struct ImageFile {
 /// A file whose syntax is wrong is not judged any further.
 pub fn load(path: &Path, guests: Guests<'_>) -> Result<LoadedConfig, Problems> {
     let shown = path.display().to_string();
-    let content = content(path)?;
+    let content = text_of(path)?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut images = Images { folder, guests, files: Vec::new() };
 
-    let mut reader = Reader::new(shown, &content);
+    let mut reader = Reader::new(shown, &content, keys::elsewhere);
     let mut unread = Vec::new();
     let partitions = reader.document(|file| {
         file.tables(&keys::PARTITION, |table| {
@@ -124,19 +124,28 @@ pub fn load(path: &Path, guests: Guests<'_>) -> Result<LoadedConfig, Problems> {
     Ok(LoadedConfig { config, images: images.files, path: path.to_owned() })
 }
 
-/// The text of the file at `path`.
-fn content(path: &Path) -> Result<String, Problems> {
+/// The text of the configuration file at `path`.
+///
+/// # Errors
+/// When there is none.
+pub fn text_of(path: &Path) -> Result<String, Problems> {
+    let remedy = "name a file of configs/ without its `.toml`, or the path of a configuration";
+    content(path, "a configuration", remedy)
+}
+
+/// The text of the file at `path`, which should be `noun`.
+///
+/// # Errors
+/// When there is no such file, which `remedy` helps against, or it cannot be one.
+pub fn content(path: &Path, noun: &str, remedy: &str) -> Result<String, Problems> {
     let shown = path.display().to_string();
-    let unreadable = |what: String| {
-        let remedy = "name a file of configs/ without its `.toml`, or the path of a configuration";
-        Problems::of_file(shown.clone(), Message::NoSuchFile, what, remedy)
-    };
+    let unreadable = |what: String| Problems::of_file(shown.clone(), Message::NoSuchFile, what, remedy);
     let about = fs::metadata(path).map_err(|error| unreadable(format!("cannot be read: {error}")))?;
     if !about.is_file() {
         return Err(unreadable(kind_of(&about).to_owned()));
     }
     if about.len() > MAX_FILE_BYTES {
-        let what = format!("{} bytes are no configuration", about.len());
+        let what = format!("{} bytes are too many for {noun}", about.len());
         let remedy = format!("write at most {MAX_FILE_BYTES}");
         return Err(Problems::of_file(shown, Message::FileTooLarge, what, &remedy));
     }
@@ -248,7 +257,8 @@ fn address(value: &DeValue<'_>) -> Read<HostPhys> {
     number(value, format_args!("{:#x}", MAX_MEMORY_END - 1)).map(HostPhys::new)
 }
 
-fn function(value: &DeValue<'_>) -> Read<Bdf> {
+/// A PCI function, as in `00:1f.2`.
+pub fn function(value: &DeValue<'_>) -> Read<Bdf> {
     let text = text(value)?;
     text.parse().map_err(|_| {
         let remedy = match text.split_once(':') {

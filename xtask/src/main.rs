@@ -6,7 +6,7 @@
 //! * `gate`: what must not be there, proved;
 //! * `bench`: what an interrupt costs;
 //! * `config`: judge and pack configurations;
-//! * `facts`: a machine's own report, out of a console log;
+//! * `facts`: what a machine is, as the hypervisor reports it;
 //! * `symbolise`: what the addresses in a log mean;
 //! * `doctor`: what this machine lacks;
 //! * `build`: the hypervisor and the guests;
@@ -86,8 +86,11 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --json                 as a JSON array
       --setup --qemu PATH --verbose     as above
 
-  facts --log LOG            take the report of a machine booted with the word `facts` out of its console log
+  facts [demo | FILE.toml]   boot the hypervisor in QEMU for its report of the machine, which has the devices of FILE.toml,
+                             if one is named; docs/facts.md
       -o FILE                into this file, not to standard output
+      --log LOG              take the report out of the console log of a machine booted with the word `facts` instead
+      --setup --device --machine --cpu --memory --smp --timeout --qemu --verbose -- WORDS     as for `run`
 
   symbolise [LOG]            print a console log (default: standard input) with functions and lines for its addresses
       --image PATH           of this image of the hypervisor, if not of one built here
@@ -178,7 +181,7 @@ fn perform(verb: &Verb) -> Result<()> {
         Verb::Test(options) => test::test(&tree, options),
         Verb::Gate(options) => gates::run(&tree, options),
         Verb::Bench(options) => bench::intx(&tree, options),
-        Verb::Facts(options) => facts::facts(options),
+        Verb::Facts(options) => facts::facts(&tree, options),
         Verb::Symbolise(options) => symbols::symbolise(&tree, options),
         Verb::Doctor(options) => doctor::doctor(&tree, options),
         Verb::Build => tree.build(),
@@ -200,12 +203,12 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         Some(other) => return Err(other.unexpected().into()),
     };
     match verb.as_str() {
-        "run" => parse_run(&mut words, false),
-        "gdb" => parse_run(&mut words, true),
+        "run" => parse_run(&mut words, Boot::Run),
+        "gdb" => parse_run(&mut words, Boot::Gdb),
         "test" => parse_test(&mut words),
         "gate" => parse_gate(&mut words),
         "bench" => parse_bench(&mut words),
-        "facts" => parse_facts(&mut words),
+        "facts" => parse_run(&mut words, Boot::Facts),
         "symbolise" => parse_symbolise(&mut words),
         "doctor" => parse_doctor(&mut words),
         "build" => alone(&mut words, Verb::Build),
@@ -230,10 +233,20 @@ fn alone(words: &mut lexopt::Parser, verb: Verb) -> Result<Verb> {
     }
 }
 
-/// `run`, or `gdb`, which takes the same words and is not in a hurry.
-fn parse_run(words: &mut lexopt::Parser, for_gdb: bool) -> Result<Verb> {
+/// What a machine is booted for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Boot {
+    Run,
+    /// The same, and not in a hurry.
+    Gdb,
+    /// Only for its facts.
+    Facts,
+}
+
+/// The verbs that boot one machine, which take nearly the same words.
+fn parse_run(words: &mut lexopt::Parser, boot: Boot) -> Result<Verb> {
     let mut options = run::Options::default();
-    let (mut config, mut port) = (None, None);
+    let (mut config, mut port, mut log, mut out) = (None, None, None, None);
     loop {
         // What follows `--` is QEMU's, also where it looks like an option.
         if let Some(raw) = words.try_raw_args()
@@ -246,17 +259,19 @@ fn parse_run(words: &mut lexopt::Parser, for_gdb: bool) -> Result<Verb> {
         let Some(word) = words.next()? else { break };
         match word {
             Long("setup") => options.setup = true,
-            Long("json") => options.json = true,
+            Long("json") if boot != Boot::Facts => options.json = true,
             Long("verbose") | Short('v') => options.verbose = true,
-            Long("append") => options.append.push(words.value()?.string()?),
+            Long("append") if boot != Boot::Facts => options.append.push(words.value()?.string()?),
             Long("machine") => options.machine = Some(words.value()?.string()?),
             Long("cpu") => options.cpu = Some(words.value()?.string()?),
             Long("memory") => options.memory = Some(words.value()?.string()?),
             Long("smp") => options.smp = Some(words.value()?.parse()?),
             Long("device") => options.devices.push(words.value()?.string()?),
             Long("qemu") => options.qemu = Some(words.value()?.into()),
-            Long("port") if for_gdb => port = Some(words.value()?.parse()?),
-            Long("timeout") if !for_gdb => {
+            Long("port") if boot == Boot::Gdb => port = Some(words.value()?.parse()?),
+            Long("log") if boot == Boot::Facts => log = Some(PathBuf::from(words.value()?)),
+            Short('o') | Long("output") if boot == Boot::Facts => out = Some(PathBuf::from(words.value()?)),
+            Long("timeout") if boot != Boot::Gdb => {
                 let seconds: u64 = words.value()?.parse()?;
                 ensure!(seconds > 0, "--timeout 0 leaves no time to run");
                 options.timeout = Duration::from_secs(seconds);
@@ -266,8 +281,15 @@ fn parse_run(words: &mut lexopt::Parser, for_gdb: bool) -> Result<Verb> {
             other => return Err(other.unexpected().into()),
         }
     }
+    if boot == Boot::Facts {
+        ensure!(
+            log.is_none() || (config.is_none() && options == run::Options::default()),
+            "facts: --log takes the report from a file; no machine is booted for it"
+        );
+        return Ok(Verb::Facts(facts::Options { run: options, config, log, out }));
+    }
     options.config = config.unwrap_or(options.config);
-    Ok(if for_gdb { Verb::Gdb(gdb::Options { run: options, port }) } else { Verb::Run(options) })
+    Ok(if boot == Boot::Gdb { Verb::Gdb(gdb::Options { run: options, port }) } else { Verb::Run(options) })
 }
 
 fn parse_test(words: &mut lexopt::Parser) -> Result<Verb> {
@@ -322,20 +344,6 @@ fn parse_bench(words: &mut lexopt::Parser) -> Result<Verb> {
         Some(other) => bail!("there is no bench {other:?}; `bench intx` is the one there is"),
         None => bail!("bench what? `cargo xtask bench intx`"),
     }
-}
-
-fn parse_facts(words: &mut lexopt::Parser) -> Result<Verb> {
-    let (mut log, mut out) = (None, None);
-    while let Some(word) = words.next()? {
-        match word {
-            Long("log") => log = Some(words.value()?.into()),
-            Short('o') | Long("output") => out = Some(words.value()?.into()),
-            Short('h') | Long("help") => return Ok(Verb::Help),
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    let log = log.context("usage: cargo xtask facts --log LOG [-o FILE]")?;
-    Ok(Verb::Facts(facts::Options { log, out }))
 }
 
 fn parse_symbolise(words: &mut lexopt::Parser) -> Result<Verb> {
@@ -450,6 +458,25 @@ mod tests {
     }
 
     #[test]
+    fn facts_takes_the_machine_of_run() {
+        let words = ["facts", "--smp", "4", "-o", "x.toml", "--device=edu,addr=3", "demo", "--", "-o", "y"];
+        let Verb::Facts(options) = parse(words).unwrap() else { panic!("another verb") };
+        assert_eq!((options.config.as_deref(), options.run.smp), (Some("demo"), Some(4)));
+        assert_eq!((options.log, options.out), (None, Some("x.toml".into())));
+        assert_eq!(
+            (options.run.devices, options.run.words),
+            (vec!["edu,addr=3".into()], vec!["-o".into(), "y".into()])
+        );
+        let Verb::Facts(options) = parse(["facts", "--log=a.log", "--output=b"]).unwrap() else {
+            panic!("another verb")
+        };
+        assert_eq!(
+            (options.config, options.log, options.out),
+            (None, Some("a.log".into()), Some("b".into()))
+        );
+    }
+
+    #[test]
     fn words_behind_two_hyphens_are_qemus() {
         let options = run_options(&["run", "demo", "--verbose", "--", "-d", "int", "--", "-S"]);
         assert!(options.verbose);
@@ -486,7 +513,10 @@ mod tests {
             (&["gdb", "--timeout", "9"], "--timeout"),
             (&["test", "--seed", "today"], "today"),
             (&["bench"], "bench intx"),
-            (&["facts"], "--log LOG"),
+            (&["facts", "--log", "a", "demo"], "no machine is booted"),
+            (&["facts", "--log", "a", "--smp", "2"], "no machine is booted"),
+            (&["facts", "--append", "log=off"], "--append"),
+            (&["facts", "--json"], "--json"),
             (&["bench", "boot"], "bench intx"),
             (&["pack", "a.toml"], "there is no verb"),
             (&["config"], "config check"),

@@ -8,7 +8,7 @@
 mod summary;
 mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -23,7 +23,7 @@ use summary::Report;
 use watch::Watch;
 
 /// What `run` was asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `demo`, another name of `configs/`, or a path.
     pub config: String,
@@ -91,16 +91,27 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
 /// When there is no QEMU, when the build fails, and when the configuration says no.
 pub fn machine(tree: &Tree, options: &Options, verb: &str) -> Result<Machine> {
     let config = bundle::config_path(tree, &options.config);
+    let mut machine = bare(tree, options, Some(&config), verb)?;
+    machine.initrd = Some(bundle::pack_to_scratch(tree, &config)?);
+    machine.guests = bundle::guests(tree, &config)?;
+    machine.append = append(&options.append);
+    Ok(machine)
+}
+
+/// Builds, on behalf of `verb`, and puts the machine together with nothing to boot but the hypervisor. Its devices are those
+/// of the options, else those that `config` asks for.
+///
+/// # Errors
+/// When there is no QEMU, when `config` cannot be read, which is said before anything is built, and when the build fails.
+pub fn bare(tree: &Tree, options: &Options, config: Option<&Path>, verb: &str) -> Result<Machine> {
     let qemu = setup::qemu(options.qemu.as_deref(), options.setup, verb)?;
+    let asked = config.map(bundle::qemu_words).transpose()?.unwrap_or_default();
     tree.build()?;
 
     let mut machine = Machine::new(qemu, tree.hypervisor());
-    machine.initrd = Some(bundle::pack_to_scratch(tree, &config)?);
-    machine.guests = bundle::guests(tree, &config)?;
     machine.root.clone_from(&tree.root);
-    machine.append = append(&options.append);
     machine.words = if options.devices.is_empty() {
-        bundle::qemu_words(&config)?
+        asked
     } else {
         options.devices.iter().flat_map(|device| ["-device".to_owned(), device.clone()]).collect()
     };

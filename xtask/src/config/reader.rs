@@ -12,7 +12,7 @@ use levelhead::message::{Message, Refusal};
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
-use super::keys::{self, Key};
+use super::keys::Key;
 
 /// What the parser says of a key that a table has already.
 const DUPLICATE: &str = "duplicate key";
@@ -28,6 +28,28 @@ pub struct Mistake {
 /// A value, or what is wrong with it.
 pub type Read<T> = Result<T, Mistake>;
 
+/// How a key is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Spelling {
+    name: &'static str,
+    /// A line that would be right.
+    example: &'static str,
+}
+
+impl From<&'static Key> for Spelling {
+    fn from(key: &'static Key) -> Self {
+        Self { name: key.name, example: key.example }
+    }
+}
+
+impl From<&'static str> for Spelling {
+    /// From the example, which begins with the name: `apic = 0`, `[memory]`, `[[cpu]]`.
+    fn from(example: &'static str) -> Self {
+        let name = example.trim_start_matches('[');
+        Self { name: name.split([' ', ']']).next().unwrap_or(name), example }
+    }
+}
+
 /// A mistake and its place.
 #[derive(Debug)]
 struct Problem {
@@ -39,7 +61,7 @@ struct Problem {
 }
 
 /// A record, and what it speaks of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Finding {
     /// The file, as messages call it.
     pub file: String,
@@ -130,14 +152,16 @@ pub struct Reader<'t> {
     /// The file, as messages shall call it.
     file: String,
     text: &'t str,
+    /// Where a key belongs that stands where it does not, as a remedy.
+    elsewhere: fn(&str) -> Option<String>,
     problems: Vec<Problem>,
     spans: BTreeMap<String, Range<usize>>,
 }
 
 impl<'t> Reader<'t> {
-    /// A reader of `text`, the content of `file`.
-    pub fn new(file: impl Into<String>, text: &'t str) -> Self {
-        Self { file: file.into(), text, problems: Vec::new(), spans: BTreeMap::new() }
+    /// A reader of `text`, the content of `file`. `elsewhere` tells of a key that is unknown in its table where it belongs.
+    pub fn new(file: impl Into<String>, text: &'t str, elsewhere: fn(&str) -> Option<String>) -> Self {
+        Self { file: file.into(), text, elsewhere, problems: Vec::new(), spans: BTreeMap::new() }
     }
 
     /// Parses the text and hands its top table to `read`.
@@ -194,16 +218,7 @@ impl<'t> Reader<'t> {
 
     /// Where the key is, or the table that lacks it.
     fn span(&self, path: &KeyPath) -> Range<usize> {
-        let mut key = path.to_string();
-        loop {
-            if let Some(span) = self.spans.get(&key) {
-                return span.clone();
-            }
-            match key.rfind(['.', '[']) {
-                Some(end) => key.truncate(end),
-                None => return 0..0,
-            }
-        }
+        innermost(&self.spans, path).cloned().unwrap_or_default()
     }
 
     fn describe(&self, Problem { span, path, mistake }: &Problem) -> Finding {
@@ -229,6 +244,17 @@ impl<'t> Reader<'t> {
     }
 }
 
+/// What is known of a key, or of the table that lacks it.
+fn innermost<'a, T>(of: &'a BTreeMap<String, T>, path: &KeyPath) -> Option<&'a T> {
+    let mut key = path.to_string();
+    loop {
+        if let Some(found) = of.get(&key) {
+            return Some(found);
+        }
+        key.truncate(key.rfind(['.', '['])?);
+    }
+}
+
 /// A table that is being read. What no one asked for is an error in the end.
 pub struct Table<'r, 't> {
     reader: &'r mut Reader<'t>,
@@ -241,34 +267,34 @@ impl<'r, 't> Table<'r, 't> {
     /// The value of `key`, if it is there and nothing is wrong with it.
     pub fn optional<T>(
         &mut self,
-        key: &'static Key,
+        key: impl Into<Spelling>,
         read: impl FnOnce(&DeValue<'t>) -> Read<T>,
     ) -> Option<T> {
-        let value = self.find(key.name)?;
-        let path = self.path.key(key.name);
+        let Spelling { name, .. } = key.into();
+        let value = self.find(name)?;
+        let path = self.path.key(name);
         read(value.get_ref()).map_err(|mistake| self.reader.broken(&path, mistake)).ok()
     }
 
     /// As [`Self::optional`], but the key must be there.
     pub fn required<T>(
         &mut self,
-        key: &'static Key,
+        key: impl Into<Spelling>,
         read: impl FnOnce(&DeValue<'t>) -> Read<T>,
     ) -> Option<T> {
-        if self.find(key.name).is_none() {
-            let remedy = format!("add it, as in `{}`", key.example);
-            self.broken(key, Mistake::new(Message::MissingKey, "missing", remedy));
-        }
+        let key = key.into();
+        self.demand(key);
         self.optional(key, read)
     }
 
     /// As [`Self::optional`] for a key that says more about `other`, which must be there then.
     pub fn companion<T>(
         &mut self,
-        key: &'static Key,
-        other: &'static Key,
+        key: impl Into<Spelling>,
+        other: impl Into<Spelling>,
         read: impl FnOnce(&DeValue<'t>) -> Read<T>,
     ) -> Option<T> {
+        let (key, other) = (key.into(), other.into());
         let value = self.optional(key, read);
         if self.find(key.name).is_some() && self.find(other.name).is_none() {
             let what = format!("without `{}` it means nothing", other.name);
@@ -278,14 +304,47 @@ impl<'r, 't> Table<'r, 't> {
         value
     }
 
+    /// The table `key`, if it is there, read by `read`.
+    pub fn table<T>(
+        &mut self,
+        key: impl Into<Spelling>,
+        read: impl FnOnce(&mut Table<'_, 't>) -> T,
+    ) -> Option<T> {
+        let Spelling { name, example } = key.into();
+        let value = self.find(name)?;
+        let path = self.path.key(name);
+        match value.get_ref() {
+            DeValue::Table(table) => Some(self.reader.table(&path, value.span(), table, read)),
+            other => {
+                let mistake = Mistake::type_of(other, format!("write a table, as in `{example}`"));
+                self.reader.broken(&path, mistake);
+                None
+            }
+        }
+    }
+
+    /// Notes that `key` is missing, if it is.
+    pub fn demand(&mut self, key: impl Into<Spelling>) {
+        let key = key.into();
+        if self.find(key.name).is_none() {
+            let remedy = format!("add it, as in `{}`", key.example);
+            self.broken(key, Mistake::new(Message::MissingKey, "missing", remedy));
+        }
+    }
+
     /// Notes a mistake at `key`.
-    fn broken(&mut self, key: &'static Key, mistake: Mistake) {
-        self.reader.broken(&self.path.key(key.name), mistake);
+    pub fn broken(&mut self, key: impl Into<Spelling>, mistake: Mistake) {
+        self.reader.broken(&self.path.key(key.into().name), mistake);
     }
 
     /// The elements of the array `key` before the first that something is wrong with, so that their indices are
     /// those of the file; none if it is not there.
-    pub fn list<T>(&mut self, key: &'static Key, mut read: impl FnMut(&DeValue<'t>) -> Read<T>) -> Vec<T> {
+    pub fn list<T>(
+        &mut self,
+        key: impl Into<Spelling>,
+        mut read: impl FnMut(&DeValue<'t>) -> Read<T>,
+    ) -> Vec<T> {
+        let key = key.into();
         let mut values = Vec::new();
         for (path, value) in self.elements(key) {
             self.reader.spans.insert(path.to_string(), value.span());
@@ -301,7 +360,12 @@ impl<'r, 't> Table<'r, 't> {
     }
 
     /// As [`Self::list`] for an array of tables, each read by `read`.
-    pub fn tables<T>(&mut self, key: &'static Key, mut read: impl FnMut(&mut Table<'_, 't>) -> T) -> Vec<T> {
+    pub fn tables<T>(
+        &mut self,
+        key: impl Into<Spelling>,
+        mut read: impl FnMut(&mut Table<'_, 't>) -> T,
+    ) -> Vec<T> {
+        let key = key.into();
         let mut values = Vec::new();
         for (path, value) in self.elements(key) {
             values.push(match value.get_ref() {
@@ -316,7 +380,7 @@ impl<'r, 't> Table<'r, 't> {
         values.into_iter().map_while(std::convert::identity).collect()
     }
 
-    fn elements(&mut self, key: &'static Key) -> Vec<(KeyPath, &'r Spanned<DeValue<'t>>)> {
+    fn elements(&mut self, key: Spelling) -> Vec<(KeyPath, &'r Spanned<DeValue<'t>>)> {
         let Some(value) = self.find(key.name) else { return Vec::new() };
         let path = self.path.key(key.name);
         match value.get_ref() {
@@ -355,7 +419,7 @@ impl<'r, 't> Table<'r, 't> {
             }
             let remedy = match nearest(name, self.known.iter().copied()) {
                 Some(known) => format!("did you mean `{known}`?"),
-                None => keys::elsewhere(name)
+                None => (self.reader.elsewhere)(name)
                     .unwrap_or_else(|| format!("the keys here are {}", self.known.join(", "))),
             };
             let path = self.path.to_string();
@@ -385,13 +449,19 @@ pub fn number<T: TryFrom<u64>>(value: &DeValue<'_>, most: impl fmt::Display) -> 
 
 /// One of `choices`, by its word. `noun` completes "is no ...".
 pub fn choice<T: Copy + fmt::Display>(value: &DeValue<'_>, choices: &[T], noun: &str) -> Read<T> {
+    let names: Vec<String> = choices.iter().map(T::to_string).collect();
+    let named: Vec<(&str, T)> = names.iter().map(String::as_str).zip(choices.iter().copied()).collect();
+    one_of(value, &named, noun)
+}
+
+/// What one of `names` stands for. `noun` completes "is no ...".
+pub fn one_of<T: Copy>(value: &DeValue<'_>, names: &[(&str, T)], noun: &str) -> Read<T> {
     let written = text(value)?;
-    if let Some(choice) = choices.iter().find(|choice| choice.to_string() == written) {
+    if let Some((_, choice)) = names.iter().find(|(name, _)| *name == written) {
         return Ok(*choice);
     }
-    let words: Vec<String> = choices.iter().map(|choice| format!("\"{choice}\"")).collect();
-    let names: Vec<String> = choices.iter().map(T::to_string).collect();
-    let remedy = match (nearest(&written, names.iter().map(String::as_str)), words.split_last()) {
+    let words: Vec<String> = names.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+    let remedy = match (nearest(&written, names.iter().map(|(name, _)| *name)), words.split_last()) {
         (Some(known), _) => format!("did you mean \"{known}\"?"),
         (None, Some((last, first))) => format!("write {} or {last}", first.join(", ")),
         (None, None) => String::new(),

@@ -410,6 +410,7 @@ fn every_rule_is_named_by_a_key() {
         "wrong-value",
         "wrong-encoding",
         "facts-damaged",
+        "facts-impossible",
         "option-value",
         "selftest-cpus",
         "prt-places",
