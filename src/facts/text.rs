@@ -120,6 +120,7 @@ fn write_function(f: &mut fmt::Formatter<'_>, function: &Function, proof: Option
         ("pci-express", found.pci_express),
         ("reset-pci-express", reset(false)),
         ("reset-advanced", reset(true)),
+        ("reset-power", found.power_reset),
     ];
     f.write_str("capabilities = {")?;
     let mut separator = " ";

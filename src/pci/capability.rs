@@ -129,6 +129,9 @@ pub struct Capabilities {
     pub pci_express: Option<Offset>,
     /// Whether and how the function resets alone.
     pub function_level_reset: Option<FunctionLevelReset>,
+    /// The power control and status register of a function that resets on its way from D3hot to D0: its No_Soft_Reset bit
+    /// is clear (PCI PM 1.2 3.2.4), as it always is in functions of PCI PM 1.1 and before, which have no such bit.
+    pub power_reset: Option<Offset>,
     /// Whether the list was well formed; what lay behind a bad pointer is unknown.
     pub sound: bool,
 }
@@ -141,6 +144,7 @@ impl Capabilities {
         msi_x: None,
         pci_express: None,
         function_level_reset: None,
+        power_reset: None,
         sound: true,
     };
 
@@ -171,6 +175,7 @@ impl Capabilities {
         if let Some(reset) = found.pci_express.and_then(|at| express_reset(space, bdf, at)) {
             found.function_level_reset = Some(reset);
         }
+        found.power_reset = found.power_management.and_then(|at| power_reset(space, bdf, at));
         found
     }
 }
@@ -186,6 +191,14 @@ fn express_reset(space: &impl ConfigSpace, bdf: Bdf, at: Offset) -> Option<Funct
     let control = at.conventional_add(DEVICE_CONTROL)?;
     let capable = device_capabilities != u32::MAX && device_capabilities & EXPRESS_FLR != 0;
     capable.then_some(FunctionLevelReset::PciExpress(control))
+}
+
+fn power_reset(space: &impl ConfigSpace, bdf: Bdf, at: Offset) -> Option<Offset> {
+    const CONTROL: u8 = 4;
+    const NO_SOFT_RESET: u16 = 1 << 3;
+    let control = at.conventional_add(CONTROL)?;
+    let value = space.read16(bdf, control);
+    (value != u16::MAX && value & NO_SOFT_RESET == 0).then_some(control)
 }
 
 #[cfg(test)]
@@ -294,11 +307,26 @@ mod tests {
     }
 
     #[test]
+    fn a_function_resets_by_power_unless_it_says_that_it_keeps_its_state() {
+        let power = |control| {
+            let function = FakeFunction::endpoint(0x1234, 1).capability(0x50, 0x01, &[3, 0, control, 0]);
+            summary(function).power_reset
+        };
+        assert_eq!(power(0x00), Some(Offset::conventional(0x54)));
+        assert_eq!(power(0x03), Some(Offset::conventional(0x54)));
+        assert_eq!(power(0x08), None);
+        let silent = FakeFunction::endpoint(0x1234, 1).capability(0x50, 0x01, &[3, 0, 0xff, 0xff]);
+        assert_eq!(summary(silent).power_reset, None);
+    }
+
+    #[test]
     fn a_capability_at_the_very_end_has_no_registers_beyond_it() {
         let function = FakeFunction::endpoint(0x1234, 1).capability(0xfc, 0x10, &[]);
         let found = summary(function);
         assert_eq!(found.pci_express, Some(Offset::conventional(0xfc)));
         assert_eq!(found.function_level_reset, None);
+        let function = FakeFunction::endpoint(0x1234, 1).capability(0xfc, 0x01, &[3, 0]);
+        assert_eq!(summary(function).power_reset, None);
         let function = FakeFunction::endpoint(0x1234, 1).capability(0xfc, 0x13, &[6, 3]);
         assert_eq!(summary(function).function_level_reset, None);
     }

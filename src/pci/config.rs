@@ -33,6 +33,8 @@ impl Offset {
     pub const INTERRUPT_LINE: Self = Self(0x3c);
     /// Interrupt Pin, 8 bits.
     pub const INTERRUPT_PIN: Self = Self(0x3d);
+    /// A type 1 header's Bridge Control, 16 bits (PCI-to-PCI Bridge 1.2 3.2.5.18).
+    pub const BRIDGE_CONTROL: Self = Self(0x3e);
 
     /// The offset, or `None` from 4096 on.
     pub const fn new(raw: u16) -> Option<Self> {

@@ -99,6 +99,12 @@ impl FakeFunction {
         self.bytes(at, &[id, first]).bytes(at + 2, body).bytes(0x34, &[at]).bytes(0x06, &[status])
     }
 
+    /// Whether the capability `id` lies at `at`.
+    #[cfg(not(loom))]
+    pub(crate) fn has_capability(&self, at: u8, id: u8) -> bool {
+        self.bytes[0x06] & 0x10 != 0 && self.bytes[usize::from(at)] == id
+    }
+
     fn dword(&self, offset: Offset) -> u32 {
         let at = usize::from(offset.dword().get());
         let bytes = self.bytes.get(at..at + 4).map_or([0; 4], |bytes| bytes.try_into().unwrap());

@@ -14,13 +14,14 @@
 //! | [`function`](mod@function) | one function as a plain description |
 //! | [`enumerate`](mod@enumerate) | all functions behind the given root buses |
 //! | [`pin`] | INTA# to INTD#, the swizzle, DisINTx and Interrupt Status |
+//! | [`reset`] | how a function is reset, and its reset as a state machine |
 //! | [`route`] | from a function's pin to its global system interrupt |
 //! | [`virtual_bar`] | a guest's base address registers |
 //! | [`virtual_config`] | a guest's configuration space of one assigned function |
 //! | [`config_ports`] | a guest's ports 0xcf8 to 0xcff |
 //!
 //! The Command register of a function has one writer at a time (N3): [`Function::prepare`] before the function is
-//! assigned, [`DisIntx`] from then on. A guest's writes to it never reach the device.
+//! assigned, [`DisIntx`] from then on, a [`Reset`] while it lasts. A guest's writes to it never reach the device.
 
 pub mod bar;
 pub mod bdf;
@@ -33,6 +34,7 @@ pub mod enumerate;
 pub(crate) mod fake;
 pub mod function;
 pub mod pin;
+pub mod reset;
 pub mod route;
 pub mod virtual_bar;
 pub mod virtual_config;
@@ -44,5 +46,6 @@ pub use config_ports::ConfigPorts;
 pub use enumerate::{Topology, enumerate};
 pub use function::{Function, Header};
 pub use pin::{DisIntx, IntPin, IntxView};
+pub use reset::Reset;
 pub use route::PinRoute;
 pub use virtual_config::{Effect, VirtualConfig};

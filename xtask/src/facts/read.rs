@@ -246,6 +246,7 @@ fn capabilities(table: &mut Table<'_, '_>) -> Capabilities {
         (at("power-management = 0x40"), at("msi = 0x40"), at("msi-x = 0x40"));
     let (pci_express, express, advanced) =
         (at("pci-express = 0x40"), at("reset-pci-express = 0x40"), at(ADVANCED));
+    let power_reset = at("reset-power = 0x44");
     if express.is_some() && advanced.is_some() {
         table.broken(
             ADVANCED,
@@ -259,6 +260,7 @@ fn capabilities(table: &mut Table<'_, '_>) -> Capabilities {
         msi_x,
         pci_express,
         function_level_reset: express.or(advanced.map(FunctionLevelReset::AdvancedFeatures)),
+        power_reset,
         sound: !table.optional("damaged = true", flag).unwrap_or(false),
     }
 }

@@ -28,6 +28,10 @@ fn what_real_machines_reported_reads_back_the_same() {
     for text in [Q35, PC] {
         assert_eq!(read::parse("f.toml", text).unwrap().to_string(), text);
     }
+    let resets =
+        "{ power-management = 0x40, pci-express = 0x80, reset-pci-express = 0x88, reset-power = 0x44 }";
+    let text = Q35.replacen("{ msi = 0x40 }", resets, 1);
+    assert_eq!(read::parse("f.toml", &text).unwrap().to_string(), text);
     let q35 = read::parse("f.toml", Q35).unwrap();
     assert_eq!((q35.cpus.len(), q35.io_apics.len(), q35.functions.len()), (4, 1, 10));
     let inner = "02:05.0".parse().unwrap();
