@@ -101,15 +101,13 @@ impl fmt::Display for NeverEoi {
     }
 }
 
-/// What is done about a function that cannot be reset alone, that is, has no function-level reset (PCI Express Base 4.0
-/// 6.6.2, or the Advanced Features capability of conventional PCI).
-///
-/// Nothing resets a function yet: every function is passed as it was found. The key keeps devices out whose state could not
-/// be cleared between two owners.
+/// What is done about a function that nothing resets: it has no function-level reset (PCI Express Base 4.0 6.6.2, or the
+/// Advanced Features capability of conventional PCI), does not reset on its way from D3hot to D0 (PCI PM 1.2 3.2.4), and
+/// its bus is not its partition's to reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum NoReset {
-    /// It is assigned as it was found, with bus mastering off and its line masked until then. The default, because the
-    /// old cards that INTx is about have no reset of their own.
+    /// It goes from one life of its guest to the next as it is, with bus mastering off and its line masked until the guest
+    /// opens it. The default, because the old cards that INTx is about have no reset of their own.
     #[default]
     Mask,
     /// The assignment is refused.

@@ -24,6 +24,7 @@ use crate::irq::{ApicId, CpuId, Gsi, Pin, Vector};
 use crate::message::{Message, Refusal};
 use crate::pci::bar::{conflict, trespass};
 use crate::pci::pin::DisIntxFault;
+use crate::pci::reset::{Method, NoMethod};
 use crate::pci::route::{RouteSource, resolve};
 use crate::pci::virtual_bar::{BarPlacer, BarWindow, Placement};
 use crate::pci::{Bdf, Function, IntPin, PinRoute, VirtualConfig};
@@ -94,6 +95,8 @@ pub struct DevicePlan {
     pub intx: Intx,
     /// What is done about its misbehaviour.
     pub policy: DevicePolicy,
+    /// What resets it before its partition starts again, or why nothing can; `None` when the function is not known.
+    pub reset: Option<Result<Method, NoMethod>>,
 }
 
 /// What becomes of a device's interrupt.
@@ -309,6 +312,7 @@ impl Planner<'_> {
             let path = path.key("device").index(index);
             devices.push(self.device(path, device, partition, cpu, &mut placer, routed));
         }
+        together(&mut devices);
         PartitionPlan { cpu, devices }
     }
 
@@ -355,6 +359,7 @@ impl Planner<'_> {
             bars: None,
             intx: Intx::Refused,
             policy: device.policy,
+            reset: None,
         };
         let Some(facts) = self.facts else {
             plan.intx = at_boot(device, None, Open::Machine);
@@ -366,10 +371,12 @@ impl Planner<'_> {
             return plan;
         };
         plan.function = Some(*function);
-        if device.policy.no_reset == NoReset::Refuse && function.capabilities.function_level_reset.is_none() {
-            let what = format!("{} has no function-level reset (FLR)", device.bdf);
-            self.refuse(path.key("no-reset"), Message::NoReset, what);
+        let own = |bdf: Bdf| partition.devices.iter().any(|device| device.bdf == bdf);
+        let reset = Method::choose(function, &facts.functions, &facts.topology, own);
+        if let (Err(why), NoReset::Refuse) = (reset, device.policy.no_reset) {
+            self.refuse(path.key("no-reset"), Message::NoReset, format!("{}: {why}", device.bdf));
         }
+        plan.reset = Some(reset);
         let place = path.key("bdf");
         match self.bars(facts, function, partition, placer) {
             Ok(placement) => plan.bars = Some(placement),
@@ -471,6 +478,20 @@ impl Planner<'_> {
         self.sources += 1;
         let swizzles = swizzles(facts, device.bdf, source);
         Ok(Intx::Line(Line { pin, route, source, swizzles, vector, destination, vpin, vpin_reason, gate }))
+    }
+}
+
+/// Where a bus is reset for one function's sake, the others on it are reset with it and need no reset of their own.
+fn together(devices: &mut [DevicePlan]) {
+    let of_bus = |device: &DevicePlan| match device.reset {
+        Some(Ok(method @ Method::Bus(_))) => Some((device.bdf.bus(), method)),
+        _ => None,
+    };
+    let buses: Vec<(u8, Method)> = devices.iter().filter_map(of_bus).collect();
+    for device in devices {
+        if let Some((_, method)) = buses.iter().find(|(bus, _)| *bus == device.bdf.bus()) {
+            device.reset = Some(Ok(*method));
+        }
     }
 }
 

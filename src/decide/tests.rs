@@ -202,7 +202,7 @@ fn a_function_without_a_reset_is_refused_where_one_is_asked_for() {
     let (_, records) = decided(Some(&facts), &[picky("00:03.0")]);
     assert_eq!(records.len(), 1, "{records:?}");
     assert!(
-        records[0].starts_with("ERROR Device/no-reset: partition[0].device[0].no-reset: 00:03.0 has no "),
+        records[0].starts_with("ERROR Device/no-reset: partition[0].device[0].no-reset: 00:03.0: it has no "),
         "{records:?}"
     );
     assert_eq!(decided(Some(&facts), &[device("00:03.0")]).1, [""; 0]);
@@ -213,6 +213,26 @@ fn a_function_without_a_reset_is_refused_where_one_is_asked_for() {
     edu.capabilities.function_level_reset = Some(FunctionLevelReset::PciExpress(Offset::conventional(0x40)));
     assert_eq!(decided(Some(&resettable), &[picky("00:03.0")]).1, [""; 0]);
     assert_eq!(decided(None, &[picky("00:03.0")]).1, [""; 0]);
+    // So it is behind a bridge that leads to nothing else.
+    assert_eq!(decided(Some(&resettable), &[picky("02:05.0")]).1, [""; 0]);
+}
+
+#[test]
+fn the_plan_says_how_each_function_is_reset_and_a_bus_is_reset_for_all_on_it() {
+    let resets = |machine: &Machine, devices: &[Device]| {
+        let (plan, _) = decided(Some(&routed(machine)), devices);
+        plan.partitions[0].devices.iter().map(|device| device.reset.unwrap()).collect::<Vec<_>>()
+    };
+    let machine = machine();
+    let by_bus = Ok(Method::Bus(bdf("01:02.0")));
+    assert_eq!(resets(&machine, &[device("00:03.0"), device("02:05.0")]), [Err(NoMethod::RootBus), by_bus]);
+    let alone = FakeFunction::edu().memory_bar(0, 1 << 20, 0xfe80_0000).capability(0x60, 0x13, &[6, 3, 0, 0]);
+    machine.insert(bdf("02:06.0"), alone);
+    assert_eq!(resets(&machine, &[device("02:05.0")]), [Err(NoMethod::Shared(bdf("02:06.0")))]);
+    assert_eq!(resets(&machine, &[device("02:05.0"), device("02:06.0")]), [by_bus, by_bus]);
+    let advanced = FunctionLevelReset::AdvancedFeatures(Offset::conventional(0x64));
+    assert_eq!(resets(&machine, &[device("02:06.0")]), [Ok(Method::Function(advanced))]);
+    assert_eq!(decided(None, &[device("00:03.0")]).0.partitions[0].devices[0].reset, None);
 }
 
 #[test]

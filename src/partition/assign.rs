@@ -77,6 +77,11 @@ impl<'a> Assigner<'a> {
         let config = VirtualConfig::new(self.config, function, bars, BAR_WINDOW, line.map(|line| line.vpin))
             .map_err(|error| refuse("bdf", error.message(), error.to_string()))?;
         info!("{bdf}: bus mastering held off, since no IOMMU bounds its DMA yet");
+        match device.reset {
+            Some(Ok(method)) => info!("{bdf}: can be reset: {method}"),
+            Some(Err(why)) => info!("{bdf}: cannot be reset: {why}"),
+            None => {}
+        }
         let Some(line) = line else {
             info!("{bdf}: assigned to {name}, no INTx");
             return Ok(Assigned { config, line: None });

@@ -392,9 +392,9 @@ pub const NO_RESET: Key = Key {
     kind: "string",
     default: Some("`\"mask\"`"),
     range: || "`\"mask\"` or `\"refuse\"`".into(),
-    meaning: "what is done about a function without a function-level reset (FLR): it is passed all the same, silenced and \
-              with bus mastering off until then; or it is refused at boot. No function is reset yet: each is passed as it \
-              was found",
+    meaning: "what is done about a function that nothing resets: it has no function-level reset (FLR), does not reset on \
+              its way from D3hot to D0, and its bus is not its partition's to reset. It is passed all the same, silenced and \
+              with bus mastering off; or it is refused at boot",
     example: "no-reset = \"mask\"",
     messages: &[Message::NoReset],
 };
