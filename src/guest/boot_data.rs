@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use crate::addr::GuestPhys;
 
+use super::linux::HEADER_START;
 use super::memory::{EXTENDED_START, GuestMemory, LOW_END};
 
 /// What EAX holds when a Multiboot guest starts (Multiboot 0.6.96 3.2).
@@ -23,6 +24,14 @@ const MULTIBOOT_INFO_FLAGS: u32 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 9;
 /// What follows the size in an entry of the memory map.
 const MULTIBOOT_MMAP_ENTRY_BYTES: u32 = 20;
 const LOADER_NAME: &str = "Levelhead";
+
+/// The zero page comes first, then six pages of page tables, then a descriptor table.
+pub(super) const LINUX_TABLES: usize = 0x1000;
+pub(super) const LINUX_GDT: usize = 0x7000;
+pub(super) const LINUX_GDT_BYTES: u16 = 32;
+const LINUX_FIXED_BYTES: usize = LINUX_GDT + LINUX_GDT_BYTES as usize;
+/// A boot loader without a number of its own.
+const LINUX_LOADER_UNDEFINED: u8 = 0xff;
 
 /// What there is to tell.
 pub(super) struct Facts<'f> {
@@ -113,6 +122,50 @@ pub(super) fn multiboot(facts: &Facts<'_>, at: u32) -> Vec<u8> {
         0, // configuration table
         loader,
     ]))
+}
+
+/// Linux's zero page (boot.rst, "64-bit Boot Protocol"; zero-page.rst) with what the entry in 64-bit mode needs, and the
+/// command line behind it, for the page `at` below 4 GiB. `header` is the setup header as the kernel's file has it. The
+/// initial RAM disk is the first module; one of no bytes is none.
+pub(super) fn linux(facts: &Facts<'_>, header: &[u8], at: u32) -> Vec<u8> {
+    let mut block = Block::new(at, LINUX_FIXED_BYTES);
+    let cmdline = block.text(&[facts.cmdline]);
+
+    let mut page = alloc::vec![0; LINUX_TABLES];
+    set(&mut page, HEADER_START, header);
+    let map = facts.memory.map();
+    set(&mut page, 0x1e8, &[map.len() as u8]);
+    for (region, at) in map.iter().zip((0x2d0..).step_by(20)) {
+        set(&mut page, at, &region.start.raw().to_le_bytes());
+        set(&mut page, at + 8, &region.bytes.to_le_bytes());
+        set(&mut page, at + 16, &(region.kind as u32).to_le_bytes());
+    }
+    set(&mut page, 0x210, &[LINUX_LOADER_UNDEFINED]);
+    if let Some(initrd) = facts.modules.first().filter(|initrd| initrd.bytes > 0) {
+        // Both below 4 GiB.
+        set(&mut page, 0x218, &(initrd.at.raw() as u32).to_le_bytes());
+        set(&mut page, 0x21c, &(initrd.bytes as u32).to_le_bytes());
+    }
+    set(&mut page, 0x228, &cmdline.to_le_bytes());
+
+    // Present and writable; the last level's pages of 2 MiB.
+    let table = |number: u32| u64::from(at) + LINUX_TABLES as u64 + 0x1000 * u64::from(number) + 0b11;
+    let whole = |entries: Vec<u64>| entries.into_iter().chain(core::iter::repeat(0)).take(512);
+    let root = whole(alloc::vec![table(1)]);
+    let pointers = whole((2..6).map(table).collect());
+    let pages = (0..4 * 512).map(|number: u64| number << 21 | 1 << 7 | 0b11);
+    let tables = root.chain(pointers).chain(pages).flat_map(u64::to_le_bytes);
+    // Flat and accessed, at the selectors the kernel's own table has them: code, execute and read, 64-bit; data, read and
+    // write.
+    let descriptors = words64([0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
+    block.finish(page.into_iter().chain(tables).chain(descriptors))
+}
+
+/// Puts bytes at an offset of the zero page, which has room for all that is put there.
+fn set(page: &mut [u8], offset: usize, bytes: &[u8]) {
+    if let Some(place) = page.get_mut(offset..).and_then(|rest| rest.get_mut(..bytes.len())) {
+        place.copy_from_slice(bytes);
+    }
 }
 
 fn words32<const N: usize>(words: [u32; N]) -> impl Iterator<Item = u8> {

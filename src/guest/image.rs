@@ -7,7 +7,9 @@
 //! 2. **PVH**: an ELF, 32-bit or 64-bit, with a note of name `Xen` and type 18 (`XEN_ELFNOTE_PHYS32_ENTRY`) that
 //!    holds the physical address of a 32-bit entry point.
 //!
-//! An image with both is started by Multiboot, as QEMU's `-kernel` does: an image behaves the same here and there.
+//! 3. **Linux**: `HdrS` at byte 0x202, the setup header of a bzImage, which `linux` reads.
+//!
+//! An image with several is started by the first, as QEMU's `-kernel` does: an image behaves the same here and there.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -16,11 +18,7 @@ use crate::addr::GuestPhys;
 
 use super::elf::Elf;
 use super::memory::GuestMemory;
-use super::{Placement, multiboot};
-
-/// What the header of Linux's x86 boot protocol begins with, behind a jump.
-const LINUX_MAGIC: &[u8] = b"HdrS";
-const LINUX_MAGIC_AT: usize = 0x202;
+use super::{Placement, linux, multiboot};
 
 /// How a guest is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +27,8 @@ pub enum Protocol {
     Pvh,
     /// Multiboot, version 1.
     Multiboot1,
+    /// Linux's x86 boot protocol, at its 64-bit entry.
+    Linux,
 }
 
 impl fmt::Display for Protocol {
@@ -36,6 +36,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Pvh => "PVH",
             Self::Multiboot1 => "Multiboot 1",
+            Self::Linux => "Linux",
         })
     }
 }
@@ -45,8 +46,6 @@ impl fmt::Display for Protocol {
 pub enum ImageError {
     /// It has no bytes.
     Empty,
-    /// It is a Linux kernel in the form of its boot protocol.
-    LinuxKernel,
     /// It begins as an ELF and ends, after so many bytes, before its header does.
     HeaderCutOff(usize),
     /// It is of no format that was looked for.
@@ -104,16 +103,13 @@ impl fmt::Display for ImageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => f.write_str("not bootable: the file is empty"),
-            Self::LinuxKernel => f.write_str(
-                "not bootable: a Linux bzImage (`HdrS` at byte 0x202), whose boot protocol is not supported yet",
-            ),
             Self::HeaderCutOff(bytes) => {
                 write!(f, "not bootable: an ELF that is cut off within its header, after {bytes} bytes")
             }
             Self::Unrecognised { elf } => write!(
                 f,
                 "not bootable: {}, and no Multiboot header (0x1badb002) in its first 8 KiB",
-                if *elf { "an ELF without a note `Xen` of type 18 (PVH)" } else { "no ELF" }
+                if *elf { "an ELF without a note `Xen` of type 18 (PVH)" } else { "no Linux bzImage, no ELF" }
             ),
             Self::NoAddresses => f.write_str(
                 "not bootable: a Multiboot header without address fields (flag bit 16) in a file that is no ELF",
@@ -158,9 +154,17 @@ impl Field {
 /// An image with its claims checked: all of it in usable memory, nothing twice, the entry within.
 #[derive(Debug)]
 pub(super) struct LoadedImage<'a> {
-    pub protocol: Protocol,
+    pub kind: Kind<'a>,
     pub placements: Vec<Placement<'a>>,
     pub entry: u32,
+}
+
+/// The protocol an image is started by, with what of the image the protocol needs.
+#[derive(Debug)]
+pub(super) enum Kind<'a> {
+    Pvh,
+    Multiboot1,
+    Linux(linux::Header<'a>),
 }
 
 /// Finds out what `file` is and where it goes.
@@ -169,26 +173,25 @@ pub(super) fn load<'a>(file: &'a [u8], memory: &GuestMemory) -> Result<LoadedIma
         return Err(ImageError::Empty);
     }
     let elf = Elf::parse(file)?;
-    let (protocol, placements, field, entry) = match (multiboot::Header::find(file)?, elf) {
+    let (kind, placements, field, entry) = match (multiboot::Header::find(file)?, elf) {
         (Some(multiboot::Header { addresses: Some(addresses), offset }), _) => {
             let placement = addresses.placement(file, offset, memory)?;
-            (Protocol::Multiboot1, alloc::vec![placement], "entry_addr", addresses.entry.into())
+            (Kind::Multiboot1, alloc::vec![placement], "entry_addr", addresses.entry.into())
         }
-        (Some(_), Some(elf)) => {
-            (Protocol::Multiboot1, elf.segments(memory)?, "e_entry", elf.physical_entry())
-        }
+        (Some(_), Some(elf)) => (Kind::Multiboot1, elf.segments(memory)?, "e_entry", elf.physical_entry()),
         (Some(_), None) => return Err(ImageError::NoAddresses),
         (None, Some(elf)) => match elf.pvh_entry()? {
-            Some(entry) => (Protocol::Pvh, elf.segments(memory)?, "XEN_ELFNOTE_PHYS32_ENTRY", entry),
+            Some(entry) => (Kind::Pvh, elf.segments(memory)?, "XEN_ELFNOTE_PHYS32_ENTRY", entry),
             None => return Err(ImageError::Unrecognised { elf: true }),
         },
-        (None, None) if file.get(LINUX_MAGIC_AT..).is_some_and(|rest| rest.starts_with(LINUX_MAGIC)) => {
-            return Err(ImageError::LinuxKernel);
+        (None, None) => {
+            let header = linux::Header::parse(file)?.ok_or(ImageError::Unrecognised { elf: false })?;
+            let (placement, entry) = (header.placement(memory)?, header.entry());
+            (Kind::Linux(header), alloc::vec![placement], "pref_address", entry)
         }
-        (None, None) => return Err(ImageError::Unrecognised { elf: false }),
     };
     let entry = entry_within(&placements, Field::Header(field), entry)?;
-    Ok(LoadedImage { protocol, placements, entry })
+    Ok(LoadedImage { kind, placements, entry })
 }
 
 /// Checks that bytes of the file are loaded to `entry`: zeros are no code.

@@ -6,18 +6,20 @@
 //! outside the guest's usable memory, place two things on one byte, or enter the guest where nothing was loaded.
 //!
 //! * `memory`: the guest-physical map;
-//! * `image`: an image's format, its segments and its entry; `elf` and `multiboot` read the two headers;
-//! * `boot_data`: what the guest is told: PVH's start info, Multiboot's information block.
+//! * `image`: an image's format, its segments and its entry; `elf`, `multiboot` and `linux` read the headers;
+//! * `boot_data`: what the guest is told: PVH's start info, Multiboot's information block, Linux's zero page.
 //!
 //! All of this runs before the guest does and may allocate.
 
 mod boot_data;
 mod elf;
 mod image;
+mod linux;
 mod memory;
 mod multiboot;
 
 use alloc::borrow::Cow;
+use alloc::format;
 use alloc::string::ToString as _;
 use alloc::vec::Vec;
 use core::fmt;
@@ -27,6 +29,7 @@ use crate::config::{Config, Image, ImageIndex, KeyPath, Partition};
 use crate::message::{Message, Refusal};
 
 use boot_data::{Facts, LoadedModule};
+use image::{Kind, LoadedImage};
 
 pub use image::{Field, ImageError, Problem, Protocol};
 pub use memory::{EXTENDED_START, GuestMemory, HIGH_START, HOLE_START, LOW_END, Region, RegionKind};
@@ -82,18 +85,43 @@ impl Placement<'_> {
     }
 }
 
-/// How a guest starts: 32-bit protected mode, paging off, flat segments of 4 GiB (code `CS`, data in all others),
-/// interrupts disabled, CR4 and EFER 0. Registers that are not named here are 0.
-///
-/// Both protocols ask for exactly this mode (the PVH "direct boot" ABI; Multiboot 0.6.96 3.2).
+/// How a guest starts: flat segments, interrupts disabled. Registers that are not named here are 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntryState {
+pub enum EntryState {
+    /// 32-bit protected mode, paging off, segments of 4 GiB (code `CS`, data in all others), CR4 and EFER 0: what PVH (its
+    /// "direct boot" ABI) and Multiboot (0.6.96 3.2) ask for.
+    Protected32 {
+        /// The entry point.
+        eip: u32,
+        /// Multiboot: the boot loader's magic number. PVH: 0, of no meaning.
+        eax: u32,
+        /// The address of the boot data.
+        ebx: u32,
+    },
+    /// 64-bit mode with the first 4 GiB mapped one to one; `CS` is selector 0x10, the others are 0x18, and both are in the
+    /// descriptor table: what Linux asks for (boot.rst, "64-bit Boot Protocol").
+    Long64 {
+        /// The entry point.
+        rip: u64,
+        /// The address of the zero page.
+        rsi: u64,
+        /// The root of the page tables.
+        cr3: GuestPhys,
+        /// The descriptor table.
+        gdt: GuestPhys,
+        /// The length of the descriptor table.
+        gdt_bytes: u16,
+    },
+}
+
+impl EntryState {
     /// The entry point.
-    pub eip: u32,
-    /// Multiboot: the boot loader's magic number. PVH: 0, of no meaning.
-    pub eax: u32,
-    /// The address of the boot data.
-    pub ebx: u32,
+    pub const fn rip(&self) -> u64 {
+        match *self {
+            Self::Protected32 { eip, .. } => eip as u64,
+            Self::Long64 { rip, .. } => rip,
+        }
+    }
 }
 
 /// A guest ready to be loaded and started.
@@ -120,6 +148,20 @@ pub enum PlanError {
         module: usize,
         /// Its length.
         bytes: u64,
+        /// Where it should have ended at the latest.
+        below: GuestPhys,
+    },
+    /// There is a text beside a module of a kernel that has no use for it.
+    InitrdText {
+        /// The module, counted from 0.
+        module: usize,
+    },
+    /// The command line is longer than the kernel takes.
+    CommandLine {
+        /// Its length.
+        bytes: usize,
+        /// What the kernel takes.
+        most: usize,
     },
     /// There is not enough memory for the boot data.
     NoRoomForBootData {
@@ -133,8 +175,14 @@ impl fmt::Display for PlanError {
         match self {
             Self::NoSuchImage(index) => write!(f, "the bundle has no {index}"),
             Self::Kernel(error) => write!(f, "kernel: {error}"),
-            Self::NoRoomForModule { module, bytes } => {
-                write!(f, "no {bytes:#x} bytes of memory are left below 3 GiB for module {module}")
+            Self::NoRoomForModule { module, bytes, below } => {
+                write!(f, "no {bytes:#x} bytes of memory are left below {below} for module {module}")
+            }
+            Self::InitrdText { module } => {
+                write!(f, "Linux takes module {module} as its initial RAM disk, and no text with it")
+            }
+            Self::CommandLine { bytes, most } => {
+                write!(f, "{bytes} bytes, and this kernel takes {most} (cmdline_size)")
             }
             Self::NoRoomForBootData { bytes } => {
                 write!(f, "no {bytes:#x} bytes of memory are left below 3 GiB for the boot data")
@@ -155,7 +203,17 @@ impl PlanError {
             }
             Self::Kernel(_) => Message::KernelUnusable,
             Self::NoRoomForModule { .. } => Message::ModuleTooLarge,
+            Self::InitrdText { .. } => Message::InitrdText,
+            Self::CommandLine { .. } => Message::CmdlineLength,
             Self::NoRoomForBootData { .. } => Message::BootDataTooLarge,
+        }
+    }
+
+    /// What would be right.
+    pub fn remedy(&self) -> Cow<'static, str> {
+        match self {
+            Self::CommandLine { most, .. } => format!("use at most {most} bytes").into(),
+            _ => self.message().remedy().into(),
         }
     }
 }
@@ -172,7 +230,8 @@ pub struct Fault {
 impl Fault {
     /// The record of it.
     pub fn refusal(&self) -> Refusal {
-        Refusal::new(self.error.message(), self.path.to_string(), self.error.to_string())
+        let Self { path, error } = self;
+        Refusal::new(error.message(), path.to_string(), error.to_string()).remedy(error.remedy())
     }
 }
 
@@ -191,6 +250,8 @@ pub fn judge_partition(index: usize, partition: &Partition, images: &[Image<'_>]
     let path = KeyPath::root().key("partition").index(index);
     let path = match error {
         PlanError::NoRoomForModule { module, .. } => path.key("modules").index(module).key("file"),
+        PlanError::InitrdText { module } => path.key("modules").index(module).key("cmdline"),
+        PlanError::CommandLine { .. } => path.key("cmdline"),
         PlanError::NoRoomForBootData { .. } => path.key("memory"),
         PlanError::NoSuchImage(_) | PlanError::Kernel(_) => path.key("kernel"),
     };
@@ -205,39 +266,93 @@ pub fn judge_partition(index: usize, partition: &Partition, images: &[Image<'_>]
 /// # Errors
 /// The kernel's first fault, or what there is no room for.
 pub fn plan<'a>(payload: &Payload<'a>, memory: &GuestMemory) -> Result<BootPlan<'a>, PlanError> {
-    let kernel = image::load(payload.kernel.bytes, memory).map_err(PlanError::Kernel)?;
-    let mut layout = Layout { memory, placements: kernel.placements };
+    let LoadedImage { kind, placements, entry } =
+        image::load(payload.kernel.bytes, memory).map_err(PlanError::Kernel)?;
+    let mut layout = Layout { memory, placements };
+    let (protocol, entry) = match kind {
+        Kind::Pvh => (Protocol::Pvh, protected32(payload, &mut layout, entry, 0, boot_data::pvh)?),
+        Kind::Multiboot1 => {
+            let magic = boot_data::MULTIBOOT_LOADER_MAGIC;
+            (Protocol::Multiboot1, protected32(payload, &mut layout, entry, magic, boot_data::multiboot)?)
+        }
+        Kind::Linux(header) => (Protocol::Linux, long64(payload, &mut layout, entry, &header)?),
+    };
+    Ok(BootPlan { protocol, placements: layout.placements, entry })
+}
 
+/// Adds modules and boot data for a guest that is entered in 32-bit mode.
+fn protected32<'a>(
+    payload: &Payload<'a>,
+    layout: &mut Layout<'_, 'a>,
+    eip: u32,
+    eax: u32,
+    build: impl Fn(&Facts<'_>, u32) -> Vec<u8>,
+) -> Result<EntryState, PlanError> {
+    let end = layout.memory.low_ram_end();
     let mut modules = Vec::with_capacity(payload.modules.len());
     for (module, (image, cmdline)) in payload.modules.iter().enumerate() {
         let bytes = image.bytes.len() as u64;
-        let at = layout.behind(bytes).ok_or(PlanError::NoRoomForModule { module, bytes })?;
+        let no_room = PlanError::NoRoomForModule { module, bytes, below: end };
+        let at = layout.behind(bytes, end).ok_or(no_room)?;
         layout.put(at, image.bytes.into());
         modules.push(LoadedModule { at, bytes, cmdline });
     }
-
-    let facts = Facts { memory, name: payload.kernel.name, cmdline: payload.cmdline, modules: &modules };
-    let build = match kernel.protocol {
-        Protocol::Pvh => boot_data::pvh,
-        Protocol::Multiboot1 => boot_data::multiboot,
+    let facts = Facts {
+        memory: layout.memory,
+        name: payload.kernel.name,
+        cmdline: payload.cmdline,
+        modules: &modules,
     };
-    // The length does not depend on the place.
-    let bytes = build(&facts, 0).len() as u64;
-    let (at, ebx) = layout
-        .room(BOOT_DATA_START, LOW_END, bytes)
-        .or_else(|| layout.behind(bytes))
-        .and_then(|at| Some((at, u32::try_from(at.raw()).ok()?)))
-        .ok_or(PlanError::NoRoomForBootData { bytes })?;
-    layout.put(at, build(&facts, ebx).into());
+    let ebx = layout.boot_data(|at| build(&facts, at))?;
+    Ok(EntryState::Protected32 { eip, eax, ebx })
+}
 
-    let eax = match kernel.protocol {
-        Protocol::Pvh => 0,
-        Protocol::Multiboot1 => boot_data::MULTIBOOT_LOADER_MAGIC,
+/// Adds the initial RAM disk and boot data for a Linux kernel. Its modules are one disk: archives in a row with zeros
+/// between them, which the kernel unpacks one after the other.
+fn long64<'a>(
+    payload: &Payload<'a>,
+    layout: &mut Layout<'_, 'a>,
+    entry: u32,
+    header: &linux::Header<'_>,
+) -> Result<EntryState, PlanError> {
+    let (bytes, most) = (payload.cmdline.len(), header.cmdline_most);
+    if bytes > most {
+        return Err(PlanError::CommandLine { bytes, most });
+    }
+    let end = layout.memory.low_ram_end().min(GuestPhys::new(header.initrd_end));
+    let mut pages: u64 = 0;
+    let mut start = GuestPhys::new(0);
+    for (module, (image, text)) in payload.modules.iter().enumerate() {
+        if !text.is_empty() {
+            return Err(PlanError::InitrdText { module });
+        }
+        let bytes = image.bytes.len() as u64;
+        let no_room = PlanError::NoRoomForModule { module, bytes, below: end };
+        pages = whole_pages(bytes).and_then(|more| pages.checked_add(more)).ok_or(no_room)?;
+        start = layout.behind(pages, end).ok_or(no_room)?;
+    }
+    let mut next = start;
+    let mut initrd_bytes = 0;
+    for (image, _) in &payload.modules {
+        layout.put(next, image.bytes.into());
+        initrd_bytes = next.raw() - start.raw() + image.bytes.len() as u64;
+        next = layout.placements.last().map_or(next, Placement::end);
+    }
+    let initrd = LoadedModule { at: start, bytes: initrd_bytes, cmdline: "" };
+    let facts = Facts {
+        memory: layout.memory,
+        name: payload.kernel.name,
+        cmdline: payload.cmdline,
+        modules: core::slice::from_ref(&initrd),
     };
-    Ok(BootPlan {
-        protocol: kernel.protocol,
-        placements: layout.placements,
-        entry: EntryState { eip: kernel.entry, eax, ebx },
+    let at = layout.boot_data(|at| boot_data::linux(&facts, header.bytes, at))?;
+    let behind = |offset: usize| GuestPhys::new(u64::from(at) + offset as u64);
+    Ok(EntryState::Long64 {
+        rip: entry.into(),
+        rsi: at.into(),
+        cr3: behind(boot_data::LINUX_TABLES),
+        gdt: behind(boot_data::LINUX_GDT),
+        gdt_bytes: boot_data::LINUX_GDT_BYTES,
     })
 }
 
@@ -255,9 +370,21 @@ impl<'a> Layout<'_, 'a> {
         self.placements.push(Placement { at, bytes, zeros });
     }
 
-    /// Whole pages for `bytes` behind everything that was placed between 1 MiB and the hole, else anywhere there.
-    fn behind(&self, bytes: u64) -> Option<GuestPhys> {
-        let end = self.memory.low_ram_end().raw();
+    /// Gives the boot data its place and returns it. The length of what `build` makes does not depend on the place.
+    fn boot_data(&mut self, build: impl Fn(u32) -> Vec<u8>) -> Result<u32, PlanError> {
+        let bytes = build(0).len() as u64;
+        let (at, address) = self
+            .room(BOOT_DATA_START, LOW_END, bytes)
+            .or_else(|| self.behind(bytes, self.memory.low_ram_end()))
+            .and_then(|at| Some((at, u32::try_from(at.raw()).ok()?)))
+            .ok_or(PlanError::NoRoomForBootData { bytes })?;
+        self.put(at, build(address).into());
+        Ok(address)
+    }
+
+    /// Whole pages for `bytes` behind everything that was placed between 1 MiB and `end`, else anywhere there.
+    fn behind(&self, bytes: u64, end: GuestPhys) -> Option<GuestPhys> {
+        let end = end.raw();
         let last = self.placements.iter().map(|placed| placed.end().raw()).filter(|&last| last <= end).max();
         let start = last.unwrap_or(0).max(EXTENDED_START);
         self.room(start, end, bytes).or_else(|| self.room(EXTENDED_START, end, bytes))

@@ -122,6 +122,38 @@ fn pvh_elf64() -> ElfFile {
     }
 }
 
+/// A bzImage of protocol 2.15: the setup header in two sectors, then 0x600 bytes of kernel for 16 MiB, which needs 1 MiB.
+fn bzimage() -> Vec<u8> {
+    let mut file = vec![0; 2 * 512];
+    file.resize(2 * 512 + 0x600, 0x90);
+    let fields: [(usize, &[u8]); 13] = [
+        (0x1f1, &[1]),
+        (0x1f4, &0x60_u32.to_le_bytes()),
+        (0x1fe, &[0x55, 0xaa]),
+        (0x200, &[0xeb, 0x6a]),
+        (0x202, b"HdrS"),
+        (0x206, &0x20f_u16.to_le_bytes()),
+        (0x211, &[1]),
+        (0x22c, &0x7fff_ffff_u32.to_le_bytes()),
+        (0x230, &0x20_0000_u32.to_le_bytes()),
+        (0x236, &0x7f_u16.to_le_bytes()),
+        (0x238, &2047_u32.to_le_bytes()),
+        (0x258, &(16 * MIB).to_le_bytes()),
+        (0x260, &(MIB as u32).to_le_bytes()),
+    ];
+    for (offset, bytes) in fields {
+        file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+    file
+}
+
+/// That bzImage with other bytes at an offset.
+fn bzimage_with(offset: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut file = bzimage();
+    file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    file
+}
+
 /// A file of 0x180 bytes that is no ELF, with its header at offset 0x20, for 1 MiB.
 fn flat(load_end: u32, bss_end: u32, entry: u32) -> Vec<u8> {
     let mut file = vec![0x90; 0x20];
@@ -141,7 +173,9 @@ fn memory(mib: u64) -> GuestMemory {
 
 /// The plan for a guest with 64 MiB and a module of 5000 bytes.
 fn plan_of(kernel: &[u8]) -> Result<BootPlan<'_>, PlanError> {
-    plan(&payload(kernel, &[(&[0x55; 5000], "the module")]), &memory(64))
+    let linux = kernel.get(0x202..0x206) == Some(b"HdrS");
+    let text = if linux { "" } else { "the module" };
+    plan(&payload(kernel, &[(&[0x55; 5000], text)]), &memory(64))
 }
 
 /// Guest memory as the plan leaves it.
@@ -163,6 +197,19 @@ fn text_at(plan: &BootPlan<'_>, address: u64) -> String {
     (address..).map(|at| byte_at(plan, at)).take_while(|&byte| byte != 0).map(char::from).collect()
 }
 
+/// EIP, EAX and EBX of a plan that starts in 32-bit mode.
+fn registers(plan: &BootPlan<'_>) -> (u32, u32, u32) {
+    match plan.entry {
+        EntryState::Protected32 { eip, eax, ebx } => (eip, eax, ebx),
+        EntryState::Long64 { .. } => panic!("{:?}", plan.entry),
+    }
+}
+
+/// Where a guest that starts in 32-bit mode finds what it is told.
+fn boot_data(plan: &BootPlan<'_>) -> u64 {
+    registers(plan).2.into()
+}
+
 /// What every plan promises, whatever the image.
 fn check(plan: &BootPlan<'_>, memory: &GuestMemory) {
     let mut sorted: Vec<_> = plan.placements.iter().collect();
@@ -173,7 +220,7 @@ fn check(plan: &BootPlan<'_>, memory: &GuestMemory) {
         assert_eq!(placed.end().raw(), placed.at.raw() + bytes);
     }
     assert!(sorted.windows(2).all(|pair| pair[0].end() <= pair[1].at), "overlap");
-    let entry = u64::from(plan.entry.eip);
+    let entry = plan.entry.rip();
     let loaded = |placed: &&Placement<'_>| {
         (placed.at.raw()..placed.at.raw() + placed.bytes.len() as u64).contains(&entry)
     };
@@ -186,12 +233,12 @@ fn a_multiboot_elf32_gets_all_it_may_ask_for() {
     let plan = plan_of(&file).unwrap();
     check(&plan, &memory(64));
     assert_eq!(plan.protocol, Protocol::Multiboot1);
-    assert_eq!((plan.entry.eip, plan.entry.eax), (0x40_000c, 0x2bad_b002));
+    assert_eq!(registers(&plan), (0x40_000c, 0x2bad_b002, 0x1_0000));
     assert_eq!(plan.placements[0].at, GuestPhys::new(0x40_0000));
     assert_eq!(plan.placements[0].bytes[..], file[176..176 + 0x300]);
     assert_eq!((plan.placements[1].bytes.len(), plan.placements[1].zeros), (0x80, 12 * MIB - 0x80));
 
-    let info = u64::from(plan.entry.ebx);
+    let info = boot_data(&plan);
     assert_eq!(info, 0x1_0000);
     let field = |offset| u32_at(&plan, info + offset);
     assert_eq!(field(0), 0b10_0100_1101);
@@ -226,11 +273,11 @@ fn a_pvh_elf64_gets_a_start_info() {
     let plan = plan_of(&file).unwrap();
     check(&plan, &memory(64));
     assert_eq!(plan.protocol, Protocol::Pvh);
-    assert_eq!(plan.entry, EntryState { eip: 0x20_0010, eax: 0, ebx: 0x1_0000 });
+    assert_eq!(registers(&plan), (0x20_0010, 0, 0x1_0000));
     let kernel = Placement { at: GuestPhys::new(2 * MIB), bytes: file[0x200..0x400].into(), zeros: 0x3e00 };
     assert_eq!(plan.placements[0], kernel);
 
-    let info = u64::from(plan.entry.ebx);
+    let info = boot_data(&plan);
     let head: Vec<u32> = (0..4).map(|word| u32_at(&plan, info + 4 * word)).collect();
     assert_eq!(head, [0x336e_c578, 1, 0, 1]);
     let module = u64_at(&plan, info + 16);
@@ -248,6 +295,107 @@ fn a_pvh_elf64_gets_a_start_info() {
 }
 
 #[test]
+fn a_linux_kernel_is_entered_in_64_bit_mode_with_a_zero_page() {
+    let file = bzimage();
+    let plan = plan(&payload(&file, &[(&[0x55; 5000], "")]), &memory(64)).unwrap();
+    check(&plan, &memory(64));
+    assert_eq!(plan.protocol, Protocol::Linux);
+    let kernel = Placement { at: GuestPhys::new(16 * MIB), bytes: file[0x400..].into(), zeros: MIB - 0x600 };
+    assert_eq!(plan.placements[0], kernel);
+    let EntryState::Long64 { rip, rsi, cr3, gdt, gdt_bytes } = plan.entry else { panic!("{:?}", plan.entry) };
+    assert_eq!((rip, rsi), (16 * MIB + 0x200, 0x1_0000));
+
+    // The zero page: the header, what the loader writes into it, the memory map; nothing else.
+    let jump_target = 0x202 + 0x6a;
+    let written = [0x210, 0x218, 0x219, 0x21a, 0x21b, 0x21c, 0x21d, 0x228, 0x229, 0x22a, 0x22b];
+    for offset in (0x1f1..jump_target).filter(|offset| !written.contains(offset)) {
+        assert_eq!(byte_at(&plan, rsi + offset), file[offset as usize], "{offset:#x}");
+    }
+    assert_eq!(byte_at(&plan, rsi + 0x210), 0xff);
+    assert_eq!((u32_at(&plan, rsi + 0x218), u32_at(&plan, rsi + 0x21c)), (17 * MIB as u32, 5000));
+    assert_eq!(byte_at(&plan, 17 * MIB + 4999), 0x55);
+    assert_eq!(text_at(&plan, u32_at(&plan, rsi + 0x228).into()), "a b");
+    let told = memory(64).map();
+    assert_eq!(usize::from(byte_at(&plan, rsi + 0x1e8)), told.len());
+    for (region, at) in told.iter().zip((rsi + 0x2d0..).step_by(20)) {
+        assert_eq!((u64_at(&plan, at), u64_at(&plan, at + 8)), (region.start.raw(), region.bytes));
+        assert_eq!(u32_at(&plan, at + 16), region.kind as u32);
+    }
+    let map_end = 0x2d0 + 20 * told.len() as u64;
+    for offset in (0..0x1e8).chain(0x1e9..0x1f1).chain(jump_target..0x2d0).chain(map_end..0x1000) {
+        assert_eq!(byte_at(&plan, rsi + offset), 0, "{offset:#x}");
+    }
+
+    // The tables: each address leads to itself.
+    for address in [0, 0x1_0000, 16 * MIB, 3 << 30, 0xffff_ffff] {
+        let mut table = cr3.raw();
+        for shift in [39, 30] {
+            let entry = u64_at(&plan, table + (address >> shift & 0x1ff) * 8);
+            assert_eq!(entry & 0xfff, 0b11, "present and writable, no page");
+            table = entry & !0xfff;
+        }
+        let entry = u64_at(&plan, table + (address >> 21 & 0x1ff) * 8);
+        assert_eq!(entry, address & !0x1f_ffff | 0x83, "{address:#x}");
+    }
+    assert_eq!(u64_at(&plan, cr3.raw() + 8), 0, "nothing behind the first 512 GiB");
+    assert_eq!(gdt_bytes, 32);
+    let descriptors: Vec<u64> = (0..4).map(|entry| u64_at(&plan, gdt.raw() + 8 * entry)).collect();
+    assert_eq!(descriptors, [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
+}
+
+#[test]
+fn modules_of_a_linux_kernel_are_one_initial_ram_disk() {
+    let file = bzimage();
+    let modules: [(&[u8], &str); 3] = [(&[1; 4097], ""), (&[2; 8192], ""), (&[3; 10], "")];
+    let plan = plan(&payload(&file, &modules), &memory(64)).unwrap();
+    check(&plan, &memory(64));
+    let EntryState::Long64 { rsi, .. } = plan.entry else { panic!("{:?}", plan.entry) };
+    let (start, bytes) = (u32_at(&plan, rsi + 0x218), u32_at(&plan, rsi + 0x21c));
+    assert_eq!((start, bytes), (17 * MIB as u32, 0x4000 + 10));
+    let found: Vec<u8> = (0..bytes).map(|offset| byte_at(&plan, u64::from(start + offset))).collect();
+    assert!(found[..4097].iter().all(|byte| *byte == 1));
+    assert!(found[4097..0x2000].iter().all(|byte| *byte == 0), "the kernel skips zeros between archives");
+    assert!(found[0x2000..0x4000].iter().all(|byte| *byte == 2));
+    assert_eq!(found[0x4000..], [3; 10]);
+
+    // Without one the kernel must not be told of any.
+    let none = super::plan(&payload(&file, &[]), &memory(64)).unwrap();
+    let EntryState::Long64 { rsi, .. } = none.entry else { panic!("{:?}", none.entry) };
+    assert_eq!((u32_at(&none, rsi + 0x218), u32_at(&none, rsi + 0x21c)), (0, 0));
+}
+
+#[test]
+fn what_a_linux_kernel_does_not_take_is_named() {
+    let file = bzimage();
+    let refused = |kernel: &[u8], modules: &[(&[u8], &str)], cmdline: &str| {
+        let payload = Payload { cmdline, ..payload(kernel, modules) };
+        plan(&payload, &memory(64)).unwrap_err()
+    };
+    let large = vec![0; 47 * MIB as usize + 1];
+    let below = GuestPhys::new(64 * MIB);
+    assert_eq!(
+        refused(&file, &[(&[1], ""), (&large, "")], ""),
+        PlanError::NoRoomForModule { module: 1, bytes: 47 * MIB + 1, below },
+        "an initial RAM disk larger than the memory"
+    );
+    // 20 MiB are all that the kernel can reach: 4 MiB are left behind it, and 15 MiB before it.
+    let low = bzimage_with(0x22c, &(20 * MIB as u32 - 1).to_le_bytes());
+    let error = refused(&low, &[(&large[..15 * MIB as usize + 1], "")], "");
+    assert_eq!(
+        error.to_string(),
+        "no 0xf00001 bytes of memory are left below 0x1400000 for module 0",
+        "where the kernel cannot reach it"
+    );
+    let last = plan(&payload(&low, &[(&large[..3 * MIB as usize], "")]), &memory(64)).unwrap();
+    assert_eq!(last.placements[1].end(), GuestPhys::new(20 * MIB));
+
+    let line = "x".repeat(2048);
+    assert_eq!(refused(&file, &[], &line), PlanError::CommandLine { bytes: 2048, most: 2047 });
+    plan(&Payload { cmdline: &line[1..], ..payload(&file, &[]) }, &memory(64)).unwrap();
+    assert_eq!(refused(&file, &[(&[1], ""), (&[1], "x")], ""), PlanError::InitrdText { module: 1 });
+}
+
+#[test]
 fn a_pvh_note_is_found_in_all_its_forms() {
     let other = [&words(&[4, 5, 5]), &b"GNU\0"[..], b"12345"].concat();
     for align in [0, 1, 4, 8] {
@@ -258,14 +406,14 @@ fn a_pvh_note_is_found_in_all_its_forms() {
             notes.extend(xen_note(description));
             let mut elf = pvh_elf64();
             elf.segments[1] = note(notes, align);
-            assert_eq!(plan_of(&elf.build()).unwrap().entry.eip, 0x20_0010, "alignment {align}");
+            assert_eq!(plan_of(&elf.build()).unwrap().entry.rip(), 0x20_0010, "alignment {align}");
         }
     }
     let mut elf = pvh_elf64();
     elf.wide = false;
     elf.machine = 3;
     elf.segments[1] = note(xen_note(&0x20_0010_u32.to_le_bytes()), 4);
-    assert_eq!(plan_of(&elf.build()).unwrap().entry.eip, 0x20_0010);
+    assert_eq!(plan_of(&elf.build()).unwrap().entry.rip(), 0x20_0010);
 }
 
 #[test]
@@ -284,9 +432,9 @@ fn a_virtual_entry_becomes_the_physical_one_of_its_segment() {
     elf.segments[0].content[..12].copy_from_slice(&multiboot_header(3, &[]));
     elf.segments.pop();
     elf.entry = 0xffff_ffff_8020_0040;
-    assert_eq!(plan_of(&elf.build()).unwrap().entry.eip, 0x20_0040);
+    assert_eq!(plan_of(&elf.build()).unwrap().entry.rip(), 0x20_0040);
     elf.entry = 0x20_0040;
-    assert_eq!(plan_of(&elf.build()).unwrap().entry.eip, 0x20_0040, "physical already");
+    assert_eq!(plan_of(&elf.build()).unwrap().entry.rip(), 0x20_0040, "physical already");
 }
 
 #[test]
@@ -298,7 +446,7 @@ fn address_fields_say_where_a_file_goes() {
         plan.placements[0],
         Placement { at: GuestPhys::new(MIB), bytes: (&file[..]).into(), zeros: 0 }
     );
-    assert_eq!(plan.entry.eip, 0x10_0040);
+    assert_eq!(plan.entry.rip(), 0x10_0040);
 
     let file = flat(0x10_0100, 0x10_2000, 0x10_0040);
     let plan = plan_of(&file).unwrap();
@@ -314,7 +462,7 @@ fn address_fields_win_over_elf_segments() {
     elf.segments[0].content[..32].copy_from_slice(&multiboot_header(0x1_0000, &addresses));
     let file = elf.build();
     let plan = plan_of(&file).unwrap();
-    assert_eq!(plan.entry.eip, 0x30_0020);
+    assert_eq!(plan.entry.rip(), 0x30_0020);
     let expected = Placement { at: GuestPhys::new(3 * MIB), bytes: file[0x200..0x300].into(), zeros: 0 };
     assert_eq!(plan.placements[0], expected);
 }
@@ -357,7 +505,7 @@ fn each_lie_of_an_image_is_named() {
     }
     let usable = "there are not all usable guest memory";
     let cases = [
-        (b"#!/bin/sh".to_vec(), "not bootable: no ELF, and no Multiboot header (0x1badb002) in its first 8 KiB".into()),
+        (b"#!/bin/sh".to_vec(), "not bootable: no Linux bzImage, no ELF, and no Multiboot header (0x1badb002) in its first 8 KiB".into()),
         (
             patched(176, &[0]),
             "not bootable: an ELF without a note `Xen` of type 18 (PVH), and no Multiboot header (0x1badb002) in \
@@ -446,6 +594,50 @@ fn each_lie_of_an_image_is_named() {
         ),
         (flat(0, 0xffff_ffff, 0x10_0040), format!("load_addr is 0x100000: 0xffefffff bytes {usable}")),
         (flat(0, 0, 0x10_0180), "entry_addr is 0x100180: nothing is loaded there".into()),
+        (bzimage_with(0x1fe, &[0]), "boot_flag is 0xaa00: expected 0xaa55".into()),
+        (bzimage_with(0x206, &[0x0b]), "version is 0x20b: expected at least 0x20c: Linux 3.8 or later".into()),
+        (
+            bzimage_with(0x201, &[0x61]),
+            "jump is 0x61: expected 0x62 to 0x8e, a header that ends behind init_size".into(),
+        ),
+        (
+            bzimage_with(0x201, &[0x8f]),
+            "jump is 0x8f: expected 0x62 to 0x8e, a header that ends behind init_size".into(),
+        ),
+        (bzimage_with(0x211, &[0]), "loadflags is 0x0: expected bit 0, a bzImage rather than a zImage".into()),
+        (bzimage_with(0x236, &[0x7e]), "xloadflags is 0x7e: expected bit 0, a 64-bit kernel".into()),
+        (bzimage_with(0x1f1, &[5]), "setup_sects is 0x5: it leads outside the file of 0xa00 bytes".into()),
+        (bzimage_with(0x1f1, &[0]), "syssize is 0x60: it leads outside the file of 0xa00 bytes".into()),
+        (bzimage_with(0x1f4, &[0x61]), "syssize is 0x61: it leads outside the file of 0xa00 bytes".into()),
+        (
+            bzimage_with(0x1f4, &[0xff; 4]),
+            "syssize is 0xffffffff: it leads outside the file of 0xa00 bytes".into(),
+        ),
+        (
+            bzimage_with(0x1f4, &[0x20]),
+            "syssize is 0x20: expected more than 0x20: the entry point is 0x200 bytes behind the start".into(),
+        ),
+        (
+            bzimage_with(0x260, &0x5ff_u32.to_le_bytes()),
+            "init_size is 0x5ff: expected at least 16 times syssize, which is loaded".into(),
+        ),
+        (
+            bzimage_with(0x260, &(49 * MIB as u32).to_le_bytes()),
+            format!("pref_address is 0x1000000: 0x3100000 bytes {usable}"),
+        ),
+        (
+            bzimage_with(0x258, &(LOW_END - 0x1000).to_le_bytes()),
+            format!("pref_address is 0x9f000: 0x100000 bytes {usable}"),
+        ),
+        (
+            bzimage_with(0x258, &(HIGH_START - 0x200).to_le_bytes()),
+            "pref_address is 0xfffffe00: expected an address below 4 GiB".into(),
+        ),
+        (
+            bzimage_with(0x258, &[0xff; 8]),
+            "pref_address is 0xffffffffffffffff: expected an address below 4 GiB".into(),
+        ),
+        (bzimage()[..0x262].to_vec(), "jump is 0x26c: it leads outside the file of 0x262 bytes".into()),
     ];
     for (file, expected) in cases {
         let error = plan_of(&file).expect_err(&expected);
@@ -461,14 +653,14 @@ fn boot_data_and_modules_make_way() {
     let file = elf.build();
     let plan = plan_of(&file).unwrap();
     check(&plan, &memory(64));
-    assert_eq!(plan.entry.ebx, 0x1_2000);
+    assert_eq!(boot_data(&plan), 0x1_2000);
 
     // One over all of low memory: behind the module, which lies behind the kernel.
     elf.segments[1] = load_at(0, vec![1; 0x11], LOW_END);
     let file = elf.build();
     let plan = plan_of(&file).unwrap();
     check(&plan, &memory(64));
-    assert_eq!(plan.entry.ebx, 0x40_0000 + 0x1000 + 0x2000);
+    assert_eq!(boot_data(&plan), 0x40_0000 + 0x1000 + 0x2000);
 
     // One that ends where memory does: what is behind it moves before it.
     elf.segments[1] = load_at(60 * MIB, vec![1; 0x11], 4 * MIB);
@@ -484,7 +676,7 @@ fn modules_lie_on_pages_of_their_own_in_their_order() {
     let modules: [(&[u8], &str); 3] = [(&[1; 4096], "one"), (&[], ""), (&[3; 1], "three")];
     let plan = plan(&payload(&file, &modules), &memory(64)).unwrap();
     check(&plan, &memory(64));
-    let list = u64::from(u32_at(&plan, u64::from(plan.entry.ebx) + 24));
+    let list = u64::from(u32_at(&plan, boot_data(&plan) + 24));
     let starts: Vec<u32> = (0..3).map(|module| u32_at(&plan, list + 16 * module)).collect();
     assert_eq!(starts, [0x100_1000, 0x100_2000, 0x100_3000]);
     assert_eq!(u32_at(&plan, list + 16 + 4), 0x100_2000, "an empty module ends where it starts");
@@ -495,7 +687,10 @@ fn what_does_not_fit_is_named() {
     let file = multiboot_elf32().build();
     let large = vec![0; 48 * MIB as usize];
     let too_much = plan(&payload(&file, &[(&[1], ""), (&large, "")]), &memory(64));
-    assert_eq!(too_much, Err(PlanError::NoRoomForModule { module: 1, bytes: 48 * MIB }));
+    assert_eq!(
+        too_much,
+        Err(PlanError::NoRoomForModule { module: 1, bytes: 48 * MIB, below: GuestPhys::new(64 * MIB) })
+    );
 
     // A megabyte is enough for a guest in low memory, but for nothing beside it.
     let mut elf = multiboot_elf32();
@@ -504,7 +699,7 @@ fn what_does_not_fit_is_named() {
     let file = elf.build();
     check(&plan(&payload(&file, &[]), &memory(1)).unwrap(), &memory(1));
     let module = plan(&payload(&file, &[(&[1], "")]), &memory(1));
-    assert_eq!(module, Err(PlanError::NoRoomForModule { module: 0, bytes: 1 }));
+    assert_eq!(module, Err(PlanError::NoRoomForModule { module: 0, bytes: 1, below: GuestPhys::new(MIB) }));
     elf.segments[0].memory_bytes = LOW_END - 0x8000;
     let file = elf.build();
     let full = plan(&payload(&file, &[]), &memory(1));
@@ -519,7 +714,7 @@ fn a_guest_with_more_than_3_gib_has_the_rest_above_4_gib() {
     let file = multiboot_elf32().build();
     let plan = plan(&payload(&file, &[]), &big).unwrap();
     check(&plan, &big);
-    assert_eq!(u32_at(&plan, u64::from(plan.entry.ebx) + 8), (3 << 20) - 1024, "mem_upper ends at the hole");
+    assert_eq!(u32_at(&plan, boot_data(&plan) + 8), (3 << 20) - 1024, "mem_upper ends at the hole");
 }
 
 #[test]
@@ -545,10 +740,11 @@ fn the_memory_map_tells_no_lies() {
 }
 
 /// One image of each kind, to be mangled.
-fn samples() -> [Vec<u8>; 4] {
+fn samples() -> [Vec<u8>; 5] {
     let mut both = pvh_elf64();
     both.segments[0].content[..12].copy_from_slice(&multiboot_header(3, &[]));
-    [multiboot_elf32().build(), pvh_elf64().build(), both.build(), flat(0x10_0100, 0x10_2000, 0x10_0040)]
+    let flat = flat(0x10_0100, 0x10_2000, 0x10_0040);
+    [multiboot_elf32().build(), pvh_elf64().build(), both.build(), flat, bzimage()]
 }
 
 #[test]
@@ -579,8 +775,8 @@ fn every_flipped_bit_is_refused_or_planned_within_memory() {
 proptest! {
     #[test]
     fn mangled_headers_never_lead_outside_memory(
-        sample in 0..4_usize,
-        changes in proptest::collection::vec((0..0x260_usize, any::<[u8; 4]>()), 1..4),
+        sample in 0..5_usize,
+        changes in proptest::collection::vec((0..0x264_usize, any::<[u8; 4]>()), 1..4),
         mib in 1..8_u64,
     ) {
         let mut file = samples()[sample].clone();
@@ -589,7 +785,7 @@ proptest! {
             file[offset..offset + 4].copy_from_slice(&with);
         }
         let memory = memory(mib);
-        if let Ok(plan) = plan(&payload(&file, &[(&file, "itself")]), &memory) {
+        if let Ok(plan) = plan(&payload(&file, &[(&file, "")]), &memory) {
             check(&plan, &memory);
         }
     }

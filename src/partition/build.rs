@@ -13,7 +13,7 @@ use levelhead::decide::PartitionPlan;
 use levelhead::device::{LineBuffer, PrintBudget};
 use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::frames::Frames;
-use levelhead::guest::{GuestMemory, Payload, plan};
+use levelhead::guest::{EntryState, GuestMemory, Payload, plan};
 use levelhead::intx::SourceId;
 use levelhead::irq::Pin;
 use levelhead::message::{Message, Refusal};
@@ -90,16 +90,24 @@ pub(crate) fn build(
     let (io_permissions, msr_permissions) = world.permission_maps();
     world.msr.reset_for_guest();
     world.vmcb.configure(&Setup { asid: 1, io_permissions, msr_permissions, nested_root: nested.root() });
-    world.vmcb.start_protected32(GuestPhys::new(u64::from(boot.entry.eip)));
-    world.vmcb.set_rax(u64::from(boot.entry.eax));
-    world.frame.regs[Gpr::Rbx] = u64::from(boot.entry.ebx);
+    match boot.entry {
+        EntryState::Protected32 { eip, eax, ebx } => {
+            world.vmcb.start_protected32(GuestPhys::new(eip.into()));
+            world.vmcb.set_rax(eax.into());
+            world.frame.regs[Gpr::Rbx] = ebx.into();
+        }
+        EntryState::Long64 { rip, rsi, cr3, gdt, gdt_bytes } => {
+            world.vmcb.start_long64(GuestPhys::new(rip), cr3, gdt, gdt_bytes);
+            world.frame.regs[Gpr::Rsi] = rsi;
+        }
+    }
     world.vmcb.check().map_err(|error| bug("control block", &error))?;
     info!(
         "partition {name}: {} MiB{}, {:?} image, entry {:#x}, {} device(s)",
         configured.memory_bytes >> 20,
         fmt::from_fn(|f| configured.memory_at.map_or(Ok(()), |at| write!(f, " at {at}"))),
         boot.protocol,
-        boot.entry.eip,
+        boot.entry.rip(),
         functions.len()
     );
     let mut partition = Partition {

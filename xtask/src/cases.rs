@@ -51,9 +51,12 @@ pub struct Case {
     /// Whether the console must hold a whole report of the machine's facts, which can be read back.
     #[serde(default)]
     pub facts: bool,
-    /// A kernel in C that is compiled for the case, as a path from the root: an ELF32 beside the configuration, called
+    /// A kernel in C that is compiled for the case, as a path from the root: an image beside the configuration, called
     /// `foreign.elf` there. `guest_direct = "foreign.elf"` boots it bare.
     pub foreign: Option<String>,
+    /// The CPU's mode that it is compiled for.
+    #[serde(default)]
+    pub foreign_mode: Mode,
     /// Words added to the hypervisor's command line; the whole command line of a guest booted bare.
     #[serde(default)]
     pub append: String,
@@ -94,6 +97,27 @@ pub struct Case {
     pub needs_qemu: Option<String>,
     /// How it must end.
     pub expect: Expect,
+}
+
+/// What a foreign kernel is compiled for.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// 32-bit protected mode.
+    #[default]
+    Protected,
+    /// 64-bit mode.
+    Long,
+}
+
+impl Mode {
+    /// The compiler's words for it.
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Protected => "-m32 -march=i686",
+            Self::Long => "-m64 -mno-red-zone",
+        }
+    }
 }
 
 /// What is loaded in the bundle's place.
@@ -310,7 +334,7 @@ impl Case {
     /// The machine, with the files it boots from made in `folder`.
     fn machine(&self, tree: &Tree, qemu: &Path, folder: &Path) -> Result<Machine> {
         if let Some(source) = &self.foreign {
-            compile_foreign(&tree.root.join(source), &folder.join(FOREIGN))?;
+            compile_foreign(&tree.root.join(source), self.foreign_mode, &folder.join(FOREIGN))?;
         }
         let mut machine = Machine::new(qemu.to_owned(), self.kernel(tree, folder)?);
         machine.machine.clone_from(&self.machine);
@@ -406,15 +430,21 @@ impl Expect {
 }
 
 /// Compiles a freestanding kernel and links it by the script of the same name (`.ld`), 32-bit as other projects' test
-/// kernels are. The host's C compiler is enough: nothing is included or linked that belongs to a 32-bit system.
-fn compile_foreign(source: &Path, image: &Path) -> Result<()> {
-    const WORDS: &str = "-m32 -march=i686 -mgeneral-regs-only -std=gnu11 -O2 -Wall -Wextra -ffreestanding -fno-pic \
+/// kernels are, or 64-bit. The host's C compiler is enough: nothing is included or linked that belongs to a 32-bit system.
+fn compile_foreign(source: &Path, mode: Mode, image: &Path) -> Result<()> {
+    const WORDS: &str = "-mgeneral-regs-only -std=gnu11 -O2 -Wall -Wextra -ffreestanding -fno-pic \
                          -fno-stack-protector -fno-asynchronous-unwind-tables -no-pie -static -nostdlib \
                          -Wl,--build-id=none -Wl,-z,noexecstack";
     let mut script = OsString::from("-Wl,-T,");
     script.push(source.with_extension("ld"));
     let mut command = setup::c_compiler();
-    command.args(WORDS.split_whitespace()).arg(script).arg("-o").arg(image).arg(source);
+    command
+        .args(mode.words().split_whitespace())
+        .args(WORDS.split_whitespace())
+        .arg(script)
+        .arg("-o")
+        .arg(image)
+        .arg(source);
     let output =
         command.output().with_context(|| format!("cannot run {}", command.get_program().display()))?;
     ensure!(

@@ -117,7 +117,7 @@ pub fn load(path: &Path, guests: Guests<'_>) -> Result<LoadedConfig, Problems> {
         }
         if let Some(fault) = guest::judge_partition(index, &partition, &views) {
             let (message, what) = (fault.error.message(), fault.error.to_string());
-            reader.broken(&fault.path, Mistake::new(message, what, message.remedy()));
+            reader.broken(&fault.path, Mistake::new(message, what, fault.error.remedy()));
         }
     }
     reader.finish()?;

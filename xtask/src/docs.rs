@@ -130,8 +130,10 @@ fn configuration() -> String {
            programs\n(`guests/src/bin/NAME.rs`, see [guests/README.md](../guests/README.md)); `config check`, `config pack` and \
            `run` build them first. A file that several keys name\nis packed once. Its name, without the folders and with `_` for \
            blanks, is the first word of the guest's command line.\n\n\
-           A kernel is a Multiboot 1 image or an ELF with a PVH note, linked into the partition's memory: from 1 MiB on, or \
-           below 640 KiB. If it\nis both, Multiboot counts. A Linux bzImage is not supported yet.\n\n\
+           A kernel is a Multiboot 1 image, an ELF with a PVH note, or a Linux bzImage (64-bit, of protocol 2.12 or later: Linux \
+           3.8). What it is\nis told by looking at it; if it is several, the first of these counts. It is linked into the \
+           partition's memory: from 1 MiB on, or below 640 KiB.\nLinux takes the modules as its initial RAM disk, one behind \
+           the other, and its own limit on the command line (2047 bytes as a rule) counts.\n\n\
            ## How lines and virtual pins are chosen\n\n\
            * A function without an interrupt pin needs neither `gsi` nor `vpin`.\n\
            * The *line* is `gsi`, if it is there. Else the firmware's `_PRT` says where the function's pin leads, when the machine \

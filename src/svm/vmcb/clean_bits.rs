@@ -61,13 +61,17 @@ fn some_vector(value: u64) -> Vector {
 }
 
 /// Everything that may be done to a block between an exit and the next entry.
-const CHANGES: [Change; 38] = [
+const CHANGES: [Change; 39] = [
     ("configure", |b, v| {
         let at = HostPhys::new(v << 12);
         let setup = Setup { asid: v as u32, io_permissions: at, msr_permissions: at, nested_root: at };
         b.configure(&setup);
     }),
     ("start_protected32", |b, v| b.start_protected32(GuestPhys::new(v))),
+    ("start_long64", |b, v| {
+        let at = GuestPhys::new(v);
+        b.start_long64(at, at, at, v as u16);
+    }),
     ("start_real", |b, v| b.start_real(v as u8)),
     ("exited", |_, _| {}),
     ("moved", |b, _| b.moved()),

@@ -33,6 +33,23 @@ fn an_empty_block_is_refused_and_a_started_one_is_not() {
 }
 
 #[test]
+fn a_start_in_64_bit_mode_is_what_linux_asks_for() {
+    let mut block = started();
+    let (root, gdt) = (GuestPhys::new(0x1_1000), GuestPhys::new(0x1_7000));
+    block.start_long64(GuestPhys::new(0x100_0200), root, gdt, 32);
+    assert_eq!(block.check(), Ok(()));
+    assert_eq!((block.code_size(), block.linear_rip(), block.cpl()), (CodeSize::Bits64, 0x100_0200, 0));
+    assert_eq!((block.cr0(), block.cr3(), block.cr4()), (0x8000_0011, 0x1_1000, 0x20));
+    assert_eq!(block.efer(), efer::SVME | efer::LME | efer::LMA);
+    assert_eq!((block.gdtr().base, block.gdtr().limit), (0x1_7000, 31));
+    assert_eq!((block.cs().selector, block.cs().limit), (0x10, u32::MAX));
+    for segment in [block.ds(), block.es(), block.ss()] {
+        assert_eq!((segment.selector, segment.attributes, segment.limit), (0x18, 0xc93, u32::MAX));
+    }
+    assert_eq!(block.rflags(), 2, "interrupts disabled");
+}
+
+#[test]
 fn each_rule_is_named() {
     let broken = |change: fn(&mut Vmcb)| {
         let mut block = started();

@@ -172,7 +172,7 @@ pub const MODULES: Key = Key {
     kind: "array of tables",
     default: Some("`[]`"),
     range: || format!("at most {MAX_MODULES}"),
-    meaning: "files that are loaded beside the kernel, such as an initrd",
+    meaning: "files that are loaded beside the kernel; for Linux, archives that together are its initial RAM disk",
     example: "modules = [{ file = \"name\" }]",
     messages: &[Message::ModuleCount],
 };
@@ -264,9 +264,9 @@ pub const MODULE_CMDLINE: Key = Key {
     kind: "string",
     default: Some("`\"\"`"),
     range: CMDLINE.range,
-    meaning: "the text that the guest finds with the module",
+    meaning: "the text that the guest finds with the module; none for Linux",
     example: "cmdline = \"the words of the module\"",
-    messages: CMDLINE.messages,
+    messages: &[Message::CmdlineLength, Message::CmdlineControl, Message::InitrdText],
 };
 
 pub const BDF: Key = Key {

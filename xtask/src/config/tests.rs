@@ -453,7 +453,7 @@ fn images_that_are_not_what_they_claim_are_told_with_the_other_mistakes() {
         ("empty", "kernel-unusable: partition[0].kernel: kernel: not bootable: the file is empty"),
         (
             "script",
-            "kernel-unusable: partition[0].kernel: kernel: not bootable: no ELF, and no Multiboot header",
+            "kernel-unusable: partition[0].kernel: kernel: not bootable: no Linux bzImage, no ELF, and no Multiboot header",
         ),
         (
             "cut",
@@ -461,10 +461,7 @@ fn images_that_are_not_what_they_claim_are_told_with_the_other_mistakes() {
         ),
         ("arm", "kernel-unusable: partition[0].kernel: kernel: e_machine is 0xb7: expected 3 or 62, x86"),
         ("class", "kernel-unusable: partition[0].kernel: kernel: EI_CLASS is 0x9: expected 1 or 2"),
-        (
-            "bzImage",
-            "kernel-unusable: partition[0].kernel: kernel: not bootable: a Linux bzImage (`HdrS` at byte 0x202), whose boot protocol is not supported yet",
-        ),
+        ("bzImage", "kernel-unusable: partition[0].kernel: kernel: boot_flag is 0x0: expected 0xaa55"),
         (
             "high",
             "kernel-outside-memory: partition[0].kernel: kernel: load_addr is 0x10000000: 0x24 bytes there are not all usable guest memory",
@@ -484,6 +481,46 @@ fn images_that_are_not_what_they_claim_are_told_with_the_other_mistakes() {
         ),
         "{broken:?}"
     );
+    // What only this kernel says about the rest of its partition.
+    let fields: [(usize, &[u8]); 11] = [
+        (0x1f1, &[1]),
+        (0x1f4, &[0x20, 1]),
+        (0x1fe, &[0x55, 0xaa]),
+        (0x201, &[0x6a]),
+        (0x206, &[0x0f, 2]),
+        (0x211, &[1]),
+        (0x22c, &[0xff; 4]),
+        (0x236, &[1]),
+        (0x238, &[5]),
+        (0x258, &[0, 0, 0x10]),
+        (0x262, &[1]),
+    ];
+    linux.resize(0x400 + 0x1200, 0);
+    for (offset, bytes) in fields {
+        linux[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+    folder.file("bzImage", &linux);
+    let kernel = GOOD.replace("guest:echo", "bzImage");
+    folder.load(&format!("{kernel}cmdline = 'twelv'\nmodules = [{{ file = 'script' }}]\n")).unwrap();
+    for (lines, expected) in [
+        (
+            "cmdline = 'twelve'",
+            "7:11: ERROR Config/cmdline-length: partition[0].cmdline: 6 bytes, and this kernel takes 5 (cmdline_size); to do: \
+             use at most 5 bytes",
+        ),
+        (
+            "modules = [{ file = 'script' }, { file = 'large' }]",
+            "7:42: ERROR Config/module-too-large: partition[0].modules[1].file: no 0x2800000 bytes of memory are left below \
+             0x2000000 for module 1; to do: ",
+        ),
+        (
+            "modules = [{ file = 'script', cmdline = 'x' }]",
+            "7:41: ERROR Config/initrd-text: partition[0].modules[0].cmdline: ",
+        ),
+    ] {
+        let broken = folder.errors(&format!("{kernel}{lines}\n"));
+        assert!(broken[0].starts_with(expected) && broken.len() == 1, "{broken:?}");
+    }
     let sparse = fs::File::create(folder.0.join("sparse")).unwrap();
     sparse.set_len(5 << 30).unwrap();
     let broken = folder.errors(&GOOD.replace("guest:echo", "sparse"));
