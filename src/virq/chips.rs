@@ -42,6 +42,12 @@ impl VcpuSet {
         Self(self.0 | other.0)
     }
 
+    /// Everyone but `vcpu`.
+    #[must_use]
+    pub const fn without(self, vcpu: Vcpu) -> Self {
+        if vcpu.0 < 32 { Self(self.0 & !(1 << vcpu.0)) } else { self }
+    }
+
     const fn insert(&mut self, vcpu: Vcpu) {
         if vcpu.0 < 32 {
             self.0 |= 1 << vcpu.0;

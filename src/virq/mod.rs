@@ -33,11 +33,12 @@
 //! * A pin programmed as edge-triggered completes when a CPU takes its vector, so a level-triggered line
 //!   behind it keeps working, at most once per interrupt the guest takes (N17).
 //!
-//! One partition's chips are one value: several CPUs that run the partition share it behind a lock of the
-//! caller's. Every call does bounded work, allocates nothing and cannot panic; whatever the guest writes is
+//! One partition's chips are one value: whoever reaches them, the CPUs that run the partition and those that take its
+//! devices' interrupts, shares it behind a lock of the caller's; a [`Doorbell`] tells a CPU that they changed. Every call does bounded work, allocates nothing and cannot panic; whatever the guest writes is
 //! data.
 
 mod chips;
+mod doorbell;
 mod inject;
 mod message;
 mod pins;
@@ -46,6 +47,7 @@ mod vioapic;
 mod vlapic;
 
 pub use self::chips::{Outcome, Settled, Vcpu, VcpuSet, VirtualChips};
+pub use self::doorbell::Doorbell;
 pub use self::inject::{Event, Exited, Injection, Interruptibility, NmiWindow, Offer};
 pub use self::message::{Delivery, Destination, Ipi, IpiTarget, Message};
 pub use self::pins::{Contributor, PinSet, Pins};

@@ -33,6 +33,16 @@ impl PinSet {
         if pin.0 < 32 { 1 << pin.0 } else { 0 }
     }
 
+    /// The set whose members are the bits that are set, pin 0 the lowest.
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// The members as bits, pin 0 the lowest.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
     /// Just this pin.
     pub const fn of(pin: Pin) -> Self {
         Self(Self::bit(pin))

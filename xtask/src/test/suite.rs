@@ -81,7 +81,8 @@ pub fn models(tree: &Tree) -> Result<Vec<Suite>, Vec<String>> {
     build.current_dir(&tree.root).env("RUSTFLAGS", "--cfg loom").arg("test");
     // Optimised, for the many interleavings; but linking all of it at once would take longer than it saves.
     build.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
-    build.args(["--release", "--package", "levelhead", "--no-default-features", "--test", "intx_loom"]);
+    build.args(["--release", "--package", "levelhead", "--no-default-features"]);
+    build.args(["--test", "intx_loom", "--test", "smp_loom"]);
     build.args(["--no-run", "--message-format=json-render-diagnostics", "--target-dir"]);
     build.arg(tree.target.join("loom"));
     programs("model/", &mut build)

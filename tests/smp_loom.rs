@@ -1,0 +1,111 @@
+//! Every interleaving of what CPUs that run one partition's virtual CPUs do to each other.
+//!
+//! Run as `intx_loom.rs` is, with `--test smp_loom`; `cargo xtask test --model` runs both. Each model prints how many
+//! interleavings it explored and under which bound on preemptions; "no bound" means all there are.
+#![cfg(loom)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use core::sync::atomic::{AtomicU64 as Counter, Ordering::Relaxed};
+use std::sync::Arc;
+
+use levelhead::virq::Doorbell;
+use loom::model::Builder;
+use loom::sync::Mutex;
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::thread;
+
+/// Explores `model` and says how far.
+fn explore(name: &str, bound: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = bound;
+    let interleavings = Arc::new(Counter::new(0));
+    let counted = Arc::clone(&interleavings);
+    builder.check(move || {
+        counted.fetch_add(1, Relaxed);
+        model();
+    });
+    let bound =
+        bound.map_or("no bound".to_owned(), |bound| format!("at most {bound} preemptions per thread"));
+    println!("{name}: {} interleavings, {bound}", interleavings.load(Relaxed));
+}
+
+/// A virtual CPU as others reach it: its chips, its bell, and the vector that waits in the local APIC of the CPU that runs
+/// it, where a second one of the same number merges with the first.
+struct Remote {
+    chips: Mutex<u32>,
+    bell: Doorbell,
+    interrupt: AtomicBool,
+    sent: Counter,
+}
+
+impl Remote {
+    fn new() -> Self {
+        Self {
+            chips: Mutex::new(0),
+            bell: Doorbell::new(),
+            interrupt: AtomicBool::new(false),
+            sent: Counter::new(0),
+        }
+    }
+
+    /// Another CPU raises a pin that this virtual CPU takes.
+    fn tell(&self, what: u32) {
+        *self.chips.lock().unwrap() |= what;
+        if self.bell.ring() {
+            self.sent.fetch_add(1, Relaxed);
+            self.interrupt.swap(true, Ordering::AcqRel);
+        }
+    }
+
+    /// The run loop until it is in its guest, or asleep, with nothing that would end that. Returns what it found.
+    fn run(&self) -> u32 {
+        let mut found = 0;
+        loop {
+            self.bell.answer();
+            found |= core::mem::take(&mut *self.chips.lock().unwrap());
+            if !self.interrupt.swap(false, Ordering::AcqRel) {
+                return found;
+            }
+        }
+    }
+}
+
+/// As many CPUs as `tellers` have something for one that runs meanwhile: nothing stays behind when all is quiet.
+fn nothing_told_is_lost(tellers: u32) {
+    let remote = Arc::new(Remote::new());
+    let tell = |what: u32| {
+        let remote = Arc::clone(&remote);
+        thread::spawn(move || remote.tell(1 << what))
+    };
+    let telling: Vec<_> = (0..tellers).map(tell).collect();
+    let mut found = remote.run();
+    telling.into_iter().for_each(|thread| thread.join().unwrap());
+    // It sleeps by now; only an interrupt makes it look again.
+    if remote.interrupt.load(Ordering::Acquire) {
+        found |= remote.run();
+    }
+    assert_eq!(found, (1 << tellers) - 1, "told, and never looked at");
+}
+
+#[test]
+fn what_one_cpu_tells_another_is_never_lost() {
+    explore("one CPU tells another", None, || nothing_told_is_lost(1));
+}
+
+#[test]
+fn what_two_cpus_tell_a_third_is_never_lost() {
+    explore("two CPUs tell a third", None, || nothing_told_is_lost(2));
+}
+
+#[test]
+fn a_bell_that_nobody_answers_interrupts_once() {
+    explore("two CPUs ring an unanswered bell", None, || {
+        let remote = Arc::new(Remote::new());
+        let other = Arc::clone(&remote);
+        let telling = thread::spawn(move || other.tell(1));
+        remote.tell(2);
+        telling.join().unwrap();
+        assert_eq!(remote.sent.load(Relaxed), 1);
+        assert_eq!(remote.run(), 3);
+    });
+}
