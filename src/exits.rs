@@ -20,11 +20,11 @@ use levelhead::pci::config_ports::PortRead;
 use levelhead::pci::{Access as ConfigAccess, Bdf};
 use levelhead::svm::Fault;
 use levelhead::vcpu::{Exit, Gpr, IoAccess, NestedFault, Width};
-use levelhead::virq::Outcome;
+use levelhead::virq::{Outcome, VirtualLapic};
 use levelhead::x86::{self, GeneralProtection, exception};
 
 use crate::arch::x86::cpu::{cpuid as host_cpuid, has_xcr0, tsc};
-use crate::machine::Machine;
+use crate::machine::{Chips, Machine};
 use crate::partition::end::End;
 use crate::partition::{BOOT, Partition};
 use crate::run::{Next, program_timer};
@@ -263,15 +263,16 @@ impl Partition {
             Gpr::Rsp => self.world.vmcb.rsp(),
             other => self.world.frame.regs[other],
         };
-        self.chips.set_cr8(BOOT, value)?;
-        self.priority_changed();
+        let class = self.chips(|chips| chips.set_cr8(BOOT, value).map(|()| chips.cr8(BOOT)))?;
+        self.priority_is(class);
         self.world.vmcb.retire(write.length);
         Ok(())
     }
 
     /// Reads of CR8 do not exit: the control block holds what they return.
-    fn priority_changed(&mut self) {
-        let class = self.chips.cr8(BOOT) as u8;
+    #[inline(always)]
+    fn priority_is(&mut self, cr8: u64) {
+        let class = cr8 as u8;
         if self.world.vmcb.task_priority() != class {
             self.world.vmcb.set_task_priority(class);
         }
@@ -295,7 +296,7 @@ impl Partition {
         count(&mut self.exits.msr);
         let number = self.world.frame.regs[Gpr::Rcx] as u32;
         let value = if msrs::is_local_apic(number) {
-            self.chips.read_msr(BOOT, number, tsc())?
+            self.chips(|chips| chips.read_msr(BOOT, number, tsc()))?
         } else {
             msrs::read(number, &self.registers(), tsc())?
         };
@@ -311,14 +312,16 @@ impl Partition {
         let number = self.world.frame.regs[Gpr::Rcx] as u32;
         let value = self.world.frame.regs[Gpr::Rdx] << 32 | self.world.vmcb.rax() & 0xffff_ffff;
         // Judged first: an instruction that faults does not retire.
-        let outcome = if msrs::is_local_apic(number) {
-            self.chips.write_msr(BOOT, number, value, tsc())?
-        } else {
+        if !msrs::is_local_apic(number) {
             self.write_other_msr(number, value)?;
-            Outcome::default()
-        };
+            return self.skip(Intercepted::Wrmsr);
+        }
+        let (outcome, cr8) = self.chips(|chips| {
+            let outcome = chips.write_msr(BOOT, number, value, tsc())?;
+            Ok::<_, Trouble>((outcome, chips.cr8(BOOT)))
+        })?;
         self.skip(Intercepted::Wrmsr)?;
-        self.follow(machine, outcome);
+        self.follow(machine, outcome, cr8);
         Ok(())
     }
 
@@ -337,13 +340,13 @@ impl Partition {
 
     /// Carries out what a write to one of the interrupt chips asks for.
     #[inline(always)]
-    fn follow(&mut self, machine: &Machine, outcome: Outcome) {
-        self.priority_changed();
+    fn follow(&mut self, machine: &Machine, outcome: Outcome, cr8: u64) {
+        self.priority_is(cr8);
         if let Some(changed) = outcome.rte {
             if changed.masked_before != changed.masked_after {
                 self.virtual_rte(machine, changed.pin, changed.masked_after);
             }
-            self.settle(changed.pin);
+            self.settle(machine, changed.pin);
         }
         if !outcome.completed.is_empty() {
             self.complete(machine, outcome.completed);
@@ -358,7 +361,8 @@ impl Partition {
     #[inline]
     fn device_access(&mut self, machine: &Machine, fault: NestedFault) -> Result<(), Trouble> {
         count(&mut self.exits.mmio);
-        let lapic = self.chips.lapic(BOOT).map_or(GuestPhys::new(u64::MAX), |lapic| lapic.mmio_base());
+        let lapic = |chips: &mut Chips| chips.lapic(BOOT).map(VirtualLapic::mmio_base);
+        let lapic = self.chips(lapic).unwrap_or(GuestPhys::new(u64::MAX));
         let delivering = self.world.vmcb.interrupted_a_delivery();
         let place = Place::find(fault, delivering, lapic, BAR_WINDOW).map_err(Trouble::End)?;
         let vmcb = &mut self.world.vmcb;
@@ -368,7 +372,8 @@ impl Partition {
         let operation = self.decoded.decode(rip, &code, size)?;
         // 1 to 8.
         let bytes = operation.width().bytes() as u8;
-        let loaded = if operation.reads() { place.read(&mut self.chips, BOOT, bytes, tsc()) } else { 0 };
+        let loaded =
+            if operation.reads() { self.chips(|chips| place.read(chips, BOOT, bytes, tsc())) } else { 0 };
         let vmcb = &mut self.world.vmcb;
         let regs = &mut self.world.frame.regs;
         vmcb.load_into(regs);
@@ -380,8 +385,11 @@ impl Partition {
             vmcb.retire(outcome.advance);
         }
         if let Some(value) = outcome.store {
-            let outcome = place.write(&mut self.chips, BOOT, bytes, value, tsc());
-            self.follow(machine, outcome);
+            let (outcome, cr8) = self.chips(|chips| {
+                let outcome = place.write(chips, BOOT, bytes, value, tsc());
+                (outcome, chips.cr8(BOOT))
+            });
+            self.follow(machine, outcome, cr8);
         }
         Ok(())
     }
@@ -527,12 +535,11 @@ impl Partition {
         }
         if let (Some(disabled), Some(source)) = (effect.dis_intx, source) {
             let reason = MaskReasons::GUEST_DISINTX;
-            let mut wires = Self::wires(&mut self.chips, self.index, machine);
             if disabled {
-                machine.lines.mask(source, reason, &mut wires);
+                machine.lines.mask(source, reason, &mut machine.wires());
             } else {
-                let (_, mut deliveries) = machine.lines.unmask(source, reason, &mut wires);
-                self.deliver(&mut deliveries);
+                let (_, deliveries) = machine.lines.unmask(source, reason, &mut machine.wires());
+                self.deliver(machine, deliveries);
             }
         }
     }

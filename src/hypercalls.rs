@@ -56,22 +56,19 @@ impl Partition {
             Call::SourceInfo(index) => self.source_info(machine, index).map(|info| info.encode()),
             Call::Mask(index) => {
                 let source = self.source(index)?;
-                let mut wires = Self::wires(&mut self.chips, self.index, machine);
-                machine.lines.mask(source, MaskReasons::OPERATOR, &mut wires);
+                machine.lines.mask(source, MaskReasons::OPERATOR, &mut machine.wires());
                 Ok([0; 3])
             }
             Call::Unmask(index) => {
                 let source = self.source(index)?;
-                let mut wires = Self::wires(&mut self.chips, self.index, machine);
-                let (_, mut deliveries) = machine.lines.unmask(source, MaskReasons::OPERATOR, &mut wires);
-                self.deliver(&mut deliveries);
+                let (_, deliveries) =
+                    machine.lines.unmask(source, MaskReasons::OPERATOR, &mut machine.wires());
+                self.deliver(machine, deliveries);
                 Ok([0; 3])
             }
             Call::Trigger(index) => {
                 let source = self.source(index)?;
-                let mut wires = Self::wires(&mut self.chips, self.index, machine);
-                let mut deliveries = machine.lines.loopback(source, &mut wires);
-                self.deliver(&mut deliveries);
+                self.deliver(machine, machine.lines.loopback(source, &mut machine.wires()));
                 Ok([0; 3])
             }
             Call::ReadLedger(index, buffer) => {

@@ -1,36 +1,42 @@
-//! What all partitions share: the interrupt lines, the chips behind them, configuration space.
+//! What all CPUs share: the interrupt lines, the chips behind them, configuration space, and each partition's receiving end.
 //!
 //! Built once at boot and shared by reference; nothing in it allocates afterwards. [`Wires`] is where the library's rules
-//! for lines touch hardware on one side and a partition's virtual pin on the other.
+//! for lines touch hardware on one side and a partition's virtual pin on the other, whoever's CPU it happens on.
+
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use levelhead::decide::MAX_SOURCES;
-use levelhead::intx::{Control, LineIo, LineTable, Notifier, Sample, SourceId};
+use levelhead::intx::{Control, Deliveries, LineIo, LineTable, Notifier, Sample, SourceId};
 use levelhead::irq::{ApicId, Gsi, Pin, Vector};
 use levelhead::pci::{Bdf, ConfigSpace, DisIntx, Offset};
 use levelhead::sync::Lock;
-use levelhead::virq::{Contributor, VirtualChips};
+use levelhead::virq::{Contributor, Doorbell, LapicModel, PinSet, Settled, Vcpu, VcpuSet, VirtualChips};
 
 use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::cpu::tsc;
 use crate::arch::x86::ioapic::IoApics;
-use crate::arch::x86::lapic::{LocalApic, TimerRate};
+use crate::arch::x86::lapic::{KICK_VECTOR, LocalApic, TimerRate};
+use crate::order::{Hold, Ordered, Rank};
 
 /// Virtual CPUs of a partition.
 pub(crate) const VCPUS: usize = 1;
 /// A partition's interrupt chips.
 pub(crate) type Chips = VirtualChips<VCPUS>;
+
 /// The machine's shared half.
 pub(crate) struct Machine {
     /// Every line with its permanent handler.
     pub(crate) lines: LineTable,
     /// The right to replace notifiers; absent while somebody does.
     pub(crate) control: Lock<Option<Control>>,
-    /// The physical IO-APICs. Below a line's lock in the lock order.
-    pub(crate) io_apics: Lock<IoApics>,
+    /// The physical IO-APICs.
+    pub(crate) io_apics: Ordered<IoApics>,
     /// Physical configuration space.
     pub(crate) config: HostConfig,
     /// Who writes DisINTx, by source.
     pub(crate) dis_intx: [Option<DisIntx>; MAX_SOURCES as usize],
+    /// Where interrupts go, by partition.
+    pub(crate) receivers: &'static [Receiver],
     /// The way to each CPU's local APIC.
     pub(crate) apic: LocalApic,
     /// Who is told when a partition on another CPU has ended.
@@ -39,27 +45,145 @@ pub(crate) struct Machine {
     pub(crate) rate: TimerRate,
 }
 
-/// Both ends of the lines as seen from one partition's CPU.
-pub(crate) struct Wires<'a> {
-    /// The chips and functions.
-    pub(crate) io_apics: &'a Lock<IoApics>,
-    /// Configuration space.
-    pub(crate) config: &'a HostConfig,
-    /// The writers of DisINTx.
-    pub(crate) dis_intx: &'a [Option<DisIntx>],
-    /// Whose virtual pins these are.
+/// Who is at work: the virtual CPU that the running CPU belongs to. It is not kicked for what it does itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Here {
+    /// Its partition.
     pub(crate) partition: u8,
-    /// The virtual pins.
-    pub(crate) chips: &'a mut Chips,
+    /// Which of its virtual CPUs.
+    pub(crate) vcpu: Vcpu,
 }
 
-impl Wires<'_> {
-    /// The pin of `target` if it is one of this partition's. Notifiers lead to the owner's own pins only, so this is
-    /// always the case for the lines this CPU handles.
-    fn own_pin(&self, target: Notifier) -> Option<Pin> {
+/// A partition's receiving end, which any CPU may reach: its interrupt chips and the way to those who run it.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    chips: Ordered<Chips>,
+    doors: [Door; VCPUS],
+    /// Pins to be completed without the guest, as it made them deliver NMI or INIT, by whichever of its CPUs comes first.
+    due: AtomicU32,
+}
+
+/// The way to a virtual CPU.
+#[derive(Debug)]
+struct Door {
+    apic: ApicId,
+    bell: Doorbell,
+}
+
+impl Receiver {
+    /// The receiving end of a partition whose virtual CPUs run on these CPUs.
+    pub(crate) fn new(cpus: [ApicId; VCPUS], model: LapicModel) -> Self {
+        Self {
+            chips: Ordered::new(Rank::Chips, Chips::new(model)),
+            doors: cpus.map(|apic| Door { apic, bell: Doorbell::new() }),
+            due: AtomicU32::new(0),
+        }
+    }
+
+    /// Runs `body` with the chips, alone. Nothing of a line and of no other partition is reached from in there.
+    #[inline(always)]
+    pub(crate) fn chips<R>(&self, body: impl FnOnce(&mut Chips) -> R) -> R {
+        self.chips.with(body)
+    }
+
+    /// `vcpu` is about to look at what it has to do. Returns the pins that wait for a completion without the guest; one
+    /// completion a look bounds what a device that keeps asserting can cost.
+    #[inline]
+    pub(crate) fn answer(&self, vcpu: Vcpu) -> PinSet {
+        if let Some(door) = self.doors.get(usize::from(vcpu.0)) {
+            door.bell.answer();
+        }
+        if self.due.load(Ordering::Relaxed) == 0 {
+            return PinSet::EMPTY;
+        }
+        PinSet::from_bits(self.due.swap(0, Ordering::AcqRel))
+    }
+}
+
+impl Machine {
+    /// Both ends of the lines, for one call into the table. No chips are held meanwhile.
+    #[inline(always)]
+    pub(crate) fn wires(&self) -> Wires<'_> {
+        Wires::new(&self.io_apics, &self.config, &self.dis_intx, self.receivers)
+    }
+
+    /// Raises the pins of what was delivered, whoever's they are, and wakes those who take it.
+    #[inline]
+    pub(crate) fn deliver(&self, here: Here, deliveries: &mut Deliveries<'_>) {
+        for delivery in deliveries {
+            // Poll counters are a later version's.
+            if let Notifier::Pin { partition, vpin } = delivery.target()
+                && let Some(receiver) = self.receivers.get(usize::from(partition))
+                && let Some(contributor) = Contributor::new(delivery.source().0)
+            {
+                let settled = receiver.chips(|chips| chips.assert_pin(vpin, contributor));
+                self.follow(here, partition, receiver, vpin, settled);
+            }
+        }
+    }
+
+    /// Lets a pin of partition number `partition` deliver what it holds.
+    #[inline]
+    pub(crate) fn settle(&self, here: Here, partition: u8, vpin: Pin) {
+        if let Some(receiver) = self.receivers.get(usize::from(partition)) {
+            let settled = receiver.chips(|chips| chips.settle(vpin));
+            self.follow(here, partition, receiver, vpin, settled);
+        }
+    }
+
+    /// Sees to it that those who took a pin's message look.
+    #[inline(always)]
+    fn follow(&self, here: Here, partition: u8, receiver: &Receiver, vpin: Pin, settled: Settled) {
+        if settled.completion_due {
+            // Before anybody is told: whoever looks finds it.
+            receiver.due.fetch_or(PinSet::of(vpin).bits(), Ordering::AcqRel);
+        }
+        let told = settled.takers;
+        let told = if partition == here.partition { told.without(here.vcpu) } else { told };
+        if !told.is_empty() {
+            self.kick(receiver, told);
+        }
+    }
+
+    /// Makes virtual CPUs that run elsewhere look at what they have to do.
+    #[inline(never)]
+    fn kick(&self, receiver: &Receiver, vcpus: VcpuSet) {
+        let Some(vector) = Vector::new(KICK_VECTOR) else { return };
+        for (vcpu, door) in (0..).map(Vcpu).zip(&receiver.doors) {
+            if vcpus.contains(vcpu) && door.bell.ring() {
+                self.apic.send(door.apic, vector);
+            }
+        }
+    }
+}
+
+/// Both ends of the lines. Whoever has one may be inside a line; see [`Machine::wires`].
+pub(crate) struct Wires<'a> {
+    io_apics: &'a Ordered<IoApics>,
+    config: &'a HostConfig,
+    dis_intx: &'a [Option<DisIntx>],
+    receivers: &'a [Receiver],
+    _line: Hold,
+}
+
+impl<'a> Wires<'a> {
+    /// Both ends: the chips, configuration space, the writers of DisINTx, and where interrupts go.
+    #[inline(always)]
+    pub(crate) fn new(
+        io_apics: &'a Ordered<IoApics>,
+        config: &'a HostConfig,
+        dis_intx: &'a [Option<DisIntx>],
+        receivers: &'a [Receiver],
+    ) -> Self {
+        Self { io_apics, config, dis_intx, receivers, _line: Hold::begin(Rank::Line) }
+    }
+
+    /// The receiver and the pin that `target` names.
+    #[inline(always)]
+    fn pin(&self, target: Notifier) -> Option<(&'a Receiver, Pin)> {
         match target {
-            Notifier::Pin { partition, vpin } if partition == self.partition => Some(vpin),
-            _ => None,
+            Notifier::Pin { partition, vpin } => Some((self.receivers.get(usize::from(partition))?, vpin)),
+            Notifier::None | Notifier::Poll { .. } => None,
         }
     }
 }
@@ -95,13 +219,14 @@ impl LineIo for Wires<'_> {
 
     #[inline]
     fn lower_pin(&mut self, source: SourceId, target: Notifier) {
-        if let (Some(pin), Some(contributor)) = (self.own_pin(target), Contributor::new(source.0)) {
-            self.chips.deassert_pin(pin, contributor);
+        if let (Some((receiver, pin)), Some(contributor)) = (self.pin(target), Contributor::new(source.0)) {
+            receiver.chips(|chips| chips.deassert_pin(pin, contributor));
         }
     }
 
     fn virtual_rte_masked(&mut self, target: Notifier) -> bool {
-        self.own_pin(target).and_then(|pin| self.chips.ioapic().rte(pin)).is_none_or(|rte| rte.is_masked())
+        let rte = |(receiver, pin): (&Receiver, Pin)| receiver.chips(|chips| chips.ioapic().rte(pin));
+        self.pin(target).and_then(rte).is_none_or(|rte| rte.is_masked())
     }
 
     fn now(&mut self) -> u64 {

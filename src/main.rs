@@ -14,6 +14,7 @@ mod exits;
 mod hypercalls;
 mod launch;
 mod machine;
+mod order;
 mod partition;
 mod platform;
 mod report;

@@ -62,6 +62,7 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut 
     let mut entry = Entry::default();
     program_timer(machine, partition);
     loop {
+        partition.answer(machine);
         prepare(machine, partition, &mut entry);
         partition.world.enter(cpu);
         let exit = leave(machine, partition, &mut entry);
@@ -97,7 +98,6 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut 
             Next::Replace(replacing) => replace(cpu, machine, partition, replacing),
             Next::End(end) => return end,
         }
-        partition.complete_due(machine);
     }
 }
 
@@ -111,7 +111,7 @@ fn prepare(machine: &Machine, partition: &mut Partition, entry: &mut Entry) {
         shadow: vmcb.interrupt_shadow(),
         event_taken: forced.is_some(),
     };
-    let injection = partition.chips.before_entry(BOOT, state);
+    let injection = partition.receiver.chips(|chips| chips.before_entry(BOOT, state));
     if let Some(event) = forced {
         vmcb.inject(event);
     }
@@ -162,7 +162,7 @@ fn leave(machine: &Machine, partition: &mut Partition, entry: &mut Entry) -> Exi
     }
     let exit = vmcb.exit();
     vmcb.exited();
-    let taken = partition.chips.after_exit(BOOT, exited);
+    let taken = partition.receiver.chips(|chips| chips.after_exit(BOOT, exited));
     if !taken.is_empty() {
         partition.complete(machine, taken);
     }
@@ -174,11 +174,10 @@ fn leave(machine: &Machine, partition: &mut Partition, entry: &mut Entry) -> Exi
 #[inline]
 pub(crate) fn take(machine: &'static Machine, partition: &mut Partition, arrived: Arrived) {
     for vector in arrived {
-        let mut wires = Partition::wires(&mut partition.chips, partition.index, machine);
-        if let Some(deliveries) = &mut machine.lines.assert(vector, &mut wires) {
+        if let Some(deliveries) = machine.lines.assert(vector, &mut machine.wires()) {
             machine.apic.eoi();
             partition.counters.count_interrupt();
-            partition.deliver(deliveries);
+            partition.deliver(machine, deliveries);
         } else {
             take_local(machine, partition, vector);
         }
@@ -195,7 +194,7 @@ fn take_local(machine: &'static Machine, partition: &mut Partition, vector: Vect
     machine.apic.eoi();
     if vector.get() == TIMER_VECTOR {
         let now = tsc();
-        partition.chips.advance_timer(BOOT, now);
+        partition.chips(|chips| chips.advance_timer(BOOT, now));
         partition.look(machine, now);
         program_timer(machine, partition);
     }
@@ -203,7 +202,7 @@ fn take_local(machine: &'static Machine, partition: &mut Partition, vector: Vect
 
 /// Lets the CPU's timer interrupt when the guest's timer is due, or a look at its devices.
 pub(crate) fn program_timer(machine: &Machine, partition: &Partition) {
-    let guest = partition.chips.deadline(BOOT);
+    let guest = partition.chips(|chips| chips.deadline(BOOT));
     match guest.into_iter().chain(partition.next_look()).min() {
         Some(deadline) => machine.apic.arm_timer(machine.rate, deadline.saturating_sub(tsc())),
         None => machine.apic.disarm_timer(),
@@ -213,8 +212,9 @@ pub(crate) fn program_timer(machine: &Machine, partition: &Partition) {
 /// Sleeps until something wakes the guest. An end if nothing can.
 fn halt(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Partition) -> Option<End> {
     loop {
+        partition.answer(machine);
         let enabled = partition.world.vmcb.rflags() & rflags::IF != 0;
-        if partition.chips.wakes(BOOT, enabled) {
+        if partition.chips(|chips| chips.wakes(BOOT, enabled)) {
             return None;
         }
         if !enabled {
@@ -248,11 +248,10 @@ fn retire(
     mut replacing: Replacing<'static>,
 ) {
     loop {
-        let mut wires = Partition::wires(&mut partition.chips, partition.index, machine);
-        match replacing.poll(&mut wires) {
-            Ok(mut done) => {
+        match replacing.poll(&mut machine.wires()) {
+            Ok(done) => {
                 machine.control.with(|control| *control = Some(done.control));
-                partition.deliver(&mut done.deliveries);
+                partition.deliver(machine, done.deliveries);
                 return;
             }
             Err(unfinished) => {
@@ -277,8 +276,7 @@ pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &'static Machine, partition: &
         core::array::from_fn(|_| all.next())
     };
     for source in sources.into_iter().flatten() {
-        let mut wires = Partition::wires(&mut partition.chips, partition.index, machine);
-        machine.lines.mask(source, MaskReasons::RESET, &mut wires);
+        machine.lines.mask(source, MaskReasons::RESET, &mut machine.wires());
         let arrived = cpu.window();
         take(machine, partition, arrived);
         // Another CPU holds the right for a bounded time.

@@ -17,21 +17,23 @@ use levelhead::irq::{ApicId, CpuId, Gsi, Pin};
 use levelhead::message::{Message, Record, Refusal};
 use levelhead::pci::{Bdf, enumerate};
 use levelhead::sync::Lock;
-use levelhead::virq::PINS;
+use levelhead::virq::{LapicModel, PINS};
 use log::info;
 
 use crate::arch::svm::enable::Features;
 use crate::arch::x86::clock::{Clock, PmTimer};
 use crate::arch::x86::config_space::HostConfig;
+use crate::arch::x86::cpu::cpuid;
 use crate::arch::x86::ioapic::IoApics;
 use crate::arch::x86::lapic::LocalApic;
 use crate::arch::x86::paging::{AddressSpace, direct};
 use crate::boot::pvh::{BootInfo, REACH};
 use crate::console::print;
-use crate::machine::Machine;
+use crate::machine::{Here, Machine, Receiver};
+use crate::order::{Ordered, Rank};
 use crate::partition::assign::Assigner;
 use crate::partition::watch::shortest_ms;
-use crate::partition::{Partition, build};
+use crate::partition::{BOOT, Partition, build};
 use crate::platform::handler::Memory;
 use crate::platform::prt;
 use crate::platform::tables::Platform;
@@ -152,7 +154,8 @@ impl System<'_> {
             plan = settled(decide(&config, images, Some(&facts)))?;
         }
 
-        let io_apics = Lock::new(self.io_apics);
+        let io_apics = Ordered::new(Rank::IoApics, self.io_apics);
+        let receivers = receivers(&plan)?;
         let partitions = u8::try_from(config.partitions.len()).unwrap_or(u8::MAX);
         let (lines, mut control) = LineTable::new(Targets { partitions, pins: PINS, poll_counters: 0 });
         let clock = clock(&config, self.platform.pm_timer)?;
@@ -164,8 +167,12 @@ impl System<'_> {
                 let place = format!("partition {}", configured.name);
                 Refusal::new(Message::InternalError, place, "its CPU is not decided")
             })?;
+            let receiver = receivers.get(usize::from(index)).ok_or_else(|| {
+                let place = format!("partition {}", configured.name);
+                Refusal::new(Message::InternalError, place, "it has no receiving end")
+            })?;
             let (partition, first) =
-                build::build(index, configured, planned, &bundle, &mut assigner, self.frames)?;
+                build::build(index, configured, planned, &bundle, receiver, &mut assigner, self.frames)?;
             notifiers.extend(first.into_iter().map(|(source, vpin)| (index, source, vpin)));
             placed.push((cpu, Box::new(partition)));
         }
@@ -177,13 +184,14 @@ impl System<'_> {
             io_apics,
             config: host_config,
             dis_intx,
+            receivers,
             apic: self.apic,
             rate,
             boot_cpu: self.cpus.first().map_or(ApicId(0), |(_, apic)| *apic),
         }));
         // From here on an assertion has somewhere to go.
         for (partition, source, vpin) in notifiers {
-            control = first_notifier(machine, control, &mut placed, partition, source, vpin)?;
+            control = first_notifier(machine, control, partition, source, vpin)?;
         }
         machine.control.with(|slot| *slot = Some(control));
         Ok((machine, placed))
@@ -193,6 +201,16 @@ impl System<'_> {
 /// The plan, if nothing is wrong with it.
 fn settled(plan: Plan) -> Result<Plan, BootError> {
     if plan.findings.is_empty() { Ok(plan) } else { Err(plan.findings.into()) }
+}
+
+/// Every partition's receiving end, as every CPU reaches it from now on.
+fn receivers(plan: &Plan) -> Result<&'static [Receiver], Refusal> {
+    let physical_address_bits = (cpuid(0x8000_0008, 0).eax & 0xff) as u8;
+    let model = LapicModel { x2apic: true, physical_address_bits };
+    let receivers: Option<Vec<Receiver>> =
+        plan.partitions.iter().map(|planned| Some(Receiver::new([planned.cpu?.1], model))).collect();
+    let undecided = || Refusal::new(Message::InternalError, "partitions", "a CPU is not decided");
+    Ok(Vec::leak(receivers.ok_or_else(undecided)?))
 }
 
 /// Measures the clock, if a policy has a time in it.
@@ -212,21 +230,18 @@ fn clock(config: &config::Config, timer: Option<PmTimer>) -> Result<Option<Clock
 fn first_notifier(
     machine: &'static Machine,
     control: Control,
-    placed: &mut [Placed],
     partition: u8,
     source: SourceId,
     vpin: Pin,
 ) -> Result<Control, BootError> {
     let bug = |what: &str| Refusal::new(Message::InternalError, format!("first notifier of {source}"), what);
     let target = Notifier::Pin { partition, vpin };
-    let (_, owner) = placed.get_mut(usize::from(partition)).ok_or_else(|| bug("no such partition"))?;
     let replacing = machine
         .lines
         .replace(control, source, target, Completion::Handover)
         .map_err(|(_, error)| bug(&error.to_string()))?;
-    let mut wires = Partition::wires(&mut owner.chips, partition, machine);
-    let mut done = replacing.poll(&mut wires).map_err(|_| bug("a delivery was in flight"))?;
-    owner.deliver(&mut done.deliveries);
+    let mut done = replacing.poll(&mut machine.wires()).map_err(|_| bug("a delivery was in flight"))?;
+    machine.deliver(Here { partition, vcpu: BOOT }, &mut done.deliveries);
     Ok(done.control)
 }
 

@@ -13,19 +13,19 @@ use levelhead::irq::{Pin, TriggerMode};
 use levelhead::message::{Message, Record, Refusal};
 use levelhead::pci::{DisIntx, VirtualConfig};
 use levelhead::policy::DevicePolicy;
-use levelhead::sync::Lock;
 use log::info;
 
 use crate::arch::x86::clock::Clock;
 use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::ioapic::IoApics;
-use crate::machine::{Chips, Wires};
+use crate::machine::Wires;
+use crate::order::Ordered;
 use crate::report::record;
 
 /// What assignment works on.
 pub(crate) struct Assigner<'a> {
     pub(crate) config: &'a HostConfig,
-    pub(crate) io_apics: &'a Lock<IoApics>,
+    pub(crate) io_apics: &'a Ordered<IoApics>,
     pub(crate) lines: LineTable,
     pub(crate) dis_intx: [Option<DisIntx>; MAX_SOURCES as usize],
     /// Measured only if a policy needs it.
@@ -43,7 +43,7 @@ impl<'a> Assigner<'a> {
     /// Nothing assigned yet.
     pub(crate) fn new(
         config: &'a HostConfig,
-        io_apics: &'a Lock<IoApics>,
+        io_apics: &'a Ordered<IoApics>,
         lines: LineTable,
         clock: Option<Clock>,
     ) -> Self {
@@ -51,13 +51,7 @@ impl<'a> Assigner<'a> {
     }
 
     /// Makes the device the property of partition number `owner`, called `name`.
-    pub(crate) fn assign(
-        &mut self,
-        device: &DevicePlan,
-        name: &str,
-        owner: u8,
-        chips: &mut Chips,
-    ) -> Result<Assigned, Refusal> {
+    pub(crate) fn assign(&mut self, device: &DevicePlan, name: &str, owner: u8) -> Result<Assigned, Refusal> {
         let bdf = device.bdf;
         let refuse = |key: &'static str, message: Message, what: String| {
             Refusal::new(message, device.path.key(key).to_string(), what)
@@ -87,7 +81,7 @@ impl<'a> Assigner<'a> {
             return Ok(Assigned { config, line: None });
         };
         let source = self
-            .install(line, &device.policy, owner, silencer, chips)
+            .install(line, &device.policy, owner, silencer)
             .map_err(|(key, message, what)| refuse(key, message, what))?;
         info!("{bdf}: assigned to {name}, {} -> {} -> virtual pin {}", line.pin, line.route.gsi, line.vpin.0);
         Ok(Assigned { config, line: Some((source, line.vpin)) })
@@ -100,7 +94,6 @@ impl<'a> Assigner<'a> {
         policy: &DevicePolicy,
         owner: u8,
         silencer: DisIntx,
-        chips: &mut Chips,
     ) -> Result<SourceId, (&'static str, Message, String)> {
         let gsi = line.route.gsi;
         let rte = Rte::masked(line.vector, line.destination, TriggerMode::Level, line.route.polarity);
@@ -125,7 +118,8 @@ impl<'a> Assigner<'a> {
         let slot = self.dis_intx.iter_mut().find(|slot| slot.is_none());
         *slot.ok_or_else(|| bug("more sources than were planned"))? = Some(silencer);
         let Self { lines, dis_intx, io_apics, config, .. } = self;
-        let mut wires = Wires { io_apics, config, dis_intx, partition: owner, chips };
+        // A line that is being installed has no notifier yet, so nothing of a receiver is reached.
+        let mut wires = Wires::new(io_apics, config, dis_intx, &[]);
         let source = lines
             .assign(gsi, line.vector, gate, info, &mut wires)
             .map_err(|error| bug(&error.to_string()))?;

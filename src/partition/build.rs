@@ -19,7 +19,6 @@ use levelhead::irq::Pin;
 use levelhead::message::{Message, Refusal};
 use levelhead::svm::{NestedTables, Setup};
 use levelhead::vcpu::Gpr;
-use levelhead::virq::{LapicModel, PinSet};
 use log::info;
 
 use super::assign::Assigner;
@@ -28,9 +27,8 @@ use super::watch::{Watch, eoi_watch};
 use super::{COUNTERS, Exits, Function, Partition};
 use crate::arch::svm::nested::TablePool;
 use crate::arch::svm::vmrun::World;
-use crate::arch::x86::cpu::cpuid;
 use crate::arch::x86::paging::OutOfMemory;
-use crate::machine::Chips;
+use crate::machine::Receiver;
 
 /// Tables kept for BARs, wherever in their window the guest moves them: one per 2 MiB touched, and what leads there.
 const BAR_TABLES: usize = 64;
@@ -44,6 +42,7 @@ pub(crate) fn build(
     configured: &Configured,
     planned: &PartitionPlan,
     bundle: &Bundle<'_>,
+    receiver: &'static Receiver,
     assigner: &mut Assigner<'_>,
     frames: &mut Frames,
 ) -> Result<(Partition, Vec<FirstNotifier>), Refusal> {
@@ -71,12 +70,10 @@ pub(crate) fn build(
             .map_err(|error| bug("planned outside its memory", &error))?;
     }
 
-    let address_bits = (cpuid(0x8000_0008, 0).eax & 0xff) as u8;
-    let mut chips = Chips::new(LapicModel { x2apic: true, physical_address_bits: address_bits });
     let mut functions = Vec::new();
     let mut notifiers = Vec::new();
     for device in &planned.devices {
-        let assigned = assigner.assign(device, name, index, &mut chips)?;
+        let assigned = assigner.assign(device, name, index)?;
         functions.push(Function {
             config: assigned.config,
             source: assigned.line.map(|(source, _)| source),
@@ -115,7 +112,7 @@ pub(crate) fn build(
         name: name.clone(),
         world,
         ram,
-        chips,
+        receiver,
         functions,
         ports: Ports::new(configured.debug_port, configured.exit_port),
         pages: CodePages::new(),
@@ -131,7 +128,6 @@ pub(crate) fn build(
         console: configured.console,
         line: LineBuffer::new(),
         budget: PrintBudget::new(),
-        due: PinSet::EMPTY,
     };
     partition.remap();
     partition.counters.reach(Stage::Ready);

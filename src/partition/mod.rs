@@ -6,8 +6,8 @@
 //! * `end`: how it ends, and the record that says why;
 //! * `watch`: looking after devices that storm and deliveries that nobody completes.
 //!
-//! A partition belongs to the one CPU that runs it; nothing here is shared but what it reaches through
-//! [`Machine`](crate::machine::Machine).
+//! A partition belongs to the one CPU that runs it. What other CPUs reach of it is its
+//! [`Receiver`](crate::machine::Receiver), where interrupts arrive.
 
 pub(crate) mod assign;
 pub(crate) mod build;
@@ -30,12 +30,12 @@ use levelhead::message::{Message, Record};
 use levelhead::pci::VirtualConfig;
 use levelhead::pci::virtual_bar::{Mapping, Mappings};
 use levelhead::svm::{NestedTables, Reach};
-use levelhead::virq::{Contributor, PinSet, Vcpu};
+use levelhead::virq::{PinSet, Vcpu};
 
 use crate::arch::svm::nested::TablePool;
 use crate::arch::svm::vmrun::World;
 use crate::arch::x86::cpu::tsc;
-use crate::machine::{Chips, Machine, Wires};
+use crate::machine::{Chips, Here, Machine, Receiver};
 use crate::{console, report};
 use ram::Ram;
 use watch::Watch;
@@ -85,7 +85,8 @@ pub(crate) struct Partition {
     pub(crate) name: String,
     pub(crate) world: World,
     pub(crate) ram: Ram,
-    pub(crate) chips: Chips,
+    /// Where its interrupts arrive.
+    pub(crate) receiver: &'static Receiver,
     pub(crate) functions: Vec<Function>,
     pub(crate) ports: Ports,
     pub(crate) pages: CodePages,
@@ -105,79 +106,60 @@ pub(crate) struct Partition {
     console: bool,
     line: LineBuffer<CONSOLE_COLUMNS>,
     budget: PrintBudget,
-    /// Pins that complete without the guest (programmed as NMI or INIT), for the next time round: one completion per
-    /// round bounds what a device that keeps asserting can cost.
-    due: PinSet,
 }
 
 impl Partition {
-    /// The rules' view of both ends of this partition's lines.
-    pub(crate) fn wires<'a>(chips: &'a mut Chips, index: u8, machine: &'a Machine) -> Wires<'a> {
-        Wires {
-            io_apics: &machine.io_apics,
-            config: &machine.config,
-            dis_intx: &machine.dis_intx,
-            partition: index,
-            chips,
-        }
+    /// Who is at work when this partition's CPU is.
+    #[inline(always)]
+    pub(crate) fn here(&self) -> Here {
+        Here { partition: self.index, vcpu: BOOT }
+    }
+
+    /// Runs `body` with the interrupt chips, alone: see [`Receiver::chips`].
+    #[inline(always)]
+    pub(crate) fn chips<R>(&self, body: impl FnOnce(&mut Chips) -> R) -> R {
+        self.receiver.chips(body)
     }
 
     /// Raises the pins of what was delivered.
     #[inline]
-    pub(crate) fn deliver(&mut self, deliveries: &mut Deliveries<'_>) {
-        for delivery in deliveries {
-            // Poll counters are a later version's; a target elsewhere is refused when it is set.
-            if let Notifier::Pin { partition, vpin } = delivery.target()
-                && partition == self.index
-                && let Some(contributor) = Contributor::new(delivery.source().0)
-            {
-                let settled = self.chips.assert_pin(vpin, contributor);
-                if settled.completion_due {
-                    self.due = PinSet::of(vpin);
-                }
-            }
-        }
+    pub(crate) fn deliver(&self, machine: &Machine, mut deliveries: Deliveries<'_>) {
+        machine.deliver(self.here(), &mut deliveries);
     }
 
     /// The guest is done with these pins: completes the lines behind each, then lets the pin speak again.
     #[inline]
-    pub(crate) fn complete(&mut self, machine: &Machine, pins: PinSet) {
+    pub(crate) fn complete(&self, machine: &Machine, pins: PinSet) {
         for vpin in pins {
             let target = Notifier::Pin { partition: self.index, vpin };
             for source in machine.lines.listeners(self.index, vpin) {
-                let mut wires = Self::wires(&mut self.chips, self.index, machine);
-                let mut deliveries = machine.lines.complete(source, target, &mut wires);
-                self.deliver(&mut deliveries);
+                self.deliver(machine, machine.lines.complete(source, target, &mut machine.wires()));
             }
-            self.settle(vpin);
+            self.settle(machine, vpin);
         }
     }
 
     /// Lets a pin deliver what it holds.
     #[inline]
-    pub(crate) fn settle(&mut self, vpin: Pin) {
-        if self.chips.settle(vpin).completion_due {
-            self.due = PinSet::of(vpin);
-        }
+    pub(crate) fn settle(&self, machine: &Machine, vpin: Pin) {
+        machine.settle(self.here(), self.index, vpin);
     }
 
-    /// Completes what was left for this round.
+    /// Before the CPU looks what its guest is to get: answers whoever rang, and completes what waits for it.
     #[inline]
-    pub(crate) fn complete_due(&mut self, machine: &Machine) {
-        if !self.due.is_empty() {
-            let due = core::mem::take(&mut self.due);
+    pub(crate) fn answer(&self, machine: &Machine) {
+        let due = self.receiver.answer(BOOT);
+        if !due.is_empty() {
             self.complete(machine, due);
         }
     }
 
     /// The guest changed a virtual entry's mask bit: the lines behind the pin hear of it first, then the pin is looked
     /// at again, since an unmask may be a completion.
-    pub(crate) fn virtual_rte(&mut self, machine: &Machine, vpin: Pin, masked: bool) {
+    pub(crate) fn virtual_rte(&self, machine: &Machine, vpin: Pin, masked: bool) {
         let target = Notifier::Pin { partition: self.index, vpin };
         for source in machine.lines.listeners(self.index, vpin) {
-            let mut wires = Self::wires(&mut self.chips, self.index, machine);
-            let mut deliveries = machine.lines.virtual_rte(source, target, masked, &mut wires);
-            self.deliver(&mut deliveries);
+            self.deliver(machine, machine.lines.virtual_rte(source, target, masked, &mut machine.wires()));
         }
     }
 

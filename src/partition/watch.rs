@@ -80,9 +80,8 @@ impl Partition {
             let Some(source) = self.functions.get(index).and_then(|function| function.source) else {
                 continue;
             };
-            let mut wires = Self::wires(&mut self.chips, self.index, machine);
-            let (storm, mut deliveries) = machine.lines.resume(source, now, &mut wires);
-            self.deliver(&mut deliveries);
+            let (storm, deliveries) = machine.lines.resume(source, now, &mut machine.wires());
+            self.deliver(machine, deliveries);
             let Some(report) = machine.lines.source_report(source) else { continue };
             if let Some(storm) = storm {
                 self.record_storm(machine, index, &report, storm, ticks_per_ms);
@@ -104,10 +103,9 @@ impl Partition {
         for index in 0..self.functions.len() {
             let source = self.functions.get(index).and_then(|function| function.source);
             let Some(source) = source else { continue };
-            let mut wires = Self::wires(&mut self.chips, self.index, machine);
             // At the beginning of time no pause is over.
-            let (storm, mut deliveries) = machine.lines.resume(source, 0, &mut wires);
-            self.deliver(&mut deliveries);
+            let (storm, deliveries) = machine.lines.resume(source, 0, &mut machine.wires());
+            self.deliver(machine, deliveries);
             if let Some((storm, report)) = storm.zip(machine.lines.source_report(source)) {
                 self.record_storm(machine, index, &report, storm, ticks_per_ms);
             }
@@ -130,8 +128,7 @@ impl Partition {
         }
         let Some(control) = machine.control.with(Option::take) else { return false };
         if action == NeverEoi::Quarantine {
-            let mut wires = Self::wires(&mut self.chips, self.index, machine);
-            machine.lines.mask(source, MaskReasons::QUARANTINE, &mut wires);
+            machine.lines.mask(source, MaskReasons::QUARANTINE, &mut machine.wires());
         }
         // The same notifier again: the grace period is what makes it safe to lower the pin.
         match machine.lines.replace(control, source, report.slot.target, Completion::Forced) {
@@ -142,11 +139,10 @@ impl Partition {
     }
 
     fn poll_forced(&mut self, machine: &'static Machine, forcing: Replacing<'static>) {
-        let mut wires = Self::wires(&mut self.chips, self.index, machine);
-        match forcing.poll(&mut wires) {
-            Ok(mut done) => {
+        match forcing.poll(&mut machine.wires()) {
+            Ok(done) => {
                 machine.control.with(|slot| *slot = Some(done.control));
-                self.deliver(&mut done.deliveries);
+                self.deliver(machine, done.deliveries);
             }
             Err(unfinished) => {
                 if let Some(watch) = &mut self.watch {

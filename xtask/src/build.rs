@@ -24,16 +24,19 @@ pub enum Profile {
     Release,
     /// The same code with everything a debugger can use: types and variables.
     Debugging,
+    /// With debug assertions, the order of locks among them.
+    Checked,
 }
 
 impl Profile {
-    const ALL: [Self; 2] = [Self::Release, Self::Debugging];
+    const ALL: [Self; 3] = [Self::Release, Self::Debugging, Self::Checked];
 
     /// What Cargo calls it, and its folder.
     fn name(self) -> &'static str {
         match self {
             Self::Release => "release",
             Self::Debugging => "debugging",
+            Self::Checked => "checked",
         }
     }
 }

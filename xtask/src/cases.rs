@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::build::Tree;
+use crate::build::{Profile, Tree};
 use crate::qemu::{Machine, Outcome, Status};
 use crate::{bench, bundle, elf, facts, gdb, run, setup};
 
@@ -79,6 +79,9 @@ pub struct Case {
     /// Whether instructions are counted exactly.
     #[serde(default)]
     pub icount: bool,
+    /// Whether the images are built with debug assertions, which check the order of locks.
+    #[serde(default)]
+    pub checked: bool,
     /// After how many seconds the case counts as hung.
     #[serde(default = "default_timeout")]
     pub timeout_s: u64,
@@ -217,6 +220,10 @@ impl Case {
         );
         ensure!(self.replace.is_empty() || self.config.is_some(), "`replace` needs `config`");
         ensure!(
+            !self.checked || self.config.is_some(),
+            "`checked` is about the hypervisor, and needs `config`"
+        );
+        ensure!(
             self.repeat > 0 && self.timeout_s > 0 && self.smp > 0,
             "`repeat`, `timeout_s` and `smp` are at least 1"
         );
@@ -266,6 +273,11 @@ impl Case {
             return bench::test(tree, qemu);
         }
         let complain = |error: anyhow::Error| vec![format!("{error:#}")];
+        let checked = Tree { profile: Profile::Checked, ..tree.clone() };
+        let tree = if self.checked { &checked } else { tree };
+        if self.checked {
+            tree.build().map_err(complain)?;
+        }
         let folder = tree.scratch("qemu").map_err(complain)?.join(&self.name);
         fs::create_dir_all(&folder)
             .map_err(|error| vec![format!("cannot make {}: {error}", folder.display())])?;

@@ -7,6 +7,8 @@
 use alloc::boxed::Box;
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
+#[cfg(debug_assertions)]
+use core::sync::atomic::AtomicU32;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use levelhead::frames::Frames;
@@ -44,6 +46,9 @@ pub(crate) struct PerCpu {
     pending: [AtomicU64; 4],
     nmi_count: AtomicU64,
     id: CpuId,
+    /// The innermost rank of lock that this CPU holds, or 0 (order.rs).
+    #[cfg(debug_assertions)]
+    held: AtomicU32,
 }
 
 const _: () = assert!(offset_of!(PerCpu, pending) == 0, "stubs.S: PERCPU_PENDING");
@@ -120,6 +125,8 @@ impl ThisCpu {
             pending: [const { AtomicU64::new(0) }; 4],
             nmi_count: AtomicU64::new(0),
             id,
+            #[cfg(debug_assertions)]
+            held: AtomicU32::new(0),
         }));
         GsBase::write(VirtAddr::from_ptr(core::ptr::from_ref(shared)));
         Ok(Self { shared })
@@ -164,6 +171,15 @@ impl ThisCpu {
             })
         }))
     }
+}
+
+/// Where the running CPU notes the rank of lock it holds; nowhere before it has its tables.
+#[cfg(debug_assertions)]
+pub(crate) fn held_rank() -> Option<&'static AtomicU32> {
+    let own = GsBase::read().as_ptr::<PerCpu>();
+    // SAFETY: GS base is 0 until `initialise` points it to this CPU's structure, which lives for ever; whatever the guest
+    // loaded is replaced before any Rust code runs (vmrun.S).
+    unsafe { own.as_ref() }.map(|own| &own.held)
 }
 
 /// A table whose gate `n` leads to stub `n`.
