@@ -12,6 +12,10 @@ impl fmt::Display for Gsi {
     }
 }
 
+/// How many functions may share a line. PCI wires four pins of many slots to few inputs; eight on one input is already
+/// more than chipsets route in practice.
+pub const MAX_SHARERS: usize = 8;
+
 /// An input of one IO-APIC, counted from 0 (82093AA 3.2.4). Says nothing about whether the chip has that many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pin(pub u8);

@@ -3,7 +3,7 @@
 //! A record is one line that names who is at fault, what is wrong, where, and what to do:
 //!
 //! ```text
-//! ERROR Config/vpin-taken: partition[0].device[1].vpin: virtual pin 5 is taken by ...; to do: give one of ...
+//! ERROR Config/vpin-range: partition[0].device[1].vpin: the guest's IO-APIC has no pin 24; to do: use 0 to 23
 //! LEVEL Party/code: where: what; to do: remedy
 //! ```
 //!
@@ -90,7 +90,7 @@ macro_rules! catalogue {
                 match self { $($(Self::$name => Level::$level,)*)* }
             }
 
-            /// What it is looked up by, such as `vpin-taken`.
+            /// What it is looked up by, such as `vpin-range`.
             pub const fn code(self) -> &'static str {
                 match self { $($(Self::$name => $code,)*)* }
             }
@@ -273,17 +273,23 @@ catalogue! {
             "a GSI is out of range"
             "use 0 to 255"
         LineShared "line-shared"
-            "two functions drive one interrupt line, which is not supported yet"
-            "move one of the devices to a slot with another line"
+            "functions of two partitions drive one interrupt line, which is not supported yet"
+            "give both devices to one partition, or move one to a slot with another line"
+        LineCrowded "line-crowded"
+            "more functions drive one interrupt line than it may have"
+            "move some of the devices to slots with other lines; 8 may share one"
+        MaskConflict "mask-conflict"
+            "devices on one line ask for different ways to silence it"
+            "say the same of all of them, or leave `mask` out"
+        LinePins "line-pins"
+            "devices whose line is silenced as a whole drive different pins of the guest's IO-APIC"
+            "give all devices on the line the same `vpin`, or leave `mask = \"line\"` out"
         VpinRange "vpin-range"
             "the guest's IO-APIC has no such pin"
             "use 0 to 23"
         VpinMissing "vpin-missing"
             "the guest's IO-APIC has no pin with the number of this line's GSI"
             "add `vpin = N` with N from 0 to 23"
-        VpinTaken "vpin-taken"
-            "two lines would drive one pin of the guest's IO-APIC"
-            "add a `vpin = N` of its own to one of the devices"
         KernelUnusable "kernel-unusable"
             "the kernel's image is not what can be started in this partition"
             "give a Multiboot 1, PVH or Linux image that lies in the partition's memory"
@@ -429,6 +435,9 @@ catalogue! {
         BarMalformed "bar-malformed"
             "a base address register answers what none can hold"
             "leave the device out of the configuration"
+        LineUnshareable "line-unshareable"
+            "a line has to be silenced at each of its functions, and one of them cannot be: DisINTx does not work there"
+            "move that card to a slot with another line, or give all devices on the line to one partition and one `vpin`"
         NoReset "no-reset"
             "nothing resets the function, and `no-reset = \"refuse\"` asks for that"
             "use `no-reset = \"mask\"`, which passes the function as it is, or give the partition all that is on its bus"
@@ -446,6 +455,9 @@ catalogue! {
         DisIntxStuck "disintx-stuck"
             "DisINTx cannot silence the function, so its line is masked instead"
             "nothing; such a function cannot share its line with another partition"
+        BystanderLoud "bystander-loud"
+            "a function that is left to nobody cannot be silenced: DisINTx does not work there, and its line is the line of a device"
+            "remove the card, switch it off in the firmware's setup, or move it to a slot with another line"
     }
     Bug Error {
         MachineCheck "machine-check"
@@ -574,15 +586,13 @@ mod tests {
 
     #[test]
     fn a_record_is_one_line_with_party_place_fault_and_remedy() {
-        let refusal =
-            Refusal::new(Message::VpinTaken, "partition[0].device[1].vpin", "virtual pin 5 is taken");
+        let refusal = Refusal::new(Message::VpinRange, "partition[0].device[1].vpin", "there is no pin 24");
         assert_eq!(
             refusal.to_string(),
-            "ERROR Config/vpin-taken: partition[0].device[1].vpin: virtual pin 5 is taken; to do: add a `vpin = N` of its \
-             own to one of the devices"
+            "ERROR Config/vpin-range: partition[0].device[1].vpin: there is no pin 24; to do: use 0 to 23"
         );
         let own = refusal.remedy("take 6");
-        assert!(own.to_string().ends_with("is taken; to do: take 6"));
+        assert!(own.to_string().ends_with("no pin 24; to do: take 6"));
         let end =
             Record { message: Message::ReportedSuccess, place: &"partition a", what: None, remedy: None };
         assert_eq!(end.to_string(), "INFO  Guest/reported-success: partition a: the guest reported success");

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use levelhead::config;
-use levelhead::decide::{Plan, decide, places, unrouted};
+use levelhead::decide::{self, Plan, decide, loud, places, unrouted};
 use levelhead::facts::{Facts, IoApic, MemoryKind, PlaceOnBus, Routing};
 use levelhead::frames::{Frames, Range};
 use levelhead::guest::{Fault, judge};
@@ -31,7 +31,7 @@ use crate::boot::pvh::{BootInfo, REACH};
 use crate::console::print;
 use crate::machine::{Here, Machine, Receiver};
 use crate::order::{Ordered, Rank};
-use crate::partition::assign::Assigner;
+use crate::partition::assign::{self, Assigner};
 use crate::partition::watch::shortest_ms;
 use crate::partition::{BOOT, Partition, build};
 use crate::platform::handler::Memory;
@@ -144,16 +144,26 @@ impl System<'_> {
         info!("bundle of {} KiB, {} partition(s)", module.len() >> 10, config.partitions.len());
 
         let (host_config, mut facts) = self.facts()?;
+        survey::prove(&mut facts, &host_config);
+        assign::silence(&host_config, &facts.proofs, |bdf| {
+            config.partitions.iter().flat_map(|partition| &partition.devices).any(|device| device.bdf == bdf)
+        });
         let images = bundle.images().len();
         // What is wrong in any case is refused before firmware is asked.
         let mut plan = settled(decide(&config, images, Some(&facts)))?;
         let asked = unrouted(&config, &facts);
         if !asked.is_empty() {
-            let places = places(&facts, asked.iter().copied());
+            let bystanders = loud(&config, &facts).into_iter().map(|(bdf, _)| bdf);
+            let mut places = places(&facts, asked.iter().copied().chain(bystanders));
+            if places.len() > prt::MAX_PLACES {
+                // The bystanders' lines stay unknown.
+                places = decide::places(&facts, asked.iter().copied());
+            }
             facts.routing = routing(self.loader, &asked, places, &host_config, self.space, self.frames)?;
             plan = settled(decide(&config, images, Some(&facts)))?;
         }
 
+        assign::report_bystanders(&plan.bystanders);
         let io_apics = Ordered::new(Rank::IoApics, self.io_apics);
         let receivers = receivers(&plan)?;
         let partitions = u8::try_from(config.partitions.len()).unwrap_or(u8::MAX);

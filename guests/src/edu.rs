@@ -51,7 +51,18 @@ pub struct Edu {
 impl Edu {
     /// Finds the device and quiets it. Ends the guest if it is missing.
     pub fn find() -> Self {
-        let Some(function) = Function::find(0x1234, 0x11e8) else { fail!("no edu device on bus 0") };
+        match Self::all().next() {
+            Some(edu) => edu,
+            None => fail!("no edu device on bus 0"),
+        }
+    }
+
+    /// Finds all of them, in the order of their addresses, and quiets each.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Function::all(0x1234, 0x11e8).map(Self::quiet)
+    }
+
+    fn quiet(function: Function) -> Self {
         function.enable();
         let Bar::Memory(registers) = function.bar(0) else { fail!("edu's BAR 0 is not memory") };
         let edu = Self { function, registers };

@@ -44,13 +44,19 @@ pub enum Bar {
 impl Function {
     /// Looks for a function by vendor and device number.
     pub fn find(vendor: u16, device: u16) -> Option<Self> {
+        Self::all(vendor, device).next()
+    }
+
+    /// All functions of this vendor and device number, by slot and function.
+    pub fn all(vendor: u16, device: u16) -> impl Iterator<Item = Self> {
         const SEVERAL_FUNCTIONS: u8 = 1 << 7;
         let wanted = u32::from(device) << 16 | u32::from(vendor);
-        (0..32).find_map(|slot| {
+        let functions = (0..32).flat_map(|slot| {
             let first = Self { slot, function: 0 };
             let count = if first.read8(HEADER_TYPE) & SEVERAL_FUNCTIONS != 0 { 8 } else { 1 };
-            (0..count).map(|function| Self { slot, function }).find(|function| function.read32(0) == wanted)
-        })
+            (0..count).map(move |function| Self { slot, function })
+        });
+        functions.filter(move |function| function.read32(0) == wanted)
     }
 
     /// Slot (device number) on bus 0.

@@ -217,9 +217,35 @@ fn each_rule_names_its_key_and_its_remedy() {
             "ERROR Config/gsi-range: partition[0].device[0].gsi: GSI 256 is out of range; to do: use 0 to 255",
         ),
         (
-            |c| c.partitions[0].devices[1] = device(4, Some(23), Some(1)),
-            "ERROR Config/line-shared: partition[0].device[1].gsi: GSI 23 is the line of partition[0].device[0].gsi too: shared lines are \
-             not supported yet; to do: move one of the devices to a slot with another line",
+            |c| {
+                c.partitions.push(partition("other", 1));
+                c.partitions[1].devices = vec![device(5, Some(23), None)];
+            },
+            "ERROR Config/line-shared: partition[1].device[0].gsi: GSI 23 is the line of partition[0].device[0].gsi too, in another \
+             partition: such lines are not supported yet; to do: give both devices to one partition, or move one to a slot with another \
+             line",
+        ),
+        (
+            |c| c.partitions[0].devices = (0..9).map(|slot| device(slot, Some(23), None)).collect(),
+            "ERROR Config/line-crowded: partition[0].device[8].gsi: GSI 23 has 8 devices already, the first of them \
+             partition[0].device[0].gsi; to do: move some of the devices to slots with other lines",
+        ),
+        (
+            |c| {
+                c.partitions[0].devices[0].mask = MaskPolicy::Line;
+                c.partitions[0].devices[1] =
+                    Device { mask: MaskPolicy::Function, ..device(4, Some(23), None) };
+            },
+            "ERROR Config/mask-conflict: partition[0].device[1].mask: GSI 23 is silenced for all its devices in one way: here it is \
+             \"function\", but not in partition[0].device[0].mask; to do: say the same of both, or leave one `mask` out",
+        ),
+        (
+            |c| {
+                c.partitions[0].devices[0].mask = MaskPolicy::Line;
+                c.partitions[0].devices[1] = device(4, Some(23), Some(1));
+            },
+            "ERROR Config/line-pins: partition[0].device[1].vpin: GSI 23 is silenced as a whole, so its devices have to drive one \
+             virtual pin, but partition[0].device[0] drives another; to do: give both the same `vpin`, or leave `mask = \"line\"` out",
         ),
         (
             |c| c.partitions[0].devices[0].vpin = Some(Pin(24)),
@@ -229,11 +255,6 @@ fn each_rule_names_its_key_and_its_remedy() {
             |c| c.partitions[0].devices[0].gsi = Some(Gsi(24)),
             "ERROR Config/vpin-missing: partition[0].device[0].gsi: GSI 24 has no pin of that number in the guest's IO-APIC; to do: \
              add `vpin = N` with N from 0 to 23",
-        ),
-        (
-            |c| c.partitions[0].devices[1] = device(4, Some(40), Some(23)),
-            "ERROR Config/vpin-taken: partition[0].device[1].vpin: virtual pin 23 is taken by partition[0].device[0].gsi; to do: \
-             add a `vpin = N` of its own to one of the devices",
         ),
     ];
     for (change, expected) in cases {
@@ -253,6 +274,26 @@ fn each_rule_names_its_key_and_its_remedy() {
             "ERROR Config/partition-count: partition: 33 partitions are too many; to do: write 1 to 32 [[partition]] tables"
         ]
     );
+}
+
+#[test]
+fn devices_of_one_partition_may_share_lines_and_virtual_pins() {
+    let shared = |mask, second: Device, expected: usize| {
+        let broken = broken_by(|c| {
+            c.partitions[0].devices[0].mask = mask;
+            c.partitions[0].devices[1] = second;
+        });
+        assert_eq!(broken.len(), expected, "{broken:?}");
+    };
+    for mask in MaskPolicy::ALL {
+        shared(mask, device(4, Some(23), None), 0);
+        shared(mask, device(4, Some(40), Some(23)), 0);
+        shared(mask, device(4, Some(23), Some(1)), usize::from(mask == MaskPolicy::Line));
+    }
+    let eight = broken_by(|c| {
+        c.partitions[0].devices = (0..8).map(|slot| device(slot, Some(23), None)).collect();
+    });
+    assert_eq!(eight, [""; 0]);
 }
 
 #[test]

@@ -12,12 +12,12 @@ use core::fmt;
 use core::ops::RangeInclusive;
 
 use crate::addr::{HostPhys, PAGE_BYTES, page_align_up};
-use crate::irq::{CpuId, Gsi, Pin};
+use crate::irq::{CpuId, Gsi, MAX_SHARERS, Pin};
 use crate::message::{Message, Refusal};
 use crate::pci::Bdf;
 use crate::policy::{DevicePolicy, EoiDeadline, StormLimit};
 
-use super::model::{Config, Device, ImageIndex, Partition};
+use super::model::{Config, Device, ImageIndex, MaskPolicy, Partition};
 
 /// The most partitions of one machine.
 pub const MAX_PARTITIONS: usize = 32;
@@ -208,11 +208,34 @@ pub enum Rule {
     },
     /// A GSI is below [`MAX_GSIS`].
     GsiRange(Gsi),
-    /// A line has one function: sharing one is not supported yet.
+    /// The devices on a line belong to one partition: sharing one between partitions is not supported yet.
     LineShared {
         /// The line.
         gsi: Gsi,
-        /// The other sharer.
+        /// A device of another partition on it.
+        first: KeyPath,
+    },
+    /// A line has at most [`MAX_SHARERS`] devices.
+    LineCrowded {
+        /// The line.
+        gsi: Gsi,
+        /// The first device on it.
+        first: KeyPath,
+    },
+    /// A line is silenced as a whole or at each of its functions.
+    MaskConflict {
+        /// The line.
+        gsi: Gsi,
+        /// What this device says.
+        mask: MaskPolicy,
+        /// A device on the line that says otherwise.
+        first: KeyPath,
+    },
+    /// Devices whose line is silenced as a whole drive one virtual pin: nobody can tell which of them asserted.
+    LinePins {
+        /// The line.
+        gsi: Gsi,
+        /// A device on it that drives another pin.
         first: KeyPath,
     },
     /// The numbers of a device's policy are within their bounds.
@@ -226,13 +249,6 @@ pub enum Rule {
     VpinRange(Pin),
     /// A line with a GSI that is no virtual pin needs its pin said.
     VpinMissing(Gsi),
-    /// A virtual pin has one line.
-    VpinTaken {
-        /// The pin.
-        pin: Pin,
-        /// The other claim.
-        first: KeyPath,
-    },
 }
 
 impl fmt::Display for Rule {
@@ -270,12 +286,25 @@ impl fmt::Display for Rule {
             Self::DeviceCount(found) => write!(f, "{found} devices are too many"),
             Self::FunctionTaken { bdf, first } => write!(f, "function {bdf} is taken by {first}"),
             Self::GsiRange(gsi) => write!(f, "{gsi} is out of range"),
-            Self::LineShared { gsi, first } => {
-                write!(f, "{gsi} is the line of {first} too: shared lines are not supported yet")
+            Self::LineShared { gsi, first } => write!(
+                f,
+                "{gsi} is the line of {first} too, in another partition: such lines are not supported yet"
+            ),
+            Self::LineCrowded { gsi, first } => {
+                write!(f, "{gsi} has {MAX_SHARERS} devices already, the first of them {first}")
             }
+            Self::MaskConflict { gsi, mask, first } => {
+                write!(
+                    f,
+                    "{gsi} is silenced for all its devices in one way: here it is \"{mask}\", but not in {first}"
+                )
+            }
+            Self::LinePins { gsi, first } => write!(
+                f,
+                "{gsi} is silenced as a whole, so its devices have to drive one virtual pin, but {first} drives another"
+            ),
             Self::VpinRange(pin) => write!(f, "the guest's IO-APIC has no pin {}", pin.0),
             Self::VpinMissing(gsi) => write!(f, "{gsi} has no pin of that number in the guest's IO-APIC"),
-            Self::VpinTaken { pin, first } => write!(f, "virtual pin {} is taken by {first}", pin.0),
         }
     }
 }
@@ -307,9 +336,11 @@ impl Rule {
             Self::FunctionTaken { .. } => Message::FunctionTaken,
             Self::GsiRange(_) => Message::GsiRange,
             Self::LineShared { .. } => Message::LineShared,
+            Self::LineCrowded { .. } => Message::LineCrowded,
+            Self::MaskConflict { .. } => Message::MaskConflict,
+            Self::LinePins { .. } => Message::LinePins,
             Self::VpinRange(_) => Message::VpinRange,
             Self::VpinMissing(_) => Message::VpinMissing,
-            Self::VpinTaken { .. } => Message::VpinTaken,
         }
     }
 
@@ -343,10 +374,14 @@ impl Rule {
             Self::DeviceCount(_) => write!(f, "use at most {MAX_DEVICES}"),
             Self::FunctionTaken { .. } => f.write_str("name each function once, in one partition"),
             Self::GsiRange(_) => write!(f, "use 0 to {}", MAX_GSIS - 1),
-            Self::LineShared { .. } => f.write_str("move one of the devices to a slot with another line"),
+            Self::LineShared { .. } => {
+                f.write_str("give both devices to one partition, or move one to a slot with another line")
+            }
+            Self::LineCrowded { .. } => f.write_str("move some of the devices to slots with other lines"),
+            Self::MaskConflict { .. } => f.write_str("say the same of both, or leave one `mask` out"),
+            Self::LinePins { .. } => f.write_str("give both the same `vpin`, or leave `mask = \"line\"` out"),
             Self::VpinRange(_) => write!(f, "use 0 to {}", VIRTUAL_PINS - 1),
             Self::VpinMissing(_) => write!(f, "add `vpin = N` with N from 0 to {}", VIRTUAL_PINS - 1),
-            Self::VpinTaken { .. } => f.write_str("add a `vpin = N` of its own to one of the devices"),
         })
     }
 }
@@ -390,7 +425,7 @@ struct Judge<'a> {
     names: Owners<&'a str>,
     cpus: Owners<CpuId>,
     functions: Owners<Bdf>,
-    lines: Owners<Gsi>,
+    lines: BTreeMap<Gsi, Vec<Claim>>,
     places: Vec<(RangeInclusive<u64>, KeyPath)>,
 }
 
@@ -424,9 +459,8 @@ impl<'a> Judge<'a> {
         if partition.devices.len() > MAX_DEVICES {
             self.broken(devices.clone(), Rule::DeviceCount(partition.devices.len()));
         }
-        let mut pins = Owners::default();
         for (index, device) in partition.devices.iter().enumerate() {
-            self.device(&devices.index(index), device, &mut pins);
+            self.device(&devices.index(index), device, path);
         }
     }
 
@@ -529,39 +563,41 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn device(&mut self, path: &KeyPath, device: &Device, pins: &mut Owners<Pin>) {
+    fn device(&mut self, path: &KeyPath, device: &Device, partition: &KeyPath) {
         let function = path.key("bdf");
         if let Some(first) = self.functions.claim(device.bdf, &function) {
             self.broken(function, Rule::FunctionTaken { bdf: device.bdf, first });
         }
         self.policy(path, &device.policy);
-        let mut pin_path = path.key("gsi");
-        if let Some(pin) = device.vpin {
-            pin_path = path.key("vpin");
-            if pin.0 >= VIRTUAL_PINS {
-                self.broken(pin_path.clone(), Rule::VpinRange(pin));
-            }
+        if let Some(pin) = device.vpin.filter(|pin| pin.0 >= VIRTUAL_PINS) {
+            self.broken(path.key("vpin"), Rule::VpinRange(pin));
         }
-        let mut pin = device.vpin;
-        if let Some(gsi) = device.gsi {
-            let path = path.key("gsi");
-            if gsi.0 >= MAX_GSIS {
-                self.broken(path, Rule::GsiRange(gsi));
-                return;
-            }
-            if let Some(first) = self.lines.claim(gsi, &path) {
-                self.broken(path.clone(), Rule::LineShared { gsi, first });
-                return;
-            }
-            pin = device.virtual_pin(gsi);
-            if device.vpin.is_none() && pin.is_none() {
-                self.broken(path, Rule::VpinMissing(gsi));
-            }
+        let Some(gsi) = device.gsi else { return };
+        if gsi.0 >= MAX_GSIS {
+            self.broken(path.key("gsi"), Rule::GsiRange(gsi));
+            return;
         }
-        if let Some(pin) = pin.filter(|pin| pin.0 < VIRTUAL_PINS)
-            && let Some(first) = pins.claim(pin, &pin_path)
-        {
-            self.broken(pin_path, Rule::VpinTaken { pin, first });
+        let vpin = device.virtual_pin(gsi);
+        if device.vpin.is_none() && vpin.is_none() {
+            self.broken(path.key("gsi"), Rule::VpinMissing(gsi));
+        }
+        self.line(gsi, Claim { path: path.clone(), partition: partition.clone(), mask: device.mask, vpin });
+    }
+
+    /// A device beside those that are on the line already.
+    fn line(&mut self, gsi: Gsi, new: Claim) {
+        let others = self.lines.entry(gsi).or_default();
+        let found = others.iter().find_map(|other| new.beside(other, gsi));
+        let first = others.first().map(|other| other.path.key("gsi"));
+        let crowded = first.filter(|_| others.len() == MAX_SHARERS);
+        if let Some(first) = crowded {
+            self.broken(new.path.key("gsi"), Rule::LineCrowded { gsi, first });
+            return;
+        }
+        let violation = found.map(|(key, rule)| (new.path.key(key), rule));
+        others.push(new);
+        if let Some((path, rule)) = violation {
+            self.broken(path, rule);
         }
     }
 
@@ -580,6 +616,33 @@ impl<'a> Judge<'a> {
             if !bounds.contains(&found) {
                 self.broken(path.key(key), Rule::PolicyRange { found, bounds });
             }
+        }
+    }
+}
+
+/// A device on a line.
+struct Claim {
+    path: KeyPath,
+    partition: KeyPath,
+    mask: MaskPolicy,
+    vpin: Option<Pin>,
+}
+
+impl Claim {
+    /// What keeps this device from sharing the line with `other`: the key that says so, and the rule.
+    fn beside(&self, other: &Self, gsi: Gsi) -> Option<(&'static str, Rule)> {
+        let at = |key| other.path.key(key);
+        if self.partition != other.partition {
+            return Some(("gsi", Rule::LineShared { gsi, first: at("gsi") }));
+        }
+        match (self.mask, other.mask) {
+            (MaskPolicy::Line, MaskPolicy::Function) | (MaskPolicy::Function, MaskPolicy::Line) => {
+                Some(("mask", Rule::MaskConflict { gsi, mask: self.mask, first: at("mask") }))
+            }
+            (MaskPolicy::Line, _) | (_, MaskPolicy::Line) if self.vpin != other.vpin => {
+                Some(("vpin", Rule::LinePins { gsi, first: other.path.clone() }))
+            }
+            _ => None,
         }
     }
 }

@@ -15,11 +15,13 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
+mod gate;
+mod sharing;
+
 use crate::addr::GuestPhys;
-use crate::config::{self, Config, Device, KeyPath, MaskPolicy, Partition, Violation};
+use crate::config::{self, Config, Device, KeyPath, Partition, Violation};
 use crate::facts::{Facts, PlaceOnBus, Routing};
 use crate::frames::Range;
-use crate::intx::Gate;
 use crate::irq::{ApicId, CpuId, Gsi, Pin, Vector};
 use crate::message::{Message, Refusal};
 use crate::pci::bar::{conflict, trespass};
@@ -34,10 +36,13 @@ use crate::virq::Contributor;
 /// Where guests find the BARs of their functions at first, and may move them to.
 pub const BAR_WINDOW: BarWindow =
     BarWindow::new(GuestPhys::new(0xe000_0000), GuestPhys::new(0xfe00_0000)).unwrap();
-/// The vector of the first line; each line gets one of its own, upwards, in the order of the configuration.
+/// The vector of the first line; each line gets one of its own, upwards, in the order of the configuration. Devices on one
+/// line have its vector in common.
 pub const FIRST_LINE_VECTOR: u8 = 0x40;
 /// Devices with INTx in the whole machine: each needs a contributor number of its own at the virtual pins.
 pub const MAX_SOURCES: u8 = Contributor::COUNT;
+
+pub use gate::{GateChoice, GateReason, Sharer, Unsilenced};
 
 /// Something that keeps the machine from being started as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +74,19 @@ pub struct Plan {
     pub partitions: Vec<PartitionPlan>,
     /// What is wrong; the decisions beside it are those that could be made all the same.
     pub findings: Vec<Finding>,
+    /// Functions that may disturb the lines in use, though they are left to nobody.
+    pub bystanders: Vec<Bystander>,
+}
+
+/// A function that is left to nobody, has an interrupt pin, and cannot be silenced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bystander {
+    /// The function.
+    pub bdf: Bdf,
+    /// Why it cannot be silenced.
+    pub fault: DisIntxFault,
+    /// The line that its pin drives, one in use; `None` when that is not known.
+    pub gsi: Option<Gsi>,
 }
 
 /// What becomes of a partition.
@@ -142,6 +160,8 @@ pub struct Line {
     pub vpin_reason: VpinReason,
     /// What silences the line.
     pub gate: GateChoice,
+    /// Whether the function's DisINTx works, if that was tried.
+    pub dis_intx: Option<Result<(), DisIntxFault>>,
 }
 
 /// Why a device's interrupt is not decided yet.
@@ -180,78 +200,22 @@ impl fmt::Display for VpinReason {
     }
 }
 
-/// The gate of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GateChoice {
-    /// This one, for this reason.
-    Made(Gate, GateReason),
-    /// DisINTx, if it proves to work when the function is assigned; otherwise the device is refused.
-    ByProof,
-}
-
-/// Why a line has its gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GateReason {
-    /// `mask = "line"`.
-    Configured,
-    /// `mask = "auto"`, and nobody shares the line.
-    ExclusiveLine,
-    /// `mask = "function"`, and DisINTx was proved.
-    Proved,
-}
-
-impl fmt::Display for GateReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Configured => "`mask = \"line\"`",
-            Self::ExclusiveLine => "nobody shares the line, so its entry is masked",
-            Self::Proved => "`mask = \"function\"`, and DisINTx was proved",
-        })
-    }
-}
-
-impl GateChoice {
-    /// The choice, given what is known of the function's DisINTx.
-    ///
-    /// # Errors
-    /// The configuration asks for DisINTx, and this is why it cannot be.
-    pub const fn new(
-        mask: MaskPolicy,
-        proof: Option<Result<(), DisIntxFault>>,
-    ) -> Result<Self, DisIntxFault> {
-        match (mask, proof) {
-            (MaskPolicy::Line, _) => Ok(Self::Made(Gate::RteMask, GateReason::Configured)),
-            (MaskPolicy::Auto, _) => Ok(Self::Made(Gate::RteMask, GateReason::ExclusiveLine)),
-            (MaskPolicy::Function, None) => Ok(Self::ByProof),
-            (MaskPolicy::Function, Some(Ok(()))) => Ok(Self::Made(Gate::Function, GateReason::Proved)),
-            (MaskPolicy::Function, Some(Err(fault))) => Err(fault),
-        }
-    }
-
-    /// The gate, now that DisINTx was tried.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub const fn settle(self, proof: Result<(), DisIntxFault>) -> Result<Gate, DisIntxFault> {
-        match (self, proof) {
-            (Self::Made(Gate::Function, _) | Self::ByProof, Err(fault)) => Err(fault),
-            (Self::Made(gate, _), _) => Ok(gate),
-            (Self::ByProof, Ok(())) => Ok(Gate::Function),
-        }
-    }
-}
-
-/// What a refused gate is told as.
-pub fn mask_impossible(fault: DisIntxFault) -> String {
-    format!("mask = \"function\" needs a working DisINTx, but {fault}")
-}
-
 /// The devices whose line only firmware knows.
 pub fn unrouted(config: &Config, facts: &Facts) -> Vec<Bdf> {
     let devices = config.partitions.iter().flat_map(|partition| &partition.devices);
     let open = devices.filter(|device| device.gsi.is_none());
     let has_pin = |bdf: &Bdf| facts.function(*bdf).is_some_and(|function| function.interrupt_pin.is_some());
     open.map(|device| device.bdf).filter(has_pin).collect()
+}
+
+/// The functions that nobody gets and that nobody can silence, as far as that was tried. The others are silenced at boot, so
+/// that no line is held by a device without a driver.
+pub fn loud(config: &Config, facts: &Facts) -> Vec<(Bdf, DisIntxFault)> {
+    let assigned = |bdf| {
+        config.partitions.iter().flat_map(|partition| &partition.devices).any(|device| device.bdf == bdf)
+    };
+    let proofs = facts.proofs.iter().filter(|proof| !assigned(proof.bdf));
+    proofs.filter_map(|proof| Some((proof.bdf, proof.dis_intx?.err()?))).collect()
 }
 
 /// Every place that firmware may answer for these functions, each once.
@@ -274,6 +238,7 @@ pub fn decide(config: &Config, images: usize, facts: Option<&Facts>) -> Plan {
         facts,
         reserved: facts.map(Facts::reserved).unwrap_or_default(),
         sources: 0,
+        vectors: Vec::new(),
         memory_left: facts.map(|facts| facts.free_bytes),
         findings: Vec::new(),
     };
@@ -284,16 +249,35 @@ pub fn decide(config: &Config, images: usize, facts: Option<&Facts>) -> Plan {
         let path = KeyPath::root().key("partition").index(index);
         partitions.push(planner.partition(&path, partition, routed));
     }
+    planner.share(config, &mut partitions);
+    let bystanders = facts.map(|facts| bystanders(config, facts, &partitions)).unwrap_or_default();
     let mut findings = planner.findings;
     let violations = config::validate(&routed, images).err().unwrap_or_default();
     findings.extend(violations.into_iter().map(Finding::from));
-    Plan { partitions, findings }
+    Plan { partitions, findings, bystanders }
+}
+
+/// The loud functions whose line is in use, or not known.
+fn bystanders(config: &Config, facts: &Facts, partitions: &[PartitionPlan]) -> Vec<Bystander> {
+    let in_use = |gsi| {
+        let mut devices = partitions.iter().flat_map(|partition| &partition.devices);
+        devices.any(|device| matches!(device.intx, Intx::Line(line) if line.route.gsi == gsi))
+    };
+    let judge = |(bdf, fault)| {
+        let pin = facts.function(bdf)?.interrupt_pin?;
+        let route = resolve(bdf, pin, None, &facts.topology, facts.routing.entries());
+        let gsi = route.ok().map(|(route, _)| route.gsi);
+        gsi.is_none_or(in_use).then_some(Bystander { bdf, fault, gsi })
+    };
+    loud(config, facts).into_iter().filter_map(judge).collect()
 }
 
 struct Planner<'a> {
     facts: Option<&'a Facts>,
     reserved: Vec<Range>,
     sources: u8,
+    /// The lines in use, each with its vector.
+    vectors: Vec<(Gsi, Vector)>,
     memory_left: Option<u64>,
     findings: Vec<Finding>,
 }
@@ -362,7 +346,7 @@ impl Planner<'_> {
             reset: None,
         };
         let Some(facts) = self.facts else {
-            plan.intx = at_boot(device, None, Open::Machine);
+            plan.intx = at_boot(device, Open::Machine);
             return plan;
         };
         let Some(function) = facts.function(device.bdf) else {
@@ -436,12 +420,9 @@ impl Planner<'_> {
         cpu: Option<(CpuId, ApicId)>,
         routed: &mut Device,
     ) -> Result<Intx, (KeyPath, Message, String)> {
-        let proof = facts.dis_intx(device.bdf);
-        let gate = GateChoice::new(device.mask, proof)
-            .map_err(|fault| (path.key("mask"), Message::MaskImpossible, mask_impossible(fault)))?;
         let at_key = path.key("gsi");
         match (device.gsi, &facts.routing) {
-            (None, Routing::NotAsked) => return Ok(at_boot(device, proof, Open::Firmware)),
+            (None, Routing::NotAsked) => return Ok(at_boot(device, Open::Firmware)),
             (None, Routing::Unknown(why)) => {
                 let what = format!("the firmware's _PRT is not known: {why}");
                 return Err((at_key, Message::AmlGaveUp, what));
@@ -470,14 +451,41 @@ impl Planner<'_> {
             let what = format!("the CPU's APIC ID {} does not fit a redirection table entry", apic.0);
             (path.key("bdf"), Message::TargetApic, what)
         })?;
-        let vector = FIRST_LINE_VECTOR.checked_add(self.sources).and_then(Vector::new);
-        let vector = vector.filter(|_| self.sources < MAX_SOURCES).ok_or_else(|| {
+        let vector = self.vector(route.gsi).ok_or_else(|| {
             let what = format!("more than {MAX_SOURCES} devices with INTx");
             (path.key("bdf"), Message::DeviceLimit, what)
         })?;
-        self.sources += 1;
         let swizzles = swizzles(facts, device.bdf, source);
-        Ok(Intx::Line(Line { pin, route, source, swizzles, vector, destination, vpin, vpin_reason, gate }))
+        // What its sharers have to say about it comes when all are known.
+        let gate = GateChoice::BySharers;
+        let dis_intx = facts.dis_intx(device.bdf);
+        Ok(Intx::Line(Line {
+            pin,
+            route,
+            source,
+            swizzles,
+            vector,
+            destination,
+            vpin,
+            vpin_reason,
+            gate,
+            dis_intx,
+        }))
+    }
+
+    /// The vector for one more device on the line; `None` if there are too many.
+    fn vector(&mut self, gsi: Gsi) -> Option<Vector> {
+        if self.sources >= MAX_SOURCES {
+            return None;
+        }
+        self.sources += 1;
+        if let Some((_, vector)) = self.vectors.iter().find(|(other, _)| *other == gsi) {
+            return Some(*vector);
+        }
+        let lines = u8::try_from(self.vectors.len()).ok()?;
+        let vector = FIRST_LINE_VECTOR.checked_add(lines).and_then(Vector::new)?;
+        self.vectors.push((gsi, vector));
+        Some(vector)
     }
 }
 
@@ -496,9 +504,9 @@ fn together(devices: &mut [DevicePlan]) {
 }
 
 /// What is known of an interrupt before the machine has been asked.
-fn at_boot(device: &Device, proof: Option<Result<(), DisIntxFault>>, open: Open) -> Intx {
-    let gate = GateChoice::new(device.mask, proof).unwrap_or(GateChoice::ByProof);
-    Intx::AtBoot { gsi: device.gsi, vpin: virtual_pin(device, device.gsi), gate, open }
+fn at_boot(device: &Device, open: Open) -> Intx {
+    let (vpin, gate) = (virtual_pin(device, device.gsi), GateChoice::of_open(device.mask));
+    Intx::AtBoot { gsi: device.gsi, vpin, gate, open }
 }
 
 /// The virtual pin of a device whose line may be known.

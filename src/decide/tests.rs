@@ -1,7 +1,8 @@
 use super::*;
 use crate::addr::HostPhys;
-use crate::config::ImageIndex;
-use crate::facts::{IoApic, MemoryEntry, MemoryKind, Override};
+use crate::config::{ImageIndex, MaskPolicy};
+use crate::facts::{IoApic, MemoryEntry, MemoryKind, Override, Proof};
+use crate::intx::Gate;
 use crate::irq::{Polarity, TriggerMode};
 use crate::pci::capability::FunctionLevelReset;
 use crate::pci::fake::{FakeFunction, Machine, bdf};
@@ -142,10 +143,10 @@ fn without_facts_nothing_is_guessed_and_nothing_refused() {
     assert_eq!(records, [""; 0]);
     let partition = &plan.partitions[0];
     assert_eq!(partition.cpu, None);
-    let gate = GateChoice::Made(Gate::RteMask, GateReason::ExclusiveLine);
+    let gate = GateChoice::BySharers;
     assert_eq!(partition.devices[0].intx, Intx::AtBoot { gsi: None, vpin: None, gate, open: Open::Machine });
     let vpin = Some((Pin(7), VpinReason::NumberOfGsi));
-    let gate = GateChoice::ByProof;
+    let gate = GateChoice::ByProof(GateReason::Proved);
     assert_eq!(
         partition.devices[1].intx,
         Intx::AtBoot { gsi: Some(Gsi(7)), vpin, gate, open: Open::Machine }
@@ -235,16 +236,85 @@ fn the_plan_says_how_each_function_is_reset_and_a_bus_is_reset_for_all_on_it() {
     assert_eq!(decided(None, &[device("00:03.0")]).0.partitions[0].devices[0].reset, None);
 }
 
-#[test]
-fn a_line_that_only_the_routing_shows_to_be_shared_is_refused() {
+/// The machine with one more `edu` on the line of the first, and what was proved of DisINTx in both.
+fn with_sharer(first: Result<(), DisIntxFault>, second: Result<(), DisIntxFault>) -> Facts {
     let machine = machine();
     machine.insert(bdf("00:07.0"), FakeFunction::edu().memory_bar(0, 1 << 20, 0xfd00_0000));
-    let (_, records) = decided(Some(&routed(&machine)), &[device("00:03.0"), device("00:07.0")]);
-    assert_eq!(records.len(), 1, "{records:?}");
-    assert!(
-        records[0]
-            .starts_with("ERROR Config/line-shared: partition[0].device[1].gsi: GSI 23 is the line of ")
+    let mut facts = routed(&machine);
+    let proof = |at, dis_intx| Proof { bdf: bdf(at), pending: false, dis_intx: Some(dis_intx) };
+    facts.proofs = vec![proof("00:03.0", first), proof("00:07.0", second), proof("02:05.0", Ok(()))];
+    facts
+}
+
+const STUCK: Result<(), DisIntxFault> = Err(DisIntxFault::StuckClear);
+
+#[test]
+fn n12_devices_on_one_line_have_vector_polarity_and_gate_in_common() {
+    let facts = with_sharer(Ok(()), Ok(()));
+    let configured = Device { gsi: Some(Gsi(23)), ..device("00:03.0") };
+    let (plan, records) = decided(Some(&facts), &[configured, device("02:05.0"), device("00:07.0")]);
+    assert_eq!(records, [""; 0]);
+    let (first, other, second) = (line(&plan, 0), line(&plan, 1), line(&plan, 2));
+    assert_eq!((first.route.gsi, second.route.gsi, other.route.gsi), (Gsi(23), Gsi(23), Gsi(21)));
+    assert_eq!([first, other, second].map(|line| line.vector.get()), [0x40, 0x41, 0x40]);
+    assert_eq!((first.vpin, second.vpin), (Pin(23), Pin(23)));
+    let shared = GateChoice::Made(Gate::Function, GateReason::SeveralDevices);
+    assert_eq!((first.gate, second.gate), (shared, shared));
+    assert_eq!(other.gate, GateChoice::Made(Gate::RteMask, GateReason::ExclusiveLine));
+    assert_eq!(first.source, RouteSource::Configuration);
+    assert_eq!(first.route.polarity, Polarity::ActiveHigh, "firmware's word for its sharer");
+}
+
+#[test]
+fn n12_i36_a_line_that_cannot_be_shared_is_refused_with_its_sharers_and_the_reason() {
+    let facts = with_sharer(Ok(()), STUCK);
+    let (plan, records) = decided(Some(&facts), &[device("00:03.0"), device("00:07.0")]);
+    assert_eq!(records, [""; 0]);
+    assert_eq!(line(&plan, 0).gate, GateChoice::Made(Gate::RteMask, GateReason::OnePin));
+    assert_eq!(line(&plan, 1).dis_intx, Some(STUCK));
+
+    let elsewhere = Device { vpin: Some(Pin(5)), ..device("00:07.0") };
+    let (plan, records) = decided(Some(&facts), &[device("00:03.0"), elsewhere]);
+    assert_eq!(
+        records,
+        [
+            "ERROR Device/line-unshareable: partition[0].device[1].bdf: GSI 23 is shared by 00:03.0 of a, 00:07.0 of a, which drive \
+          several virtual pins, so each has to be silenced by itself, but 00:07.0: DisINTx cannot be set; to do: give all devices on \
+          the line the same `vpin`, or move that card to a slot with another line"
+        ]
     );
+    assert!(plan.partitions[0].devices.iter().all(|device| device.intx == Intx::Refused));
+
+    let asked = |at| Device { mask: MaskPolicy::Function, ..device(at) };
+    let (_, records) = decided(Some(&facts), &[device("00:03.0"), asked("00:07.0")]);
+    assert_eq!(
+        records,
+        [
+            "ERROR Config/mask-impossible: partition[0].device[1].mask: 00:07.0: mask = \"function\" needs a working DisINTx, but \
+          DisINTx cannot be set; to do: use `mask = \"line\"`, or leave it out"
+        ]
+    );
+    let (_, records) = decided(Some(&facts), &[asked("00:03.0"), device("00:07.0")]);
+    assert_eq!(records.len(), 1);
+    assert!(
+        records[0].starts_with("ERROR Device/line-unshareable: partition[0].device[1].bdf: "),
+        "{records:?}"
+    );
+    assert!(records[0].contains("for which `mask = \"function\"` is asked"), "{records:?}");
+}
+
+#[test]
+fn n12_functions_left_to_nobody_are_named_if_they_cannot_be_silenced_and_disturb_a_line() {
+    let named = |facts: &Facts, devices: &[Device]| decided(Some(facts), devices).0.bystanders;
+    let loud = |gsi| Bystander { bdf: bdf("00:07.0"), fault: DisIntxFault::StuckClear, gsi };
+    assert_eq!(named(&with_sharer(Ok(()), Ok(())), &[device("00:03.0")]), [], "silenced");
+    let facts = with_sharer(STUCK, STUCK);
+    assert_eq!(named(&facts, &[device("00:03.0")]), [loud(Some(Gsi(23)))]);
+    assert_eq!(named(&facts, &[device("02:05.0")]), [], "on lines that nobody uses");
+    assert_eq!(named(&facts, &[device("00:03.0"), device("00:07.0")]), [], "assigned");
+    let unasked = Facts { routing: Routing::NotAsked, ..facts };
+    let configured = Device { gsi: Some(Gsi(1)), ..device("00:03.0") };
+    assert_eq!(named(&unasked, &[configured]), [loud(None)], "nobody knows its line");
 }
 
 #[test]
@@ -292,24 +362,6 @@ fn bars_are_judged_against_neighbours_and_memory() {
     machine.insert(bdf("00:05.0"), FakeFunction::edu().memory_bar(0, 512 << 20, 0xc000_0000));
     let (_, records) = decided(Some(&routed(&machine)), &[device("00:05.0")]);
     assert!(records.len() == 1 && records[0].contains("Config/bar-room"), "{records:?}");
-}
-
-#[test]
-fn a_gate_at_the_function_follows_from_the_proof() {
-    let fault = DisIntxFault::StuckClear;
-    for mask in [MaskPolicy::Auto, MaskPolicy::Line] {
-        for proof in [None, Some(Ok(())), Some(Err(fault))] {
-            let choice = GateChoice::new(mask, proof).unwrap();
-            assert_eq!(choice.settle(proof.unwrap_or(Ok(()))), Ok(Gate::RteMask), "whatever was proved");
-        }
-    }
-    let open = GateChoice::new(MaskPolicy::Function, None).unwrap();
-    assert_eq!((open, open.settle(Ok(()))), (GateChoice::ByProof, Ok(Gate::Function)));
-    assert_eq!(open.settle(Err(fault)), Err(fault));
-    let proved = GateChoice::new(MaskPolicy::Function, Some(Ok(()))).unwrap();
-    assert_eq!(proved, GateChoice::Made(Gate::Function, GateReason::Proved));
-    assert_eq!(proved.settle(Err(fault)), Err(fault), "it may have broken since");
-    assert_eq!(GateChoice::new(MaskPolicy::Function, Some(Err(fault))), Err(fault));
 }
 
 #[test]

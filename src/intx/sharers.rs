@@ -1,8 +1,6 @@
 //! The sources of one line, by their place on it.
 
-/// How many sources can share a line. PCI wires four pins of many slots to few inputs; eight on one input is already
-/// more than chipsets route in practice.
-pub const MAX_SHARERS: usize = 8;
+pub use crate::irq::MAX_SHARERS;
 
 /// One of a line's sources, by its place on the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -174,7 +174,8 @@ impl LineTable {
     /// Puts a function's INTx on its line, closed and without a notifier. The first source of a line installs the
     /// permanent handler, and nothing but [`LineTable::release`] of the last one removes it.
     ///
-    /// The caller has programmed the RTE for `vector`, level-triggered and masked.
+    /// The caller has programmed the RTE for `vector`, level-triggered and masked, unless the line [is in
+    /// use](LineTable::is_in_use) already.
     ///
     /// # Errors
     ///
@@ -214,6 +215,11 @@ impl LineTable {
             None => self.sources.push(place),
         }
         Ok(source)
+    }
+
+    /// Whether a source is assigned on the line: its redirection table entry is the line's own then.
+    pub fn is_in_use(&self, gsi: Gsi) -> bool {
+        self.lines.iter().any(|handler| handler.gsi == gsi && handler.is_in_use())
     }
 
     /// The entry of a line that may take one more source: the one in use, an idle one, or a new one.
@@ -492,6 +498,21 @@ impl LineTable {
 /// A set of sources, lowest number first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sources(u64);
+
+impl Sources {
+    /// Whether there are more than one.
+    #[inline]
+    pub const fn are_several(self) -> bool {
+        self.0 & self.0.wrapping_sub(1) != 0
+    }
+
+    /// Those of them whose bit is set in `numbers`.
+    #[inline]
+    #[must_use]
+    pub const fn among(self, numbers: u64) -> Self {
+        Self(self.0 & numbers)
+    }
+}
 
 impl Iterator for Sources {
     type Item = SourceId;

@@ -1,17 +1,20 @@
 //! How a physical function becomes a partition's own: silenced, its line installed, its BARs placed, as the plan says.
 //!
-//! Boot only. The order is the point: the function is silenced (DisINTx) before its line is looked at, the redirection
-//! table entry is level-triggered and masked before the function may assert again, and the permanent handler stands
-//! before anything can reach it (I2, I14, I48). A step that fails leaves the function silent and its line masked.
+//! Boot only. The order is the point: every function of the machine that has an interrupt pin is silenced (DisINTx) before
+//! any line is looked at, since those on one line open together; the redirection table entry is level-triggered and masked
+//! before the function may assert again, and the permanent handler stands before anything can reach it (I2, I14, I48). A
+//! step that fails leaves the function silent and its line masked. Functions that nobody gets stay silent for good.
 
 use alloc::string::{String, ToString};
+use core::fmt;
 
-use levelhead::decide::{BAR_WINDOW, DevicePlan, Intx, Line, MAX_SOURCES, mask_impossible};
+use levelhead::decide::{BAR_WINDOW, Bystander, DevicePlan, GateChoice, Intx, Line, MAX_SOURCES};
+use levelhead::facts::Proof;
 use levelhead::intx::{Budget, Gate, LineIo, LineTable, SourceId, SourceInfo};
 use levelhead::ioapic::Rte;
 use levelhead::irq::{Pin, TriggerMode};
 use levelhead::message::{Message, Record, Refusal};
-use levelhead::pci::{DisIntx, VirtualConfig};
+use levelhead::pci::{Bdf, DisIntx, VirtualConfig};
 use levelhead::policy::DevicePolicy;
 use log::info;
 
@@ -21,6 +24,30 @@ use crate::arch::x86::ioapic::IoApics;
 use crate::machine::Wires;
 use crate::order::Ordered;
 use crate::report::record;
+
+/// Silences every function that was tried, and says which of them are left to nobody.
+pub(crate) fn silence(config: &HostConfig, proofs: &[Proof], is_assigned: impl Fn(Bdf) -> bool) {
+    for proof in proofs {
+        let Some(silencer) = DisIntx::take(config, proof.bdf) else { continue };
+        silencer.write(config, true);
+        if !is_assigned(proof.bdf) {
+            info!("{}: left to nobody, its INTx is silenced", proof.bdf);
+        }
+    }
+}
+
+/// Warns of functions that could not be silenced.
+pub(crate) fn report_bystanders(bystanders: &[Bystander]) {
+    for Bystander { bdf, fault, gsi } in bystanders {
+        let line = fmt::from_fn(|f| match gsi {
+            Some(gsi) => write!(f, "{gsi}, the line of a device"),
+            None => f.write_str("a line that is not known"),
+        });
+        let what = format_args!("{fault}, it is left to nobody and drives {line}");
+        let place = format_args!("device {bdf}");
+        record(Record { message: Message::BystanderLoud, place: &place, what: Some(&what), remedy: None });
+    }
+}
 
 /// What assignment works on.
 pub(crate) struct Assigner<'a> {
@@ -87,7 +114,8 @@ impl<'a> Assigner<'a> {
         Ok(Assigned { config, line: Some((source, line.vpin)) })
     }
 
-    /// Programs the line, proves DisINTx, and installs the permanent handler. The function is silent meanwhile.
+    /// Programs the line, if this is the first device on it, and installs the permanent handler. The function is silent
+    /// meanwhile.
     fn install(
         &mut self,
         line: &Line,
@@ -96,14 +124,14 @@ impl<'a> Assigner<'a> {
         silencer: DisIntx,
     ) -> Result<SourceId, (&'static str, Message, String)> {
         let gsi = line.route.gsi;
-        let rte = Rte::masked(line.vector, line.destination, TriggerMode::Level, line.route.polarity);
-        self.io_apics.with(|chips| chips.program(gsi, rte));
-        let proof = silencer.prove(self.config);
-        let gate = line
-            .gate
-            .settle(proof)
-            .map_err(|fault| ("mask", Message::MaskImpossible, mask_impossible(fault)))?;
-        if let Err(fault) = proof {
+        let bug = |what: &str| ("bdf", Message::InternalError, what.to_string());
+        let GateChoice::Made(gate, _) = line.gate else { return Err(bug("its gate is not decided")) };
+        // The entry of a line in use is its sharers' too, and open when they are silenced by themselves.
+        if !self.lines.is_in_use(gsi) {
+            let rte = Rte::masked(line.vector, line.destination, TriggerMode::Level, line.route.polarity);
+            self.io_apics.with(|chips| chips.program(gsi, rte));
+        }
+        if let Some(Err(fault)) = line.dis_intx {
             let what =
                 format_args!("DisINTx cannot silence this function ({fault}); its line is masked instead");
             record(Record {
@@ -114,7 +142,6 @@ impl<'a> Assigner<'a> {
             });
         }
         let info = SourceInfo { owner, bdf: silencer.bdf().requester_id() };
-        let bug = |what: &str| ("bdf", Message::InternalError, what.to_string());
         let slot = self.dis_intx.iter_mut().find(|slot| slot.is_none());
         *slot.ok_or_else(|| bug("more sources than were planned"))? = Some(silencer);
         let Self { lines, dis_intx, io_apics, config, .. } = self;

@@ -132,7 +132,12 @@ impl Partition {
     pub(crate) fn complete(&self, machine: &Machine, pins: PinSet) {
         for vpin in pins {
             let target = Notifier::Pin { partition: self.index, vpin };
-            for source in machine.lines.listeners(self.index, vpin) {
+            let mut sources = machine.lines.listeners(self.index, vpin);
+            if sources.are_several() {
+                // Only those that hold it high: what the others may have in service is not what the guest has seen.
+                sources = sources.among(self.chips(|chips| chips.ioapic().contributions(vpin)).into());
+            }
+            for source in sources {
                 self.deliver(machine, machine.lines.complete(source, target, &mut machine.wires()));
             }
             self.settle(machine, vpin);

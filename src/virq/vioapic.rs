@@ -127,6 +127,12 @@ impl VirtualIoapic {
         }
     }
 
+    /// Who asserts the pin, one bit per contributor; nobody asserts a pin the chip does not have.
+    #[inline]
+    pub fn contributions(&self, pin: Pin) -> u32 {
+        self.pin(pin).map_or(0, |state| state.contributions)
+    }
+
     /// `contributor` asserts the pin. The pin is the OR of all contributors, so a second one makes no second
     /// edge. The caller settles the pin next.
     #[inline]

@@ -200,7 +200,7 @@ mod tests {
         for message in Message::ALL {
             assert!(text.contains(&format!("| `{}` | {} | ", message.code(), message.level())), "{message}");
         }
-        let row = "| `vpin-taken` | ERROR | two lines would drive one pin of the guest's IO-APIC | ";
+        let row = "| `vpin-range` | ERROR | the guest's IO-APIC has no such pin | ";
         assert!(text.contains(row), "{text}");
     }
 }

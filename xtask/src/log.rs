@@ -255,12 +255,12 @@ mod tests {
 
     #[test]
     fn a_record_is_taken_apart() {
-        let line = "ERROR Config/vpin-taken: partition[0].device[1].vpin: virtual pin 5 is taken: twice; to do: take 6";
+        let line = "ERROR Config/vpin-range: partition[0].device[1].vpin: virtual pin 5 is taken: twice; to do: take 6";
         let Some(Line::Record(record)) = read(line) else { panic!("no record") };
         assert_eq!(
             serde_json::to_value(record).unwrap(),
             serde_json::json!({
-                "level": "ERROR", "party": "Config", "code": "vpin-taken", "where": "partition[0].device[1].vpin",
+                "level": "ERROR", "party": "Config", "code": "vpin-range", "where": "partition[0].device[1].vpin",
                 "what": "virtual pin 5 is taken: twice", "remedy": "take 6",
             })
         );
@@ -322,7 +322,7 @@ mod tests {
             "stats partition=demo a=1 a=2",
             "stats partition=demo a=-1",
             "INFO  partition::assign: 00:03.0: assigned to demo",
-            "ERROR Nobody/vpin-taken: a: b; to do: c",
+            "ERROR Nobody/vpin-range: a: b; to do: c",
             "ERROR Guest/Vpin: a: b; to do: c",
             "ERROR Guest/triple-fault: a: without a remedy",
         ] {

@@ -4,6 +4,7 @@ use levelhead::config::{
     EXIT_PORT_BYTES, MAX_CMDLINE_BYTES, MAX_DEVICES, MAX_GSIS, MAX_MEMORY_END, MAX_MODULES, MAX_NAME_BYTES,
     MAX_PARTITIONS, MIN_MEMORY_AT, VIRTUAL_PINS,
 };
+use levelhead::irq::MAX_SHARERS;
 use levelhead::message::Message;
 use levelhead::policy::{EoiDeadline, StormLimit};
 
@@ -292,16 +293,19 @@ pub const GSI: Key = Key {
     name: "gsi",
     kind: "integer",
     default: Some("what the firmware's `_PRT` says"),
-    range: || format!("0 to {}, a line of its own", MAX_GSIS - 1),
+    range: || format!("0 to {}; up to {MAX_SHARERS} devices of one partition may share one", MAX_GSIS - 1),
     meaning: "the line (global system interrupt) that its interrupt pin drives",
     example: "gsi = 23",
     messages: &[
         Message::GsiRange,
         Message::LineShared,
+        Message::LineCrowded,
+        Message::LineUnshareable,
         Message::LineMissing,
         Message::NoRoute,
         Message::AmlGaveUp,
         Message::RouteWrong,
+        Message::BystanderLoud,
     ],
 };
 
@@ -309,10 +313,11 @@ pub const VPIN: Key = Key {
     name: "vpin",
     kind: "integer",
     default: Some("the number of the GSI"),
-    range: || format!("0 to {}, one of its own in the partition", VIRTUAL_PINS - 1),
-    meaning: "the input of the guest's IO-APIC that the line drives",
+    range: || format!("0 to {}", VIRTUAL_PINS - 1),
+    meaning: "the input of the guest's IO-APIC that the device drives. Devices may share one: it is high while any of them \
+              holds it high",
     example: "vpin = 5",
-    messages: &[Message::VpinRange, Message::VpinMissing, Message::VpinTaken],
+    messages: &[Message::VpinRange, Message::VpinMissing, Message::LinePins],
 };
 
 pub const MASK: Key = Key {
@@ -320,10 +325,11 @@ pub const MASK: Key = Key {
     kind: "string",
     default: Some("`\"auto\"`"),
     range: || "`\"auto\"`, `\"line\"` or `\"function\"`".into(),
-    meaning: "where the line is silenced while the guest handles it: at the IO-APIC, at the function (DisINTx), or as the \
-              hypervisor chooses, which is the line today",
+    meaning: "where the line is silenced while the guest handles it: at the IO-APIC, for all devices on it; at each function \
+              (DisINTx); or as the hypervisor chooses: the line if nobody shares it, else each function, else, if DisINTx \
+              does not work at one of them, the line, for one partition and one `vpin`",
     example: "mask = \"line\"",
-    messages: &[Message::MaskImpossible, Message::DisIntxStuck],
+    messages: &[Message::MaskImpossible, Message::MaskConflict, Message::DisIntxStuck],
 };
 
 pub const STORM_LIMIT: Key = Key {

@@ -1,0 +1,1 @@
+sharers.rs
