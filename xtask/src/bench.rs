@@ -8,7 +8,7 @@
 //! instructions from raise to ISR, 5,076 for the EOI and 15,685 for the round trip with 2.00 exits (x2APIC guest);
 //! 16,274 for the round trip of an xAPIC guest; 19,204 from halt.
 //!
-//! `bench intx` reports; [`test()`] runs the same with fewer rounds and fails when a goal is missed.
+//! `bench intx` reports; [`Pair::test`] runs one guest with fewer rounds and fails when a goal is missed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,18 +17,63 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::build::Tree;
 use crate::console::table::{Align, Cell, Table};
 use crate::console::{BAD, Console, GOOD};
+use crate::digest::Digest;
 use crate::qemu::{Machine, Outcome};
 use crate::{bundle, log, run, setup};
 
-/// The guest's interfaces to its local APIC.
-const APICS: [&str; 2] = ["xapic", "x2apic"];
+/// The guest's interface to its local APIC.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Apic {
+    /// In memory.
+    Xapic,
+    /// By MSRs.
+    X2apic,
+}
+
+impl Apic {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Xapic => "xapic",
+            Self::X2apic => "x2apic",
+        }
+    }
+}
+
 /// What its virtual CPU does when the interrupt comes.
-const VCPUS: [&str; 2] = ["busy", "halted"];
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Vcpu {
+    /// It counts.
+    Busy,
+    /// It has halted.
+    Halted,
+}
+
+impl Vcpu {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Halted => "halted",
+        }
+    }
+}
+
+/// How a guest is that is measured.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Guest {
+    /// Its local APIC.
+    pub apic: Apic,
+    /// Its virtual CPU.
+    pub vcpu: Vcpu,
+}
+
 /// The guest program.
 const GUEST: &str = "bench";
 /// The configuration it runs in under Levelhead.
@@ -36,7 +81,7 @@ const CONFIG: &str = "tests/qemu/bench.toml";
 /// The command line of the guest in that file, which is exchanged for each run.
 const CMDLINE: &str = "apic=xapic vcpu=busy rounds=1000";
 /// How long the two runs of a row are.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Rounds {
     /// Of the run whose times are reported.
     long: u32,
@@ -145,23 +190,20 @@ pub fn intx(tree: &Tree, options: &Options) -> Result<()> {
     let qemu = setup::qemu(options.qemu.as_deref(), options.setup, "bench intx")?;
     let version = setup::qemu_version(&qemu)?;
     tree.build()?;
+    if version < X2APIC_QEMU {
+        eprintln!(
+            "bench: no bare x2apic rows: QEMU {}.{} emulates no x2APIC, 9.0 and newer do",
+            version.0, version.1
+        );
+    }
+    let folder = tree.scratch("bench")?;
     let mut rows = Vec::new();
-    for apic in APICS {
-        let bare = apic == "xapic" || version >= X2APIC_QEMU;
-        if !bare {
-            eprintln!(
-                "bench: no bare x2apic rows: QEMU {}.{} emulates no x2APIC, 9.0 and newer do",
-                version.0, version.1
-            );
+    for guest in Guest::ALL {
+        eprintln!("bench: {}, {}", guest.apic.name(), guest.vcpu.name());
+        if guest.apic == Apic::Xapic || version >= X2APIC_QEMU {
+            rows.push(guest.bare(tree, &qemu, options.verbose)?);
         }
-        for vcpu in VCPUS {
-            eprintln!("bench: {apic}, {vcpu}");
-            let job = Job { tree, qemu: &qemu, verbose: options.verbose, apic, vcpu, rounds: REPORTED };
-            if bare {
-                rows.push(job.bare()?);
-            }
-            rows.push(job.levelhead()?);
-        }
+        rows.push(Pair::new(tree, &qemu, guest, REPORTED, &folder)?.row(options.verbose)?);
     }
     rows.sort_by_key(|row| row.host);
     if options.json {
@@ -172,47 +214,107 @@ pub fn intx(tree: &Tree, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The test: every row under Levelhead, of few rounds.
-///
-/// # Errors
-/// When a run fails, or with the goals that are not met.
-pub fn test(tree: &Tree, qemu: &Path) -> Result<(), Vec<String>> {
-    let mut missed = Vec::new();
-    for apic in APICS {
-        for vcpu in VCPUS {
-            let job = Job { tree, qemu, verbose: false, apic, vcpu, rounds: TESTED };
-            let row = job.levelhead().map_err(|error| vec![format!("{error:#}")])?;
-            missed.extend(goals(&row).into_iter().filter(|goal| !goal.met).map(|goal| goal.to_string()));
-        }
-    }
-    if missed.is_empty() { Ok(()) } else { Err(missed) }
-}
+impl Guest {
+    /// Every guest that is reported.
+    const ALL: [Self; 4] = [
+        Self { apic: Apic::Xapic, vcpu: Vcpu::Busy },
+        Self { apic: Apic::Xapic, vcpu: Vcpu::Halted },
+        Self { apic: Apic::X2apic, vcpu: Vcpu::Busy },
+        Self { apic: Apic::X2apic, vcpu: Vcpu::Halted },
+    ];
 
-/// One combination.
-struct Job<'a> {
-    tree: &'a Tree,
-    qemu: &'a Path,
-    verbose: bool,
-    apic: &'static str,
-    vcpu: &'static str,
-    rounds: Rounds,
-}
-
-impl Job<'_> {
-    fn cmdline(&self, rounds: u32) -> String {
-        format!("apic={} vcpu={} rounds={rounds}", self.apic, self.vcpu)
+    fn cmdline(self, rounds: u32) -> String {
+        format!("apic={} vcpu={} rounds={rounds}", self.apic.name(), self.vcpu.name())
     }
 
-    fn bare(&self) -> Result<Row> {
-        let mut machine = self.machine(self.tree.binary(GUEST))?;
-        machine.append = self.cmdline(self.rounds.long);
-        let outcome = self.run("bare", &machine)?;
+    fn bare(self, tree: &Tree, qemu: &Path, verbose: bool) -> Result<Row> {
+        let mut machine = machine(tree, qemu, tree.binary(GUEST))?;
+        machine.append = self.cmdline(REPORTED.long);
+        let outcome = run(&machine, "bare", verbose)?;
         Ok(self.row("bare", self.times(&outcome)?, BTreeMap::new(), None))
     }
 
-    fn levelhead(&self) -> Result<Row> {
-        let short = self.hosted(self.rounds.short)?;
-        let long = self.hosted(self.rounds.long)?;
+    /// The guest's row that was asked for.
+    fn times(self, outcome: &Outcome) -> Result<Times> {
+        let rows = outcome.console.iter().filter_map(|line| line.split_once("bench: row "));
+        rows.filter_map(|(_, fields)| parse_times(fields, self)).next().with_context(|| {
+            format!("the guest printed no `bench: row` for {} {}", self.apic.name(), self.vcpu.name())
+        })
+    }
+
+    fn row(
+        self,
+        host: &'static str,
+        times: Times,
+        exits: BTreeMap<String, f64>,
+        accesses: Option<Accesses>,
+    ) -> Row {
+        let Times { raise_to_isr, eoi, round_trip } = times;
+        let (apic, vcpu) = (self.apic.name(), self.vcpu.name());
+        Row { host, apic, vcpu, raise_to_isr, eoi, round_trip, exits_per_interrupt: exits, accesses }
+    }
+}
+
+/// The two machines of a row under Levelhead, with their files made.
+#[derive(Debug)]
+pub struct Pair {
+    guest: Guest,
+    rounds: Rounds,
+    short: Machine,
+    long: Machine,
+}
+
+impl Pair {
+    /// The pair of a test. Its files are in `folder`.
+    ///
+    /// # Errors
+    /// When a file cannot be read or made.
+    pub fn tested(tree: &Tree, qemu: &Path, guest: Guest, folder: &Path) -> Result<Self> {
+        Self::new(tree, qemu, guest, TESTED, folder)
+    }
+
+    fn new(tree: &Tree, qemu: &Path, guest: Guest, rounds: Rounds, folder: &Path) -> Result<Self> {
+        let hosted = |rounds: u32, name: &str| {
+            let config = tree.root.join(CONFIG);
+            let text = fs::read_to_string(&config).with_context(|| format!("cannot read {CONFIG}"))?;
+            let edited = folder.join(name).with_extension("toml");
+            let pieces = [(CMDLINE.to_owned(), guest.cmdline(rounds))];
+            let text = bundle::exchange(&text, pieces.iter().map(|(old, new)| (old, new))).context(CONFIG)?;
+            bundle::write(&edited, text.as_bytes())?;
+            let initrd = folder.join(name).with_extension("bundle");
+            bundle::write(&initrd, &bundle::pack(tree, &edited, bundle::Guests::Built)?)?;
+
+            let mut machine = machine(tree, qemu, tree.hypervisor())?;
+            machine.initrd = Some(initrd);
+            machine.append = run::append(&[]);
+            Ok::<_, anyhow::Error>(machine)
+        };
+        let (short, long) = (hosted(rounds.short, "short")?, hosted(rounds.long, "long")?);
+        Ok(Self { guest, rounds, short, long })
+    }
+
+    /// Adds what the row depends on.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn digest(&self, digest: &mut Digest) -> Result<()> {
+        self.short.digest(digest)?;
+        self.long.digest(digest)
+    }
+
+    /// The test: the row must meet its goals.
+    ///
+    /// # Errors
+    /// When a run fails, or with the goals that are not met.
+    pub fn test(&self) -> Result<(), Vec<String>> {
+        let row = self.row(false).map_err(|error| vec![format!("{error:#}")])?;
+        let missed: Vec<_> = goals(&row).iter().filter(|goal| !goal.met).map(ToString::to_string).collect();
+        if missed.is_empty() { Ok(()) } else { Err(missed) }
+    }
+
+    fn row(&self, verbose: bool) -> Result<Row> {
+        let short = run(&self.short, "levelhead", verbose)?;
+        let long = run(&self.long, "levelhead", verbose)?;
         let more = Counters::of(&short.console)?.until(&Counters::of(&long.console)?)?;
         let interrupts = more.get("interrupts").context("the hypervisor does not count interrupts")?;
         let expected = u64::from(self.rounds.long - self.rounds.short);
@@ -234,75 +336,37 @@ impl Job<'_> {
             ioapic_writes_per_interrupt: access("ioapic.writes")?,
             config_accesses_per_interrupt: access("config.accesses")?,
         };
-        Ok(self.row("levelhead", self.times(&long)?, exits.collect(), Some(accesses)))
-    }
-
-    /// One run under Levelhead.
-    fn hosted(&self, rounds: u32) -> Result<Outcome> {
-        let config = self.tree.root.join(CONFIG);
-        let text = fs::read_to_string(&config).with_context(|| format!("cannot read {CONFIG}"))?;
-        let folder = self.tree.scratch("bench")?;
-        let edited = folder.join("bench.toml");
-        let pieces = [(CMDLINE.to_owned(), self.cmdline(rounds))];
-        let text = bundle::exchange(&text, pieces.iter().map(|(old, new)| (old, new))).context(CONFIG)?;
-        bundle::write(&edited, text.as_bytes())?;
-        let initrd = folder.join("bench.bundle");
-        bundle::write(&initrd, &bundle::pack(self.tree, &edited, bundle::Guests::Built)?)?;
-
-        let mut machine = self.machine(self.tree.hypervisor())?;
-        machine.initrd = Some(initrd);
-        machine.append = run::append(&[]);
-        self.run("levelhead", &machine)
-    }
-
-    fn machine(&self, kernel: PathBuf) -> Result<Machine> {
-        let mut machine = Machine::new(self.qemu.to_owned(), kernel);
-        machine.icount = true;
-        machine.words = bundle::qemu_words(&self.tree.root.join(CONFIG))?;
-        Ok(machine)
-    }
-
-    fn run(&self, host: &str, machine: &Machine) -> Result<Outcome> {
-        let name = format!("{host} {}", machine.append);
-        if self.verbose {
-            eprintln!("bench: {}", machine.command_line());
-        }
-        let outcome = machine.run(LIMIT, |_| {})?;
-        if let Err(why) = outcome.check(33, host == "levelhead") {
-            for line in outcome.tail(TAIL) {
-                eprintln!("| {line}");
-            }
-            bail!("bench: {name}: {why}; the end of the console is above");
-        }
-        Ok(outcome)
-    }
-
-    /// The guest's row that was asked for.
-    fn times(&self, outcome: &Outcome) -> Result<Times> {
-        let rows = outcome.console.iter().filter_map(|line| line.split_once("bench: row "));
-        rows.filter_map(|(_, fields)| parse_times(fields, self.apic, self.vcpu))
-            .next()
-            .with_context(|| format!("the guest printed no `bench: row` for {} {}", self.apic, self.vcpu))
-    }
-
-    fn row(
-        &self,
-        host: &'static str,
-        times: Times,
-        exits: BTreeMap<String, f64>,
-        accesses: Option<Accesses>,
-    ) -> Row {
-        let Times { raise_to_isr, eoi, round_trip } = times;
-        let (apic, vcpu) = (self.apic, self.vcpu);
-        Row { host, apic, vcpu, raise_to_isr, eoi, round_trip, exits_per_interrupt: exits, accesses }
+        Ok(self.guest.row("levelhead", self.guest.times(&long)?, exits.collect(), Some(accesses)))
     }
 }
 
+fn machine(tree: &Tree, qemu: &Path, kernel: PathBuf) -> Result<Machine> {
+    let mut machine = Machine::new(qemu.to_owned(), kernel);
+    machine.icount = true;
+    machine.words = bundle::qemu_words(&tree.root.join(CONFIG))?;
+    Ok(machine)
+}
+
+fn run(machine: &Machine, host: &str, verbose: bool) -> Result<Outcome> {
+    if verbose {
+        eprintln!("bench: {}", machine.command_line());
+    }
+    let outcome = machine.run(LIMIT, |_| {})?;
+    if let Err(why) = outcome.check(33, host == "levelhead") {
+        for line in outcome.tail(TAIL) {
+            eprintln!("| {line}");
+        }
+        bail!("bench: {host} {}: {why}; the end of the console is above", machine.append);
+    }
+    Ok(outcome)
+}
+
 /// Reads `apic=xapic vcpu=busy raise_to_isr=7,7,7 eoi=5,5,5 round_trip=29,29,29`, in any order.
-fn parse_times(fields: &str, apic: &str, vcpu: &str) -> Option<Times> {
+fn parse_times(fields: &str, guest: Guest) -> Option<Times> {
     let fields: BTreeMap<&str, &str> =
         fields.split_whitespace().filter_map(|field| field.split_once('=')).collect();
-    let same = fields.get("apic") == Some(&apic) && fields.get("vcpu") == Some(&vcpu);
+    let same =
+        fields.get("apic") == Some(&guest.apic.name()) && fields.get("vcpu") == Some(&guest.vcpu.name());
     let spread = |key| fields.get(key).and_then(|text| Spread::parse(text));
     let times = Times {
         raise_to_isr: spread("raise_to_isr")?,
@@ -441,15 +505,14 @@ mod tests {
 
     #[test]
     fn the_guests_row_is_read_if_it_is_the_right_one() {
-        let times = parse_times(FIELDS, "xapic", "busy").unwrap();
+        let guest = |apic, vcpu| Guest { apic, vcpu };
+        let times = parse_times(FIELDS, guest(Apic::Xapic, Vcpu::Busy)).unwrap();
         assert_eq!(times.raise_to_isr, Spread { min: 7, median: 7, max: 8 });
         assert_eq!(times.round_trip, Spread { min: 29, median: 29, max: 31 });
-        assert_eq!(parse_times(FIELDS, "x2apic", "busy"), None);
-        assert_eq!(parse_times(FIELDS, "xapic", "halted"), None);
-        assert_eq!(
-            parse_times("apic=xapic vcpu=busy raise_to_isr=7,7 eoi=5,5,5 round_trip=1,1,1", "xapic", "busy"),
-            None
-        );
+        assert_eq!(parse_times(FIELDS, guest(Apic::X2apic, Vcpu::Busy)), None);
+        assert_eq!(parse_times(FIELDS, guest(Apic::Xapic, Vcpu::Halted)), None);
+        let short = "apic=xapic vcpu=busy raise_to_isr=7,7 eoi=5,5,5 round_trip=1,1,1";
+        assert_eq!(parse_times(short, guest(Apic::Xapic, Vcpu::Busy)), None);
     }
 
     #[test]

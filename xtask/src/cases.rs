@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::build::{Profile, Tree};
+use crate::digest::Digest;
 use crate::qemu::{Machine, Outcome, Status};
 use crate::{bench, bundle, elf, facts, gdb, run, setup};
 
@@ -45,9 +46,8 @@ pub struct Case {
     pub bundle: Option<Bundle>,
     /// A guest that is booted by QEMU itself, without the hypervisor.
     pub guest_direct: Option<String>,
-    /// Whether the case is the benchmark with few rounds, whose goals must be met.
-    #[serde(default)]
-    pub bench: bool,
+    /// The guest of the benchmark that is run with few rounds, and whose goals must be met.
+    pub bench: Option<bench::Guest>,
     /// Whether the console must hold a whole report of the machine's facts, which can be read back.
     #[serde(default)]
     pub facts: bool,
@@ -205,10 +205,10 @@ impl Case {
             ensure!(is_promise(promise), "{promise:?} is no promise; I1 to I48, N1 to N21 and T1 to T15 are");
         }
         match (&self.config, self.bundle, &self.guest_direct, self.bench) {
-            (Some(_), None | Some(Bundle::Damaged(_)), None, false)
-            | (None, Some(Bundle::None | Bundle::Garbage), None, false)
-            | (None, None, Some(_), false)
-            | (None, None, None, true) => {}
+            (Some(_), None | Some(Bundle::Damaged(_)), None, None)
+            | (None, Some(Bundle::None | Bundle::Garbage), None, None)
+            | (None, None, Some(_), None)
+            | (None, None, None, Some(_)) => {}
             _ => bail!(
                 "a case boots one of: `config`, `config` with a damaged `bundle`, bundle = \"none\" or \
                  \"garbage\", `guest_direct`, `bench`"
@@ -240,7 +240,7 @@ impl Case {
             "a case with `gdb` says what gdb must print (`expect.gdb`), and no other does"
         );
         if let Some(last) = self.gdb.last() {
-            ensure!(self.guest_direct.is_none() && !self.bench, "`gdb` is about the hypervisor");
+            ensure!(self.guest_direct.is_none() && self.bench.is_none(), "`gdb` is about the hypervisor");
             ensure!(self.repeat == 1, "gdb attaches once");
             ensure!(last == "detach", "gdb's last line is \"detach\": it must not be there when QEMU ends");
         }
@@ -264,47 +264,26 @@ impl Case {
             .then(|| format!("needs QEMU {}.{}, this is {}.{}", needed.0, needed.1, version.0, version.1))
     }
 
-    /// Runs the case as often as it says, in the folder `target/qemu/<name>`.
+    /// Makes the files that the case boots from, in the folder `target/qemu/<name>`.
     ///
     /// # Errors
-    /// What went wrong, with the tail of the console where there is one.
-    pub fn run(&self, tree: &Tree, qemu: &Path) -> Result<(), Vec<String>> {
-        if self.bench {
-            return bench::test(tree, qemu);
-        }
-        let complain = |error: anyhow::Error| vec![format!("{error:#}")];
-        let checked = Tree { profile: Profile::Checked, ..tree.clone() };
-        let tree = if self.checked { &checked } else { tree };
-        if self.checked {
-            tree.build().map_err(complain)?;
-        }
-        let folder = tree.scratch("qemu").map_err(complain)?.join(&self.name);
-        fs::create_dir_all(&folder)
-            .map_err(|error| vec![format!("cannot make {}: {error}", folder.display())])?;
-        let mut machine = self.machine(tree, qemu, &folder).map_err(complain)?;
-        for round in 1..=self.repeat {
-            let (outcome, debugged) = if self.gdb.is_empty() {
-                (machine.run(self.limit(), |_| {}), Ok(()))
-            } else {
-                self.debug(&mut machine, &folder)
-            };
-            let outcome = outcome.map_err(complain)?;
-            let log = folder.join("console.log");
-            bundle::write(&log, outcome.console.join("\n").as_bytes()).map_err(complain)?;
-            let verdict = outcome.check(self.expect.exit, self.guest_direct.is_none());
-            let verdict = debugged.and(verdict).and_then(|()| self.expect.check(&outcome.console));
-            if let Err(why) = verdict.and_then(|()| self.check_facts(&outcome.console)) {
-                let mut lines = vec![why];
-                if self.repeat > 1 {
-                    lines.push(format!("in round {round} of {}", self.repeat));
-                }
-                lines.push(format!("command: {}", machine.command_line()));
-                lines.push(format!("console: {}", tree.shown(&log)));
-                lines.extend(outcome.tail(TAIL).into_iter().map(|line| format!("| {line}")));
-                return Err(lines);
+    /// What is wrong with them.
+    pub fn prepare<'a>(&'a self, tree: &'a Tree, qemu: &'a Path) -> Result<Ready<'a>, Vec<String>> {
+        let prepare = || {
+            let checked = Tree { profile: Profile::Checked, ..tree.clone() };
+            if self.checked {
+                checked.build()?;
             }
-        }
-        Ok(())
+            let built = if self.checked { &checked } else { tree };
+            let folder = tree.scratch("qemu")?.join(&self.name);
+            fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            let boots = match self.bench {
+                Some(guest) => Boots::Bench(Box::new(bench::Pair::tested(built, qemu, guest, &folder)?)),
+                None => Boots::Machine(Box::new(self.machine(built, qemu, &folder)?)),
+            };
+            Ok(Ready { case: self, tree, folder, boots })
+        };
+        prepare().map_err(complain)
     }
 
     /// The facts on the console, where they are asked for.
@@ -317,30 +296,6 @@ impl Case {
 
     fn limit(&self) -> Duration {
         Duration::from_secs(self.timeout_s)
-    }
-
-    /// Runs the machine with gdb attached as `cargo xtask gdb` says. Returns how each of them fared.
-    fn debug(&self, machine: &mut Machine, folder: &Path) -> (Result<Outcome>, Result<(), String>) {
-        let script = folder.join("case.gdb");
-        let prepared = setup::gdb(false, "test").and_then(|gdb| {
-            let text = gdb::stop(machine, None)? + &self.gdb.join("\n") + "\n";
-            bundle::write(&script, text.as_bytes())?;
-            Ok(gdb)
-        });
-        let gdb = match prepared {
-            Ok(gdb) => gdb,
-            Err(error) => return (Err(error), Ok(())),
-        };
-        thread::scope(|scope| {
-            let gdb = scope.spawn(|| gdb::batch(&gdb, &script, self.limit()));
-            let outcome = machine.run(self.limit(), |_| {});
-            let debugged = match gdb.join() {
-                Ok(Ok(lines)) => self.expect.check_gdb(&lines),
-                Ok(Err(error)) => Err(format!("{error:#}")),
-                Err(_) => Err("the thread that watched gdb panicked".to_owned()),
-            };
-            (outcome, debugged)
-        })
     }
 
     /// The machine, with the files it boots from made in `folder`.
@@ -413,6 +368,106 @@ impl Case {
         bundle::write(&edited, bundle::exchange(&text, &self.replace)?.as_bytes())?;
         Ok(edited)
     }
+}
+
+/// A case whose files are made.
+#[derive(Debug)]
+pub struct Ready<'a> {
+    case: &'a Case,
+    tree: &'a Tree,
+    folder: PathBuf,
+    boots: Boots,
+}
+
+/// What a case boots.
+#[derive(Debug)]
+enum Boots {
+    Machine(Box<Machine>),
+    Bench(Box<bench::Pair>),
+}
+
+impl Ready<'_> {
+    /// What its result depends on, beside what `emulator` knows: the case as the table has it, the files as they are now,
+    /// and gdb if it takes part.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn digest(&self, emulator: Digest) -> Result<Digest> {
+        let mut digest = emulator;
+        // All of its fields, whatever they will be.
+        digest.text(&format!("{:?}", self.case));
+        match &self.boots {
+            Boots::Machine(machine) => machine.digest(&mut digest)?,
+            Boots::Bench(pair) => pair.digest(&mut digest)?,
+        }
+        if !self.case.gdb.is_empty() {
+            digest.file(&setup::gdb(false, "test")?)?;
+        }
+        Ok(digest)
+    }
+
+    /// Runs the case as often as it says.
+    ///
+    /// # Errors
+    /// What went wrong, with the tail of the console where there is one.
+    pub fn run(&self) -> Result<(), Vec<String>> {
+        let case = self.case;
+        let machine = match &self.boots {
+            Boots::Machine(machine) => machine,
+            Boots::Bench(pair) => return pair.test(),
+        };
+        for round in 1..=case.repeat {
+            let (outcome, debugged) = if case.gdb.is_empty() {
+                (machine.run(case.limit(), |_| {}), Ok(()))
+            } else {
+                self.debug(Machine::clone(machine))
+            };
+            let outcome = outcome.map_err(complain)?;
+            let log = self.folder.join("console.log");
+            bundle::write(&log, outcome.console.join("\n").as_bytes()).map_err(complain)?;
+            let verdict = outcome.check(case.expect.exit, case.guest_direct.is_none());
+            let verdict = debugged.and(verdict).and_then(|()| case.expect.check(&outcome.console));
+            if let Err(why) = verdict.and_then(|()| case.check_facts(&outcome.console)) {
+                let mut lines = vec![why];
+                if case.repeat > 1 {
+                    lines.push(format!("in round {round} of {}", case.repeat));
+                }
+                lines.push(format!("command: {}", machine.command_line()));
+                lines.push(format!("console: {}", self.tree.shown(&log)));
+                lines.extend(outcome.tail(TAIL).into_iter().map(|line| format!("| {line}")));
+                return Err(lines);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the machine with gdb attached as `cargo xtask gdb` says. Returns how each of them fared.
+    fn debug(&self, mut machine: Machine) -> (Result<Outcome>, Result<(), String>) {
+        let (case, script) = (self.case, self.folder.join("case.gdb"));
+        let prepared = setup::gdb(false, "test").and_then(|gdb| {
+            let text = gdb::stop(&mut machine, None)? + &case.gdb.join("\n") + "\n";
+            bundle::write(&script, text.as_bytes())?;
+            Ok(gdb)
+        });
+        let gdb = match prepared {
+            Ok(gdb) => gdb,
+            Err(error) => return (Err(error), Ok(())),
+        };
+        thread::scope(|scope| {
+            let gdb = scope.spawn(|| gdb::batch(&gdb, &script, case.limit()));
+            let outcome = machine.run(case.limit(), |_| {});
+            let debugged = match gdb.join() {
+                Ok(Ok(lines)) => case.expect.check_gdb(&lines),
+                Ok(Err(error)) => Err(format!("{error:#}")),
+                Err(_) => Err("the thread that watched gdb panicked".to_owned()),
+            };
+            (outcome, debugged)
+        })
+    }
+}
+
+fn complain(error: anyhow::Error) -> Vec<String> {
+    vec![format!("{error:#}")]
 }
 
 impl Expect {
@@ -491,4 +546,4 @@ fn parse_size(text: &str) -> Result<u64> {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -22,6 +22,7 @@ mod cases;
 mod check;
 mod config;
 mod console;
+mod digest;
 mod docs;
 mod doctor;
 mod elf;
@@ -72,6 +73,7 @@ cargo xtask <verb>: build, run, test and measure Levelhead
 
   test [FILTER ...]          run every check and test whose name holds a FILTER
       --host --model --qemu  only these classes: host checks and tests, loom models, QEMU cases
+      --again                also what passed before and has not changed since
       --list                 only list the names
       --json                 as JSON, one object per line, and lines for people on standard error; see docs/json.md
       --fuzz-rounds N        how many histories each test of host/border plays; without it, each test's own number
@@ -297,6 +299,7 @@ fn parse_test(words: &mut lexopt::Parser) -> Result<Verb> {
     while let Some(word) = words.next()? {
         match word {
             Long("setup") => options.setup = true,
+            Long("again") => options.again = true,
             Long("list") => options.list = true,
             Long("json") => options.json = true,
             Long("host") => options.classes.push(test::Class::Host),
@@ -485,12 +488,13 @@ mod tests {
 
     #[test]
     fn test_takes_classes_and_filters() {
-        let Verb::Test(options) = parse(["test", "--qemu", "demo", "echo", "--list"]).unwrap() else {
+        let Verb::Test(options) = parse(["test", "--qemu", "demo", "echo", "--list", "--again"]).unwrap()
+        else {
             panic!("another verb");
         };
         assert_eq!(options.classes, [test::Class::Qemu]);
         assert_eq!(options.filters, ["demo", "echo"]);
-        assert!(options.list);
+        assert!(options.list && options.again);
     }
 
     #[test]

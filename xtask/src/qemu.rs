@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::digest::Digest;
 use crate::live;
 use crate::process::{self, End, Event, Stream};
 use crate::symbols::{Guest, Symbols};
@@ -124,6 +125,19 @@ impl Machine {
             line.push_str(&shell_word(&word.to_string_lossy()));
         }
         line
+    }
+
+    /// Adds what its result depends on, but for QEMU itself: the words, and what is in the files that they name or that
+    /// give names to addresses.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn digest(&self, digest: &mut Digest) -> Result<()> {
+        for word in self.arguments() {
+            digest.text(&word.to_string_lossy());
+        }
+        let guests = self.guests.iter().map(|guest| &guest.kernel);
+        [&self.kernel].into_iter().chain(&self.initrd).chain(guests).try_for_each(|path| digest.file(path))
     }
 
     /// Runs the machine until it ends or `limit` has passed, handing each console line on as it comes, with names for the

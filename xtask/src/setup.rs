@@ -19,7 +19,7 @@ use crate::qemu::PROGRAM;
 /// The environment variable that names another QEMU binary.
 pub const QEMU_VARIABLE: &str = "LEVELHEAD_QEMU";
 /// No program takes this long to tell its version.
-const PROBE_LIMIT: Duration = Duration::from_secs(20);
+pub const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Which QEMU to run: `wanted` (a path), else what [`QEMU_VARIABLE`] names, else the one in `PATH`, which is
 /// installed if it is missing and `install` allows it.

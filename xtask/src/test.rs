@@ -1,28 +1,33 @@
 //! `test`: everything that must hold, in one go: host steps, host tests, models, QEMU cases.
 //!
 //! First the plan is made, which lists every test by its name; then it is carried out with one line per test:
-//! a count, a verdict, a name and a time. The last line is the sum. `report` prints all of it.
+//! a count, a verdict, a name and a time. The last line is the sum. `report` prints all of it. What passed before is not run
+//! again while nothing it depends on has changed: `passes` knows.
 
 mod host;
+mod passes;
 mod report;
 mod suite;
 
 use std::collections::VecDeque;
 use std::env;
+use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 
 use crate::build::Tree;
 use crate::cases::{self, Case};
 use crate::console::{Console, json};
+use crate::digest::Digest;
 use crate::gates::GATES;
 use crate::{setup, signals};
 
 pub use host::{Step, output, succeeds};
+use passes::Passes;
 pub use report::Report;
 use suite::Suite;
 
@@ -35,6 +40,8 @@ pub struct Options {
     pub classes: Vec<Class>,
     /// Pieces of names: a test runs when its name holds one of them, or when there are none.
     pub filters: Vec<String>,
+    /// Whether what passed before is run all the same.
+    pub again: bool,
     /// Whether to list the names only.
     pub list: bool,
     /// Whether to print JSON on standard output; lines for people go to standard error then.
@@ -98,6 +105,12 @@ impl Options {
     fn wants(&self, name: &str) -> bool {
         self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
     }
+
+    /// Whether a test is asked for by its whole name, so that it runs whatever is known of it.
+    fn names(&self, name: &str) -> bool {
+        let bare = Class::ALL.iter().find_map(|class| name.strip_prefix(class.prefix())).unwrap_or(name);
+        self.filters.iter().any(|filter| filter == name || filter == bare)
+    }
 }
 
 /// How one test ended.
@@ -105,6 +118,8 @@ impl Options {
 pub enum Verdict {
     /// Well.
     Passed,
+    /// Well, in an earlier run; nothing that it depends on has changed since, and it was not run.
+    Unchanged,
     /// Badly; these lines say how.
     Failed(Vec<String>),
     /// It was not run, for this reason.
@@ -173,6 +188,7 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
         "no test has a name with {}; `--list` shows the names",
         options.filters.join(" or ")
     );
+    let passes = Passes::open(tree, options)?;
     let report = Report::new(planned, Console::beside(options.json), options.json);
     report.during(|| {
         // The builds come first among the steps, so that the cases have something to boot.
@@ -180,16 +196,23 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
         for step in steps.iter().take_while(|_| go_on()) {
             let start = Instant::now();
             report.begin(step.name);
-            let verdict = (step.run)(tree, options.setup);
+            let run = || (step.run)(tree, options.setup);
+            let verdict = match step.makes {
+                true => run(),
+                false => {
+                    let digest = || passes.of_tree(tree);
+                    passes.verdict(step.name, options.names(step.name), digest, run)
+                }
+            };
             report.record(step.name, verdict, Some(start.elapsed()));
         }
         for (name, lines) in broken {
             report.record(&name, Verdict::Failed(lines), None);
         }
         for suite in suites.iter().take_while(|_| go_on()) {
-            suite.run(options.fuzz, &report);
+            suite.judge(tree, options, &passes, &report);
         }
-        run_cases(tree, options, &cases, &report);
+        run_cases(tree, options, &cases, &passes, &report);
     });
     report.close();
     if let Some(signal) = signals::caught() {
@@ -216,7 +239,7 @@ fn without(error: &anyhow::Error) -> Verdict {
 }
 
 /// Runs the QEMU cases: as many at a time as there are CPUs, then those that want to be alone.
-fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &Report) {
+fn run_cases(tree: &Tree, options: &Options, cases: &[Case], passes: &Passes, report: &Report) {
     if cases.is_empty() {
         return;
     }
@@ -240,6 +263,7 @@ fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &Report) {
         return;
     }
 
+    let emulator = passes.of_emulator(&qemu).ok();
     let wants_gdb = cases.iter().any(|case| !case.gdb.is_empty());
     let gdb = if wants_gdb { setup::gdb(options.setup, "test").map(|_| ()) } else { Ok(()) };
 
@@ -260,7 +284,9 @@ fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &Report) {
                         let verdict = match (case.unfit(version), &gdb) {
                             (Some(reason), _) => Verdict::Skipped(reason),
                             (None, Err(error)) if !case.gdb.is_empty() => without(error),
-                            (None, _) => case.run(tree, &qemu).into(),
+                            (None, _) => {
+                                judge(case, options.names(&name), tree, &qemu, emulator.as_ref(), passes)
+                            }
                         };
                         report.record(&name, verdict, Some(start.elapsed()));
                     }
@@ -270,9 +296,32 @@ fn run_cases(tree: &Tree, options: &Options, cases: &[Case], report: &Report) {
     }
 }
 
+/// The verdict on a case: it is booted unless it passed before, or if it is `asked` for. Without a digest of the emulator
+/// nothing is remembered.
+fn judge(
+    case: &Case,
+    asked: bool,
+    tree: &Tree,
+    qemu: &Path,
+    emulator: Option<&Digest>,
+    passes: &Passes,
+) -> Verdict {
+    match case.prepare(tree, qemu) {
+        Ok(ready) => {
+            let digest = || ready.digest(emulator.cloned().context("QEMU cannot be told from others")?);
+            passes.verdict(&case_name(case), asked, digest, || ready.run().into())
+        }
+        Err(lines) => Verdict::Failed(lines),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::process::Command;
+
     use super::*;
+    use crate::build::Profile;
 
     fn options(classes: &[Class], filters: &[&str]) -> Options {
         let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
@@ -295,5 +344,52 @@ mod tests {
         assert!(options(&[], &[]).wants("qemu/demo"));
         assert!(options(&[], &["x", "dem"]).wants("qemu/demo"));
         assert!(!options(&[], &["echo"]).wants("qemu/demo"));
+    }
+
+    #[test]
+    fn a_case_is_booted_once_until_its_image_changes_and_a_failed_one_each_time() {
+        let root = env::temp_dir().join(format!("levelhead-judge-{}", std::process::id()));
+        let tree = Tree { target: root.join("target"), root: root.clone(), profile: Profile::Release };
+        let image = tree.hypervisor();
+        fs::create_dir_all(image.parent().unwrap()).unwrap();
+        // A QEMU that counts how often it is started, and ends as the image says.
+        let qemu = root.join("qemu");
+        let script =
+            "#!/bin/sh\necho >>\"$0-count\"\necho levelhead: verdict PASS\nexit $(cat \"$0-status\")\n";
+        let mut write = Command::new("/bin/sh");
+        write.args(["-c", "printf %s \"$1\" >\"$0\" && chmod +x \"$0\""]).arg(&qemu).arg(script);
+        assert!(write.status().unwrap().success());
+        let ends = |status: &str| fs::write(root.join("qemu-status"), status).unwrap();
+        let case = cases::tests::case("bundle = \"none\"\nexpect = { exit = 33 }").unwrap();
+        let passes = Passes::fresh(root.join("passed"));
+        let emulator = Digest::default();
+        let boot = |asked| judge(&case, asked, &tree, &qemu, Some(&emulator), &passes);
+        let boots = || fs::read_to_string(root.join("qemu-count")).map_or(0, |text| text.lines().count());
+
+        fs::write(&image, "one").unwrap();
+        ends("41");
+        for failures in 1..=2 {
+            assert!(matches!(boot(false), Verdict::Failed(_)));
+            assert_eq!(boots(), failures, "a failure is not remembered");
+        }
+        ends("33");
+        assert_eq!((boot(false), boots()), (Verdict::Passed, 3));
+        assert_eq!((boot(false), boots()), (Verdict::Unchanged, 3));
+        fs::write(&image, "onf").unwrap();
+        assert_eq!((boot(false), boots()), (Verdict::Passed, 4), "a byte of the image");
+        assert_eq!((boot(false), boots()), (Verdict::Unchanged, 4));
+        assert_eq!((boot(true), boots()), (Verdict::Passed, 5), "asked for");
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_whole_name_asks_for_the_test_and_a_piece_does_not() {
+        assert!(options(&[], &["x", "qemu/demo"]).names("qemu/demo"));
+        assert!(options(&[], &["demo"]).names("qemu/demo"));
+        assert!(options(&[], &["xtask::tests::a"]).names("host/xtask::tests::a"));
+        for piece in ["qemu/dem", "emo", "qemu/", ""] {
+            assert!(!options(&[], &[piece]).names("qemu/demo"), "{piece}");
+        }
+        assert!(!options(&[], &[]).names("qemu/demo"));
     }
 }

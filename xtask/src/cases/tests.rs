@@ -1,6 +1,7 @@
 use super::*;
 
-fn case(lines: &str) -> Result<Case> {
+/// A case called `a` of these lines.
+pub fn case(lines: &str) -> Result<Case> {
     let text = format!("[[case]]\nname = \"a\"\n{lines}\n");
     Ok(parse(&text)?.remove(0))
 }
@@ -103,6 +104,42 @@ fn a_case_for_a_newer_qemu_says_so() {
     assert!(case.unfit((7, 2)).is_some());
     assert!(case.unfit((9, 0)).is_none());
     assert!(case.unfit((10, 0)).is_none());
+}
+
+#[test]
+fn every_word_of_a_case_and_every_byte_of_its_files_counts() {
+    let root = std::env::temp_dir().join(format!("levelhead-case-digest-{}", std::process::id()));
+    let tree = Tree { target: root.join("target"), root: root.clone(), profile: Profile::Release };
+    let image = tree.hypervisor();
+    fs::create_dir_all(image.parent().unwrap()).unwrap();
+    fs::write(&image, "an image").unwrap();
+    let qemu = Path::new("qemu");
+    let mut seen = BTreeSet::new();
+
+    let base = format!("bundle = \"garbage\"\n{PASS}");
+    let others = ["append = \"log=debug\"", "memory = \"1G\"", "repeat = 2", "timeout_s = 61", "smp = 2"];
+    for lines in others.map(|other| format!("{other}\n{base}")).iter().chain([&base]) {
+        let case = case(lines).unwrap();
+        assert!(seen.insert(case.prepare(&tree, qemu).unwrap().digest(Digest::default()).unwrap().finish()));
+    }
+    let expected = "bundle = \"garbage\"\nexpect = { exit = 33, contains = [\"x\"] }";
+    for case in [case(expected).unwrap(), case(&base).unwrap()] {
+        let ready = case.prepare(&tree, qemu).unwrap();
+        let digest = || ready.digest(Digest::default()).unwrap().finish();
+        assert_eq!(digest(), digest());
+        seen.insert(digest());
+        fs::write(root.join("target/qemu/a/bundle"), "another").unwrap();
+        assert!(seen.insert(digest()), "the bundle");
+        fs::write(&image, "an imagf").unwrap();
+        assert!(seen.insert(digest()), "the image");
+        let mut emulator = Digest::default();
+        emulator.text("another QEMU");
+        assert!(seen.insert(ready.digest(emulator).unwrap().finish()), "QEMU");
+        fs::write(&image, "an image").unwrap();
+    }
+    fs::remove_file(&image).unwrap();
+    assert!(case(&base).unwrap().prepare(&tree, qemu).unwrap().digest(Digest::default()).is_err());
+    fs::remove_dir_all(root).unwrap();
 }
 
 #[test]

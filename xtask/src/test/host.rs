@@ -22,16 +22,18 @@ const TAIL: usize = 200;
 pub struct Step {
     /// Its name, with the class in front.
     pub name: &'static str,
+    /// Whether others need what it leaves behind: it is run also when it passed before.
+    pub makes: bool,
     /// What it does.
     pub run: fn(&Tree, bool) -> Verdict,
 }
 
 /// The steps in the order they are run.
 pub const STEPS: [Step; 4] = [
-    Step { name: "host/fmt", run: fmt },
-    Step { name: "host/clippy", run: clippy },
-    Step { name: "host/build", run: build },
-    Step { name: "host/outside", run: outside },
+    Step { name: "host/fmt", makes: false, run: fmt },
+    Step { name: "host/clippy", makes: false, run: clippy },
+    Step { name: "host/build", makes: true, run: build },
+    Step { name: "host/outside", makes: false, run: outside },
 ];
 
 fn fmt(tree: &Tree, setup: bool) -> Verdict {

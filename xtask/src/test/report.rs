@@ -30,6 +30,8 @@ struct State {
     start: Instant,
     planned: usize,
     passed: usize,
+    /// How many of those that passed did so in an earlier run.
+    unchanged: usize,
     skipped: usize,
     failed: Vec<String>,
     running: VecDeque<(String, Instant)>,
@@ -41,6 +43,8 @@ struct State {
 pub(super) struct Ended<'a> {
     name: &'a str,
     verdict: &'static str,
+    /// Whether it passed in an earlier run and was not run now.
+    unchanged: bool,
     /// Not there where nobody measured it.
     seconds: Option<f64>,
     /// Why it was skipped, or what went wrong.
@@ -51,6 +55,7 @@ pub(super) struct Ended<'a> {
 #[derive(Debug, Serialize)]
 pub(super) struct Sum<'a> {
     passed: usize,
+    unchanged: usize,
     failed: usize,
     skipped: usize,
     failures: &'a [String],
@@ -66,6 +71,7 @@ impl Report {
             start: Instant::now(),
             planned,
             passed: 0,
+            unchanged: 0,
             skipped: 0,
             failed: Vec::new(),
             running: VecDeque::new(),
@@ -135,9 +141,9 @@ impl Report {
             state.console.line(line);
         }
         if state.json {
-            let State { passed, skipped, ref failed, .. } = *state;
+            let State { passed, unchanged, skipped, ref failed, .. } = *state;
             let elapsed_s = state.start.elapsed().as_secs_f64();
-            let sum = Sum { passed, failed: failed.len(), skipped, failures: failed, elapsed_s };
+            let sum = Sum { passed, unchanged, failed: failed.len(), skipped, failures: failed, elapsed_s };
             // Nobody reading is no reason to stop: the exit status still tells.
             let _ = json::print_line("test-summary", &sum);
         }
@@ -158,9 +164,15 @@ impl Report {
 impl State {
     /// Counts a test and returns its line and what is to be shown below it.
     fn enter(&mut self, name: &str, verdict: Verdict, took: Option<Duration>) -> (String, Vec<String>) {
+        let unchanged = verdict == Verdict::Unchanged;
         let (word, style, said, details) = match verdict {
             Verdict::Passed => {
                 self.passed += 1;
+                ("ok  ", GOOD, "passed", Vec::new())
+            }
+            Verdict::Unchanged => {
+                self.passed += 1;
+                self.unchanged += 1;
                 ("ok  ", GOOD, "passed", Vec::new())
             }
             Verdict::Skipped(reason) => {
@@ -173,19 +185,23 @@ impl State {
             }
         };
         let skipped = said == "skipped";
-        let took = took.filter(|_| !skipped);
+        let took = took.filter(|_| !skipped && !unchanged);
         if let Some(took) = took.filter(|took| *took >= SLOW) {
             self.slowest.push((took, name.to_owned()));
         }
         if self.json {
             let seconds = took.map(|took| took.as_secs_f64());
-            let _ = json::print_line("test", &Ended { name, verdict: said, seconds, details: &details });
+            let _ = json::print_line(
+                "test",
+                &Ended { name, verdict: said, unchanged, seconds, details: &details },
+            );
         }
         let width = self.planned.to_string().len();
         let note = match took {
             Some(took) => {
                 format!("  {}", self.console.paint(FAINT, format_args!("{:.1}s", took.as_secs_f32())))
             }
+            None if unchanged => format!("  {}", self.console.paint(FAINT, "(unchanged)")),
             None if skipped => format!("  ({})", details.join("; ")),
             None => String::new(),
         };
@@ -238,6 +254,12 @@ impl State {
 
     fn summary(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.failed.iter().map(|name| format!("failed: {name}")).collect();
+        if self.unchanged > 0 {
+            lines.push(format!(
+                "unchanged since they passed, and not run: {}; --again runs them too",
+                self.unchanged
+            ));
+        }
         lines.push(format!("{} passed, {} failed, {} skipped", self.passed, self.failed.len(), self.skipped));
         lines
     }
@@ -273,6 +295,26 @@ mod tests {
     }
 
     #[test]
+    fn what_passed_before_counts_as_passed_and_is_said_to_be_unchanged() {
+        let paper = Paper::default();
+        let report = Report::new(2, Console::plain(paper.clone()), false);
+        report.record("qemu/demo", Verdict::Unchanged, Some(Duration::from_secs(2)));
+        report.record("qemu/echo", Verdict::Passed, None);
+        report.close();
+        let text = paper.text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "[1/2] ok   qemu/demo  (unchanged)",
+                "[2/2] ok   qemu/echo",
+                "unchanged since they passed, and not run: 1; --again runs them too",
+                "2 passed, 0 failed, 0 skipped",
+            ]
+        );
+    }
+
+    #[test]
     fn a_watched_report_tells_what_runs_and_what_was_slow() {
         let paper = Paper::default();
         let report = Report::new(3, Console::watched(paper.clone()), false);
@@ -295,12 +337,13 @@ mod tests {
         let ended = Ended {
             name: "qemu/demo",
             verdict: "failed",
+            unchanged: false,
             seconds: Some(2.5),
             details: &["it hung".to_owned()],
         };
         assert_eq!(json::tests::printed("test", &ended), json::tests::example("test"));
         let failures = &["qemu/demo".to_owned()];
-        let sum = Sum { passed: 411, failed: 1, skipped: 0, failures, elapsed_s: 95.5 };
+        let sum = Sum { passed: 411, unchanged: 7, failed: 1, skipped: 0, failures, elapsed_s: 95.5 };
         assert_eq!(json::tests::printed("test-summary", &sum), json::tests::example("test-summary"));
         let list = super::super::List { tests: vec!["host/fmt".to_owned(), "qemu/demo".to_owned()] };
         assert_eq!(json::tests::printed("test-list", &list), json::tests::example("test-list"));

@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::{Fuzz, Report, Verdict, host};
+use anyhow::Result;
+
+use super::passes::Passes;
+use super::{Fuzz, Options, Report, Verdict, host};
 use crate::build::{Tree, cargo};
+use crate::digest::Digest;
 use crate::process::{self, End};
 
 /// No suite takes this long...
@@ -149,16 +153,48 @@ impl Suite {
         self.tests.iter().map(|test| full_name(&self.label, test))
     }
 
-    /// Runs them and records each as its result comes in. A test without a result has failed: the program
-    /// crashed or hung.
-    pub fn run(&self, fuzz: Fuzz, report: &Report) {
+    /// What their results depend on, beside what every result does: the program itself. `of_tree` is the tree with that,
+    /// since many of them read there, and which of them do is nothing that can be seen from outside.
+    fn digest(&self, of_tree: Digest) -> Result<Digest> {
+        let mut digest = of_tree;
+        digest.text(&self.label);
+        if let Start::Program { path, .. } = &self.start {
+            digest.file(path)?;
+        }
+        Ok(digest)
+    }
+
+    /// Records the tests that are known to pass, and runs the others.
+    pub fn judge(&self, tree: &Tree, options: &Options, passes: &Passes, report: &Report) {
+        let digest = || self.digest(passes.of_tree(tree)?);
+        // A gate may be called as a program of tests is.
+        let mut past = passes.past(&format!("{}.tests", self.label), digest());
+        let known = |test: &&str| past.has(test) && !options.names(&full_name(&self.label, test));
+        let (unchanged, left): (Vec<&str>, Vec<&str>) =
+            self.tests.iter().map(String::as_str).partition(known);
+        for test in &unchanged {
+            report.record(&full_name(&self.label, test), Verdict::Unchanged, None);
+        }
+        if left.is_empty() {
+            return;
+        }
+        past.doubt(left.iter().copied());
+        let whole = self.whole && unchanged.is_empty();
+        let passed = self.run(&left, whole, options.fuzz, report);
+        past.keep(passed, digest());
+    }
+
+    /// Runs `tests`, which are all that the program has if it is run `whole`, and records each as its result comes in. A
+    /// test without a result has failed: the program crashed or hung. Returns those that passed.
+    fn run<'a>(&self, tests: &[&'a str], whole: bool, fuzz: Fuzz, report: &Report) -> Vec<&'a str> {
         let mut command = self.start.command();
         command.envs(fuzz.variables());
         let limit = if fuzz.rounds.is_some() { LIMIT_OF_MORE } else { LIMIT };
-        if !self.whole {
-            command.arg("--exact").args(&self.tests);
+        if !whole {
+            command.arg("--exact").args(tests);
         }
-        let mut left: BTreeSet<&str> = self.tests.iter().map(String::as_str).collect();
+        let mut left: BTreeSet<&'a str> = tests.iter().copied().collect();
+        let mut passed = Vec::new();
         let mut last = Instant::now();
         let mut output = Vec::new();
         report.begin(&self.label);
@@ -166,15 +202,18 @@ impl Suite {
             output.push(line.to_owned());
             let Some((test, verdict)) = parse_result(line) else { return };
             // Only names it listed count: a test can print lines that look like results.
-            if left.remove(test) {
+            if let Some(test) = left.take(test) {
+                if verdict == Verdict::Passed {
+                    passed.push(test);
+                }
                 report.record(&full_name(&self.label, test), verdict, Some(last.elapsed()));
                 last = Instant::now();
             }
         });
         report.finish(&self.label);
         let why = match end {
-            Ok(End::Exited(0)) if left.is_empty() => return,
-            Ok(End::Interrupted(_)) => return,
+            Ok(End::Exited(0)) if left.is_empty() => return passed,
+            Ok(End::Interrupted(_)) => return passed,
             Ok(end) => format!("the program {end}"),
             Err(error) => format!("{error:#}"),
         };
@@ -186,6 +225,7 @@ impl Suite {
         let mut lines = vec![format!("{}: {why}", self.label)];
         lines.extend(shown.map(|line| format!("| {line}")));
         report.explain(&lines);
+        passed
     }
 }
 
@@ -247,7 +287,8 @@ mod tests {
         // The shell finds no test to run: it ends at once, well, and says nothing.
         let suite = suite("silent", &["a", "b"]);
         let report = Report::new(2, Console::plain(std::io::sink()), false);
-        suite.run(Fuzz::default(), &report);
+        let passed = suite.run(&["a", "b"], true, Fuzz::default(), &report);
+        assert_eq!(passed, [] as [&str; 0]);
         assert_eq!(report.summary().last().map(String::as_str), Some("0 passed, 2 failed, 0 skipped"));
         if let Start::Program { path, .. } = &suite.start {
             std::fs::remove_file(path).unwrap();
