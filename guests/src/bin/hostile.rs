@@ -1,6 +1,7 @@
 //! Misbehaves, in the way the command line names.
 //!
-//! `do=NAME` picks one deed; without it, all that a guest survives are done in turn. Where a deed must be survived,
+//! `do=NAME` picks one deed; without it, all that a guest survives are done in turn, but for the one that `without=NAME`
+//! leaves out. Where a deed must be survived,
 //! the guest checks what it got (an exception, all ones, an error code) and passes. Where it must end the
 //! partition, with a report and nothing worse, a guest that lives on says so and fails.
 //!
@@ -78,10 +79,7 @@ fn main() {
     lapic::init();
     CHANCE.store(u64::from(cmdline::number("seed").unwrap_or(0)), Relaxed);
     let Some(name) = cmdline::value("do") else {
-        SURVIVED.iter().for_each(survive);
-        if hypercall::available("the rest") {
-            SURVIVED_UNDER_LEVELHEAD.iter().for_each(survive);
-        }
+        survive_all(cmdline::value("without"));
         return;
     };
     let named = |(known, _): &&Deed| *known == name;
@@ -99,6 +97,20 @@ fn main() {
         fail!("{name}: lived on");
     } else {
         fail!("command line: do={name} is no deed");
+    }
+}
+
+/// Does what a guest survives where it is, but for the deed called `without`.
+fn survive_all(without: Option<&str>) {
+    let left_out = |(name, _): &&Deed| Some(*name) == without;
+    if let Some(name) = without
+        && !SURVIVED.iter().chain(&SURVIVED_UNDER_LEVELHEAD).any(|deed| left_out(&deed))
+    {
+        fail!("command line: without={name} is no deed that is survived");
+    }
+    SURVIVED.iter().filter(|deed| !left_out(deed)).for_each(survive);
+    if hypercall::available("the rest") {
+        SURVIVED_UNDER_LEVELHEAD.iter().filter(|deed| !left_out(deed)).for_each(survive);
     }
 }
 
