@@ -68,7 +68,7 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
     let mut frames = setup::free_memory(&loader, delta);
     // SAFETY: entry.S's identity map is still on, and nothing was allocated yet.
     #[expect(unsafe_code, reason = "looks into the bundle early")]
-    let misplaced = unsafe { setup::claim_places(&loader, delta, &mut frames) };
+    let claimed = unsafe { setup::claim_places(&loader, delta, &mut frames) };
     // SAFETY: once, on the boot CPU; the ranges are usable RAM, and `frames` is what is free of it.
     #[expect(unsafe_code, reason = "switches page tables")]
     let mut space = unsafe { AddressSpace::build(delta, loader.ranges(MemoryKind::Usable), &mut frames) }?;
@@ -114,7 +114,7 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
     let (space, frames) = (&mut space, &mut frames);
     let system = system::System {
         loader: &loader,
-        misplaced,
+        claimed,
         platform,
         chips,
         cpus: &cpus,

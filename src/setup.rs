@@ -1,10 +1,10 @@
 //! The first steps of boot that `main.rs` names: the command line, free memory, the old interrupt chips, the CPUs.
 
 use alloc::format;
-use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
-use levelhead::config::{self, KeyPath};
+use levelhead::config;
+use levelhead::decide::{Finding, claim};
 use levelhead::facts::MemoryKind;
 use levelhead::frames::{Frames, Range};
 use levelhead::irq::{ApicId, CpuId};
@@ -86,51 +86,32 @@ pub(crate) fn free_memory(loader: &BootInfo, delta: u64) -> Frames {
     frames
 }
 
+/// The memory that the configuration places.
+#[derive(Default)]
+pub(crate) struct Claimed {
+    /// How much of what was free it is.
+    pub(crate) bytes: u64,
+    /// What is wrong with the places.
+    pub(crate) findings: Vec<Finding>,
+}
+
 /// Takes the memory that the configuration places out of `frames`, before anything of the hypervisor's own can come to lie
-/// there, and returns what is wrong with the places. A bundle that is no good claims nothing; the judgement of it comes
-/// later, when page tables and reports are in order.
+/// there. A bundle that is no good claims nothing; the judgement of it comes later, when page tables and reports are in order.
 ///
 /// # Safety
 ///
 /// Called with entry.S's tables on, before any memory is reused.
 #[expect(unsafe_code, reason = "looks into the bundle early")]
-pub(crate) unsafe fn claim_places(loader: &BootInfo, delta: u64, frames: &mut Frames) -> Vec<Refusal> {
+pub(crate) unsafe fn claim_places(loader: &BootInfo, delta: u64, frames: &mut Frames) -> Claimed {
     // SAFETY: the caller promises that the identity map is on and that no memory was reused; the slice ends with this function.
-    let Some(module) = (unsafe { loader.early_module() }) else { return Vec::new() };
-    let Ok((config, _)) = config::unpack(module) else { return Vec::new() };
-    let mut refusals = Vec::new();
-    for (index, partition) in config.partitions.iter().enumerate() {
-        let place = partition.memory_at.and_then(|at| Range::inside(at.raw(), partition.memory_bytes));
-        let Some(place) = place else { continue };
-        if !frames.has(place) {
-            let what = format!("{} to {}: {}", place.start(), place.end(), occupant(place, loader, delta));
-            let path = KeyPath::root().key("partition").index(index).key("memory-at");
-            refusals.push(Refusal::new(Message::MemoryPlace, path.to_string(), what));
-        }
-        if frames.reserve(place).is_err() {
-            let path = KeyPath::root().key("partition").index(index).key("memory-at");
-            let what = "the machine's memory is in too many pieces to place one more";
-            refusals.push(Refusal::new(Message::MemoryPlace, path.to_string(), what));
-        }
-    }
-    refusals
-}
-
-/// Why not all of `place` is free.
-fn occupant(place: Range, loader: &BootInfo, delta: u64) -> String {
-    let module = loader.module.map(|(at, bytes)| ("the bundle", Range::around(at.raw(), bytes)));
-    for (name, range) in [("the hypervisor", image_range(delta))].into_iter().chain(module) {
-        if range.overlaps(place) {
-            return format!("{name} lies at {} to {}", range.start(), range.end());
-        }
-    }
-    let foreign = loader.memory().filter(|entry| entry.kind != MemoryKind::Usable);
-    for range in foreign.map(|entry| Range::around(entry.start, entry.bytes)) {
-        if range.overlaps(place) {
-            return format!("firmware keeps {} to {}", range.start(), range.end());
-        }
-    }
-    "the machine has no usable memory in a part of it".to_string()
+    let Some(module) = (unsafe { loader.early_module() }) else { return Claimed::default() };
+    let Ok((config, _)) = config::unpack(module) else { return Claimed::default() };
+    let free = frames.free_bytes();
+    let map: Vec<_> = loader.memory().collect();
+    let mut taken = Vec::from([("the hypervisor", image_range(delta))]);
+    taken.extend(loader.module.map(|(at, bytes)| ("the bundle", Range::around(at.raw(), bytes))));
+    let findings = claim(&config, frames, &map, &taken);
+    Claimed { bytes: free.saturating_sub(frames.free_bytes()), findings }
 }
 
 /// Silences the two 8259s, which firmware may have left open: every interrupt comes by an IO-APIC.

@@ -40,6 +40,7 @@ use crate::platform::tables::Platform;
 use crate::report::{BootError, record};
 use crate::rt::exit::Verdict;
 use crate::rt::{heap, panic};
+use crate::setup::Claimed;
 use crate::survey;
 
 /// The interpreter's memory while AML runs; free again afterwards.
@@ -50,8 +51,7 @@ const TIMER_MEASURE_TICKS: u64 = 10_000_000;
 /// What boot found out about the machine, before it becomes partitions.
 pub(crate) struct System<'a> {
     pub(crate) loader: &'a BootInfo,
-    /// What is wrong with the places that the configuration gives memory.
-    pub(crate) misplaced: Vec<Refusal>,
+    pub(crate) claimed: Claimed,
     pub(crate) platform: Platform,
     pub(crate) chips: Vec<IoApic>,
     pub(crate) cpus: &'a [(CpuId, ApicId)],
@@ -96,7 +96,8 @@ impl System<'_> {
             processor: survey::processor(self.features),
             cpus: self.cpus.iter().map(|(_, apic)| *apic).collect(),
             memory: self.loader.memory().collect(),
-            free_bytes: self.frames.free_bytes(),
+            // What is placed is free for its partition.
+            free_bytes: self.frames.free_bytes().saturating_add(self.claimed.bytes),
             io_apics: self.chips.clone(),
             overrides: self.platform.overrides.clone(),
             ecam: self.platform.ecam,
@@ -136,7 +137,8 @@ impl System<'_> {
     pub(crate) fn build(mut self) -> Result<(&'static Machine, Vec<Placed>), BootError> {
         let module = bundle(self.loader)?;
         let (config, bundle) = config::unpack(module)?;
-        let mut refusals = core::mem::take(&mut self.misplaced);
+        let misplaced = core::mem::take(&mut self.claimed.findings);
+        let mut refusals: Vec<_> = misplaced.into_iter().map(|finding| finding.refusal).collect();
         refusals.extend(judge(&config, bundle.images()).iter().map(Fault::refusal));
         if !refusals.is_empty() {
             return Err(BootError::from(refusals));

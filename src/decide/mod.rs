@@ -9,19 +9,25 @@
 //! configuration + facts -> decide() -> plan: CPU, guest BARs, line, vector, virtual pin, gate of every device
 //!                                      findings: each refusal with the key that causes it
 //! ```
+//!
+//! * here: the plan;
+//! * `gate`: which gate a line gets;
+//! * `sharing`: what several devices on a line have to say about it;
+//! * `memory`: the memory that the configuration places.
+
+mod gate;
+mod memory;
+mod sharing;
 
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
-mod gate;
-mod sharing;
-
 use crate::addr::GuestPhys;
 use crate::config::{self, Config, Device, KeyPath, Partition, Violation};
-use crate::facts::{Facts, PlaceOnBus, Routing};
-use crate::frames::Range;
+use crate::facts::{Facts, MemoryKind, PlaceOnBus, Routing};
+use crate::frames::{Frames, Range};
 use crate::irq::{ApicId, CpuId, Gsi, Pin, Vector};
 use crate::message::{Message, Refusal};
 use crate::pci::bar::{conflict, trespass};
@@ -33,6 +39,9 @@ use crate::pci::{Bdf, Function, IntPin, PinRoute, VirtualConfig};
 use crate::policy::{DevicePolicy, NoReset};
 use crate::virq::Contributor;
 
+pub use gate::{GateChoice, GateReason, Sharer, Unsilenced};
+pub use memory::claim;
+
 /// Where guests find the BARs of their functions at first, and may move them to.
 pub const BAR_WINDOW: BarWindow =
     BarWindow::new(GuestPhys::new(0xe000_0000), GuestPhys::new(0xfe00_0000)).unwrap();
@@ -41,8 +50,6 @@ pub const BAR_WINDOW: BarWindow =
 pub const FIRST_LINE_VECTOR: u8 = 0x40;
 /// Devices with INTx in the whole machine: each needs a contributor number of its own at the virtual pins.
 pub const MAX_SOURCES: u8 = Contributor::COUNT;
-
-pub use gate::{GateChoice, GateReason, Sharer, Unsilenced};
 
 /// Something that keeps the machine from being started as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -251,7 +258,8 @@ pub fn decide(config: &Config, images: usize, facts: Option<&Facts>) -> Plan {
     }
     planner.share(config, &mut partitions);
     let bystanders = facts.map(|facts| bystanders(config, facts, &partitions)).unwrap_or_default();
-    let mut findings = planner.findings;
+    let mut findings = facts.map(|facts| misplaced(config, facts)).unwrap_or_default();
+    findings.append(&mut planner.findings);
     let violations = config::validate(&routed, images).err().unwrap_or_default();
     findings.extend(violations.into_iter().map(Finding::from));
     Plan { partitions, findings, bystanders }
@@ -270,6 +278,18 @@ fn bystanders(config: &Config, facts: &Facts, partitions: &[PartitionPlan]) -> V
         gsi.is_none_or(in_use).then_some(Bystander { bdf, fault, gsi })
     };
     loud(config, facts).into_iter().filter_map(judge).collect()
+}
+
+/// What is wrong with the places of memory, as far as the memory map shows it: where the hypervisor and its bundle lie is up to
+/// the loader.
+fn misplaced(config: &Config, facts: &Facts) -> Vec<Finding> {
+    let mut frames = Frames::new();
+    let usable = facts.memory.iter().filter(|entry| entry.kind == MemoryKind::Usable);
+    for range in usable.filter_map(|entry| Range::inside(entry.start, entry.bytes)) {
+        // What is too many pieces is of no use to boot either.
+        let _ = frames.add(range);
+    }
+    claim(config, &mut frames, &facts.memory, &[])
 }
 
 struct Planner<'a> {

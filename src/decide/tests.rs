@@ -396,3 +396,37 @@ fn more_sources_than_contributors_are_refused() {
         ref other => panic!("{other:?}"),
     }
 }
+
+#[test]
+fn placed_memory_must_be_usable_and_is_counted_once() {
+    let placed = |at: u64, mib: u64| Partition {
+        memory_bytes: mib << 20,
+        memory_at: Some(HostPhys::new(at)),
+        ..partition("a", 0, &[])
+    };
+    let mut facts = facts(&machine());
+    facts.memory.push(MemoryEntry { start: 256 << 20, bytes: 1 << 20, kind: MemoryKind::Reserved });
+    let records = |facts, partitions: &[Partition]| -> Vec<String> {
+        decide(&config(partitions), 1, facts)
+            .findings
+            .iter()
+            .map(|finding| finding.refusal.to_string())
+            .collect()
+    };
+    assert_eq!(records(Some(&facts), &[placed(16 << 20, 190)]), [""; 0]);
+    let refusal = |at, mib| records(Some(&facts), &[placed(at, mib)]).remove(0);
+    let firmwares = refusal(200 << 20, 60);
+    assert!(
+        firmwares.starts_with("ERROR Config/memory-place: partition[0].memory-at: 0xc800000 to 0x10400000: firmware keeps 0x10000000 "),
+        "{firmwares}"
+    );
+    assert!(refusal(512 << 20, 16).contains("the machine has no usable memory in a part of it"));
+    // The other partition's share is gone, wherever it lies.
+    let beside = Partition { memory_bytes: 20 << 20, ..partition("b", 1, &[]) };
+    let found = records(Some(&facts), &[placed(16 << 20, 190), beside]);
+    assert!(
+        found.len() == 1 && found[0].contains("Config/memory-missing: partition[1].memory: "),
+        "{found:?}"
+    );
+    assert_eq!(records(None, &[placed(512 << 20, 16)]), [""; 0], "without facts nobody knows");
+}

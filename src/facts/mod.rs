@@ -139,7 +139,7 @@ pub struct Facts {
     pub cpus: Vec<ApicId>,
     /// The memory map.
     pub memory: Vec<MemoryEntry>,
-    /// Bytes of memory that are left for partitions and their tables.
+    /// Bytes of memory that are left for partitions, the ones that are placed among them, and their tables.
     pub free_bytes: u64,
     /// The IO-APICs.
     pub io_apics: Vec<IoApic>,
