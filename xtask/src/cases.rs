@@ -1,5 +1,7 @@
 //! The table of QEMU cases (`tests/qemu/cases.toml`): its form, and how one case is run.
 
+mod foretell;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
@@ -51,6 +53,9 @@ pub struct Case {
     /// Whether the console must hold a whole report of the machine's facts, which can be read back.
     #[serde(default)]
     pub facts: bool,
+    /// Whether the machine is booted for its facts first, and the table of lines must then be as `config explain` has it.
+    #[serde(default)]
+    pub explain: bool,
     /// A kernel in C that is compiled for the case, as a path from the root: an image beside the configuration, called
     /// `foreign.elf` there. `guest_direct = "foreign.elf"` boots it bare.
     pub foreign: Option<String>,
@@ -217,6 +222,10 @@ impl Case {
         ensure!(
             self.foreign.is_some() || self.guest_direct.as_deref() != Some(FOREIGN),
             "guest_direct = \"{FOREIGN}\" needs `foreign`"
+        );
+        ensure!(
+            !self.explain || (self.config.is_some() && self.bundle.is_none()),
+            "`explain` needs `config`, and no damage to it"
         );
         ensure!(self.replace.is_empty() || self.config.is_some(), "`replace` needs `config`");
         ensure!(
@@ -416,6 +425,10 @@ impl Ready<'_> {
             Boots::Machine(machine) => machine,
             Boots::Bench(pair) => return pair.test(),
         };
+        let foretold = match case.explain {
+            true => Some(foretell::table(case, self.tree, machine, &self.folder).map_err(complain)?),
+            false => None,
+        };
         for round in 1..=case.repeat {
             let (outcome, debugged) = if case.gdb.is_empty() {
                 (machine.run(case.limit(), |_| {}), Ok(()))
@@ -427,7 +440,12 @@ impl Ready<'_> {
             bundle::write(&log, outcome.console.join("\n").as_bytes()).map_err(complain)?;
             let verdict = outcome.check(case.expect.exit, case.guest_direct.is_none());
             let verdict = debugged.and(verdict).and_then(|()| case.expect.check(&outcome.console));
-            if let Err(why) = verdict.and_then(|()| case.check_facts(&outcome.console)) {
+            let verdict = verdict.and_then(|()| case.check_facts(&outcome.console));
+            let verdict = verdict.and_then(|()| match &foretold {
+                Some(foretold) => foretell::compare(foretold, &outcome.console),
+                None => Ok(()),
+            });
+            if let Err(why) = verdict {
                 let mut lines = vec![why];
                 if case.repeat > 1 {
                     lines.push(format!("in round {round} of {}", case.repeat));

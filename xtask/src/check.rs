@@ -78,7 +78,7 @@ struct Judgement {
 
 /// A record, for machines. `line` and `column` are null for the file as a whole.
 #[derive(Debug, Serialize)]
-struct Record {
+pub struct Record {
     line: Option<usize>,
     column: Option<usize>,
     key: String,
@@ -103,7 +103,8 @@ impl Judgement {
 }
 
 impl Record {
-    fn new(Finding { position, refusal, .. }: &Finding) -> Self {
+    /// What was found.
+    pub fn new(Finding { position, refusal, .. }: &Finding) -> Self {
         let remedy = refusal.remedy.as_deref().unwrap_or(refusal.message.remedy());
         Self {
             line: position.map(|(line, _)| line),

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use levelhead::addr::HostPhys;
 use levelhead::config::{
-    self, Config, Device, Image, ImageIndex, MAX_GSIS, MAX_IMAGE_NAME_BYTES, MAX_IMAGES, MAX_MEMORY_END,
-    MaskPolicy, Module, Partition, VIRTUAL_PINS,
+    self, Config, Device, Image, ImageIndex, KeyPath, MAX_GSIS, MAX_IMAGE_NAME_BYTES, MAX_IMAGES,
+    MAX_MEMORY_END, MaskPolicy, Module, Partition, VIRTUAL_PINS,
 };
 use levelhead::guest::{self, HOLE_START};
 use levelhead::irq::{CpuId, Gsi, Pin};
@@ -27,7 +27,7 @@ use levelhead::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, StormLimit
 use toml::de::DeValue;
 
 pub use reader::{Finding, Problems};
-use reader::{Mistake, Read, Reader, Table, choice, flag, nearest, number, size, text};
+use reader::{Mistake, Positions, Read, Reader, Table, choice, flag, nearest, number, size, text};
 
 /// What an image's name starts with when it is one of the project's own guests.
 const GUEST_PREFIX: &str = "guest:";
@@ -63,6 +63,14 @@ pub struct LoadedConfig {
     pub images: Vec<ImageFile>,
     /// The TOML file.
     path: PathBuf,
+    positions: Positions,
+}
+
+impl LoadedConfig {
+    /// Something wrong with the key at `path` that only a machine shows.
+    pub fn finding(&self, path: &KeyPath, refusal: Refusal) -> Finding {
+        self.positions.finding(path, refusal)
+    }
 }
 
 /// An image.
@@ -121,7 +129,8 @@ pub fn load(path: &Path, guests: Guests<'_>) -> Result<LoadedConfig, Problems> {
         }
     }
     reader.finish()?;
-    Ok(LoadedConfig { config, images: images.files, path: path.to_owned() })
+    let positions = reader.positions();
+    Ok(LoadedConfig { config, images: images.files, path: path.to_owned(), positions })
 }
 
 /// The text of the configuration file at `path`.

@@ -17,6 +17,8 @@ use crate::build::Tree;
 use crate::config::Problems;
 use crate::{bundle, run};
 
+pub use read::load;
+
 /// The hypervisor's word for it.
 pub const WORD: &str = "facts";
 /// How many lines of a console without a report are shown.

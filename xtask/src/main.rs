@@ -5,7 +5,7 @@
 //! * `test`: everything that must hold;
 //! * `gate`: what must not be there, proved;
 //! * `bench`: what an interrupt costs;
-//! * `config`: judge and pack configurations;
+//! * `config`: judge, explain and pack configurations;
 //! * `facts`: what a machine is, as the hypervisor reports it;
 //! * `symbolise`: what the addresses in a log mean;
 //! * `doctor`: what this machine lacks;
@@ -26,6 +26,7 @@ mod digest;
 mod docs;
 mod doctor;
 mod elf;
+mod explain;
 mod facts;
 mod gates;
 mod gdb;
@@ -100,6 +101,9 @@ cargo xtask <verb>: build, run, test and measure Levelhead
 
   config check FILE ...      judge configurations: every mistake at once, or one line for each partition
       --json                 one JSON object per line for each file; see docs/json.md
+  config explain FILE        say who gets which CPU, memory, function and line, which gate and why, and what boot would refuse
+      --facts FACTS          on the machine that `facts` described; without it, what depends on it is decided at boot
+      --json                 as one JSON document
   config pack FILE -o OUT    judge a configuration and make its bundle
 
   doctor                     say what this machine lacks, what for, and how to get it
@@ -112,6 +116,9 @@ cargo xtask <verb>: build, run, test and measure Levelhead
 
 Every verb takes --color auto|always|never. `auto` means: when a terminal watches, NO_COLOR is unset and TERM is not dumb.
 The variable LEVELHEAD_QEMU names another QEMU for every verb. Under CI=true a missing QEMU fails `test`.";
+
+/// Said when it is not clear which of them is meant.
+const CONFIG_VERBS: &str = "there are `config check`, `config explain` and `config pack`";
 
 /// The failure has been reported where it belongs, there is nothing to add but the exit status.
 #[derive(Clone, Copy, Debug)]
@@ -146,6 +153,7 @@ enum Verb {
 #[derive(Debug)]
 enum ConfigVerb {
     Check(check::Options),
+    Explain(explain::Options),
     Pack { config: String, out: PathBuf },
 }
 
@@ -189,6 +197,7 @@ fn perform(verb: &Verb) -> Result<()> {
         Verb::Build => tree.build(),
         Verb::Docs => docs::write(&tree),
         Verb::Config(ConfigVerb::Check(options)) => check::check(&tree, options),
+        Verb::Config(ConfigVerb::Explain(options)) => explain::explain(&tree, options),
         Verb::Config(ConfigVerb::Pack { config, out }) => {
             let config = bundle::config_path(&tree, config);
             bundle::write(out, &bundle::pack(&tree, &config, bundle::Guests::Build)?)
@@ -380,12 +389,13 @@ fn parse_config(words: &mut lexopt::Parser) -> Result<Verb> {
     match words.next()? {
         Some(Value(verb)) => match &*verb.string()? {
             "check" => parse_config_check(words),
+            "explain" => parse_config_explain(words),
             "pack" => parse_config_pack(words),
-            other => bail!("there is no `config {other}`; there are `config check` and `config pack`"),
+            other => bail!("there is no `config {other}`; {CONFIG_VERBS}"),
         },
         Some(Short('h') | Long("help")) => Ok(Verb::Help),
         Some(other) => Err(other.unexpected().into()),
-        None => bail!("config what? There are `config check` and `config pack`"),
+        None => bail!("config what? {CONFIG_VERBS}"),
     }
 }
 
@@ -401,6 +411,22 @@ fn parse_config_check(words: &mut lexopt::Parser) -> Result<Verb> {
     }
     ensure!(!options.configs.is_empty(), "usage: cargo xtask config check FILE... [--json]");
     Ok(Verb::Config(ConfigVerb::Check(options)))
+}
+
+fn parse_config_explain(words: &mut lexopt::Parser) -> Result<Verb> {
+    let mut options = explain::Options::default();
+    let mut config = None;
+    while let Some(word) = words.next()? {
+        match word {
+            Long("facts") => options.facts = Some(words.value()?.into()),
+            Long("json") => options.json = true,
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            Value(name) if config.is_none() => config = Some(name.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    options.config = config.context("usage: cargo xtask config explain FILE [--facts FACTS] [--json]")?;
+    Ok(Verb::Config(ConfigVerb::Explain(options)))
 }
 
 fn parse_config_pack(words: &mut lexopt::Parser) -> Result<Verb> {
@@ -526,6 +552,8 @@ mod tests {
             (&["config"], "config check"),
             (&["config", "judge"], "config check"),
             (&["config", "check"], "FILE..."),
+            (&["config", "explain"], "--facts FACTS"),
+            (&["config", "explain", "a", "b"], "\"b\""),
             (&["config", "pack", "a.toml"], "-o OUT"),
         ] {
             let error = format!("{:#}", parse(words.iter().copied()).unwrap_err());
@@ -546,6 +574,10 @@ mod tests {
         let check = parse(["config", "check", "a", "--json", "b"]).unwrap();
         assert!(
             matches!(check, Verb::Config(ConfigVerb::Check(options)) if options.json && options.configs == ["a", "b"])
+        );
+        let explain = parse(["config", "explain", "a", "--facts", "f", "--json"]).unwrap();
+        assert!(
+            matches!(explain, Verb::Config(ConfigVerb::Explain(options)) if options.json && options.facts == Some("f".into()))
         );
         let pack = parse(["config", "pack", "a", "-o", "b"]).unwrap();
         assert!(matches!(pack, Verb::Config(ConfigVerb::Pack { .. })));

@@ -45,6 +45,7 @@ fn what_is_booted_is_one_thing() {
         "config = \"c\"\nguest_direct = \"bench\"",
         "guest_direct = \"bench\"\npatch_load_base = \"64M\"",
         "guest_direct = \"bench\"\nreplace = { a = \"b\" }",
+        "bundle = \"none\"\nexplain = true",
         "bundle = \"none\"\nrepeat = 0",
         "bundle = \"none\"\npromise = [\"I49\"]",
         "bundle = \"none\"\nneeds_qemu = \"nine\"",

@@ -104,6 +104,11 @@ impl Problems {
     pub fn findings(&self) -> &[Finding] {
         &self.0
     }
+
+    /// Each of them, for whoever goes on to speak of them.
+    pub fn into_findings(self) -> Vec<Finding> {
+        self.0
+    }
 }
 
 impl fmt::Display for Problems {
@@ -221,6 +226,13 @@ impl<'t> Reader<'t> {
         innermost(&self.spans, path).cloned().unwrap_or_default()
     }
 
+    /// Where everything stands that was read.
+    pub fn positions(&self) -> Positions {
+        let at = |span: &Range<usize>| position(self.text.get(..span.start).unwrap_or(self.text));
+        let places = self.spans.iter().map(|(key, span)| (key.clone(), at(span))).collect();
+        Positions { file: self.file.clone(), places }
+    }
+
     fn describe(&self, Problem { span, path, mistake }: &Problem) -> Finding {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let Mistake { message, what, remedy } = mistake;
@@ -241,6 +253,20 @@ impl<'t> Reader<'t> {
         let value = read(&mut table);
         table.refuse_unknown();
         value
+    }
+}
+
+/// Where the keys of a file stand, for what is found wrong with them when it has been read.
+#[derive(Debug)]
+pub struct Positions {
+    file: String,
+    places: BTreeMap<String, (usize, usize)>,
+}
+
+impl Positions {
+    /// The refusal of what the key at `path` says.
+    pub fn finding(&self, path: &KeyPath, refusal: Refusal) -> Finding {
+        Finding { file: self.file.clone(), position: innermost(&self.places, path).copied(), refusal }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Reads a facts file back into the library's [`Facts`]: strictly, and everything that is wrong in it at once, as
 //! configurations are read. Whatever the hypervisor of this tree reports can be read; `docs/facts.md` has the keys.
 
+use std::path::Path;
+
 use levelhead::addr::HostPhys;
 use levelhead::facts::frame::REVISION;
 use levelhead::facts::text::{BAR_KINDS, DIS_INTX, MEMORY_KINDS, PINS, POLARITIES, TRIGGERS};
@@ -33,10 +35,19 @@ const BARS: [&str; 6] = [
 /// What a register is called that makes no sense.
 const MALFORMED: &str = "malformed";
 
+/// Reads the facts file at `path`.
+///
+/// # Errors
+/// Everything that is wrong with it, one record each.
+pub fn load(path: &Path) -> Result<Facts, Problems> {
+    let content = config::content(path, "a facts file", "name a file that `cargo xtask facts` wrote")?;
+    parse(&path.display().to_string(), &content)
+}
+
 /// Reads the facts in `content`; mistakes are told as being in `file`.
 ///
 /// # Errors
-/// Everything that is wrong with them, one record each.
+/// As [`load`].
 pub fn parse(file: &str, content: &str) -> Result<Facts, Problems> {
     let mut reader = Reader::new(file, content, |_| None);
     let facts = reader.document(facts)?;

@@ -191,3 +191,13 @@ fn what_no_machine_can_be_is_refused() {
     }
     assert_eq!(problems(&Q35.replacen("revision = 1", "revision = 2", 1)).len(), 1);
 }
+
+#[test]
+fn a_file_that_is_not_there_is_a_record() {
+    let error = load("no/such/facts.toml".as_ref()).unwrap_err().to_string();
+    assert!(
+        error.starts_with("no/such/facts.toml: ERROR Config/no-such-file: file: cannot be read"),
+        "{error}"
+    );
+    assert!(error.ends_with("; to do: name a file that `cargo xtask facts` wrote"), "{error}");
+}
