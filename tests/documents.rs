@@ -316,3 +316,15 @@ fn the_configuration_ports_are_used_under_their_lock() {
         assert_eq!(body.matches("CONFIG_ADDRESS").count(), 1);
     }
 }
+
+#[test]
+fn every_test_that_the_intx_document_maps_a_path_to_exists() {
+    let (tests, cases) = (tests(), cases());
+    let document = text("docs/intx.md");
+    let section = document.split_once("## The Linux commit, path by path").expect("the section").1;
+    let rows = rows(section.split("\n## ").next().unwrap());
+    assert_eq!(rows.len(), 13, "every way into the handler");
+    for row in rows {
+        assert_eq!(judge_checks(&row[2], &[], &tests, &cases), Vec::<String>::new(), "{}", row[0]);
+    }
+}

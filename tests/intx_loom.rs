@@ -18,7 +18,7 @@
 
 mod support;
 
-use core::sync::atomic::{AtomicU64 as Counter, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool as Flag, AtomicU64 as Counter, Ordering::Relaxed};
 use std::sync::Arc;
 
 use levelhead::intx::{
@@ -49,20 +49,26 @@ fn explore(name: &str, bound: Option<usize>, model: impl Fn() + Sync + Send + 's
     println!("{name}: {} interleavings, {bound}", interleavings.load(Relaxed));
 }
 
-/// What a notifier stands for. Using it and tearing it down at the same time is what the grace period forbids; loom
-/// reports it, and also an order that only happened to be right.
+/// What a notifier stands for. Using it after it was torn down, or at the same time, is what the grace period forbids; of
+/// the cell loom reports an order that only happened to be right as well.
 #[derive(Default)]
 struct Receiver {
     memory: UnsafeCell<u32>,
+    /// Hidden from loom, which would take it for something that orders the two.
+    there: Flag,
 }
 
 impl Receiver {
+    fn set_up(&self) {
+        self.memory.with_mut(|_| self.there.store(true, Relaxed));
+    }
+
     fn notify(&self) {
-        self.memory.with(|_| ());
+        self.memory.with(|_| assert!(self.there.load(Relaxed), "notified after it was torn down"));
     }
 
     fn tear_down(&self) {
-        self.memory.with_mut(|_| ());
+        self.memory.with_mut(|_| self.there.store(false, Relaxed));
     }
 }
 
@@ -76,7 +82,15 @@ impl Switch {
     fn new(target: Notifier) -> Self {
         let slot = NotifierSlot::new();
         let Ok(_) = slot.replace(Control::mint(), target).poll(&slot) else { panic!("nobody is in flight") };
-        Self { slot, receivers: Default::default() }
+        let switch = Self { slot, receivers: Default::default() };
+        switch.set_up(target);
+        switch
+    }
+
+    fn set_up(&self, target: Notifier) {
+        if !target.is_none() {
+            self.receiver(target).set_up();
+        }
     }
 
     fn receiver(&self, target: Notifier) -> &Receiver {
@@ -105,6 +119,7 @@ impl Switch {
     /// Replaces the notifier. A poll that fails changes nothing, so it is as if it had come later: one poll at any point
     /// and one when `others` have left (which must succeed: nobody waits for ever) stand for a polling loop.
     fn replace(&self, control: Control, new: Notifier, others: &mut Vec<Deliverer>) -> Retired {
+        self.set_up(new);
         self.slot.replace(control, new).poll(&self.slot).unwrap_or_else(|waiting| {
             join(others);
             waiting.poll(&self.slot).expect("everybody has left")
@@ -179,6 +194,7 @@ fn n4_a_mark_is_never_lost_and_never_taken_twice() {
         let switch = Arc::new(Switch::new(Notifier::None));
         let mut others = deliverers(&switch, 2);
         let mut met = Vec::new();
+        switch.set_up(pin(0));
         let retiring = switch.slot.replace(Control::mint(), pin(0));
         let retired = retiring.poll(&switch.slot).unwrap_or_else(|waiting| {
             met = join(&mut others);

@@ -19,6 +19,8 @@ use crate::{bench, bundle, elf, facts, gdb, run, setup};
 
 /// The table's place in the tree.
 pub const TABLE: &str = "tests/qemu/cases.toml";
+/// The numbers of the INTx contract: invariants, ideas and races, each from 1 to here.
+pub const PROMISES: [(char, u32); 3] = [('I', 48), ('N', 21), ('T', 15)];
 /// How much of a failed case's console is shown.
 const TAIL: usize = 40;
 /// What a case's foreign kernel is called.
@@ -542,14 +544,11 @@ fn compile_foreign(source: &Path, mode: Mode, image: &Path) -> Result<()> {
 }
 
 /// Whether `text` is the number of a promise.
-fn is_promise(text: &str) -> bool {
-    let limit = match text.as_bytes().first() {
-        Some(b'I') => 48,
-        Some(b'N') => 21,
-        Some(b'T') => 15,
-        _ => return false,
-    };
-    let number = text.get(1..).unwrap_or_default();
+pub fn is_promise(text: &str) -> bool {
+    let mut characters = text.chars();
+    let class = characters.next();
+    let number = characters.as_str();
+    let limit = PROMISES.iter().find(|(letter, _)| class == Some(*letter)).map_or(0, |(_, last)| *last);
     !number.starts_with(['0', '+']) && number.parse().is_ok_and(|number: u32| (1..=limit).contains(&number))
 }
 

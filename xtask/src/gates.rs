@@ -8,7 +8,7 @@ mod levels;
 mod no_panic;
 mod no_std;
 mod safety;
-mod source;
+pub mod source;
 mod unsafe_code;
 
 use std::time::Instant;

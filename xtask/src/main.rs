@@ -4,6 +4,8 @@
 //! * `gdb`: the same, stopped, for gdb to attach to;
 //! * `test`: everything that must hold;
 //! * `gate`: what must not be there, proved;
+//! * `contract`: every promise about INTx with its proof;
+//! * `mutants`: faults put in on purpose, which the proofs must notice;
 //! * `bench`: what an interrupt costs;
 //! * `config`: judge, explain and pack configurations;
 //! * `facts`: what a machine is, as the hypervisor reports it;
@@ -22,6 +24,7 @@ mod cases;
 mod check;
 mod config;
 mod console;
+mod contract;
 mod digest;
 mod docs;
 mod doctor;
@@ -32,6 +35,7 @@ mod gates;
 mod gdb;
 mod live;
 mod log;
+mod mutants;
 mod process;
 mod qemu;
 mod run;
@@ -83,6 +87,13 @@ cargo xtask <verb>: build, run, test and measure Levelhead
 
   gate [NAME ...]            run proof gates, all without a NAME: levels, unsafe, safety, documents, no-std, no-panic,
                              doc
+      --json                 one JSON object per line, as for `test`
+
+  contract [NUMBER ...]      every promise of the INTx contract (I1 to I48, N1 to N21, T1 to T15) with its proof
+      --json                 one JSON object per line; see docs/json.md
+
+  mutants [FILTER ...]       put each fault of tests/mutants/ into a copy of the tree: the tests it names must fail
+      --list                 only list them
       --json                 one JSON object per line, as for `test`
 
   bench intx                 count instructions and VM exits per interrupt, bare and under Levelhead
@@ -139,6 +150,8 @@ enum Verb {
     Gdb(gdb::Options),
     Test(test::Options),
     Gate(gates::Options),
+    Contract(contract::Options),
+    Mutants(mutants::Options),
     Bench(bench::Options),
     Facts(facts::Options),
     Symbolise(symbols::Options),
@@ -190,6 +203,8 @@ fn perform(verb: &Verb) -> Result<()> {
         Verb::Gdb(options) => gdb::gdb(&tree, options),
         Verb::Test(options) => test::test(&tree, options),
         Verb::Gate(options) => gates::run(&tree, options),
+        Verb::Contract(options) => contract::run(&tree, options),
+        Verb::Mutants(options) => mutants::run(&tree, options),
         Verb::Bench(options) => bench::intx(&tree, options),
         Verb::Facts(options) => facts::facts(&tree, options),
         Verb::Symbolise(options) => symbols::symbolise(&tree, options),
@@ -218,6 +233,8 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         "gdb" => parse_run(&mut words, Boot::Gdb),
         "test" => parse_test(&mut words),
         "gate" => parse_gate(&mut words),
+        "contract" => parse_contract(&mut words),
+        "mutants" => parse_mutants(&mut words),
         "bench" => parse_bench(&mut words),
         "facts" => parse_run(&mut words, Boot::Facts),
         "symbolise" => parse_symbolise(&mut words),
@@ -228,8 +245,8 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         "help" => Ok(Verb::Help),
         other => {
             bail!(
-                "there is no verb {other:?}; the verbs are run, gdb, test, gate, bench, facts, symbolise, config, doctor, build, docs \
-                 and help"
+                "there is no verb {other:?}; the verbs are run, gdb, test, gate, contract, mutants, bench, facts, symbolise, config, \
+                 doctor, build, docs and help"
             )
         }
     }
@@ -335,6 +352,33 @@ fn parse_gate(words: &mut lexopt::Parser) -> Result<Verb> {
         }
     }
     Ok(Verb::Gate(options))
+}
+
+fn parse_contract(words: &mut lexopt::Parser) -> Result<Verb> {
+    let mut options = contract::Options::default();
+    while let Some(word) = words.next()? {
+        match word {
+            Long("json") => options.json = true,
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            Value(number) => options.numbers.push(number.string()?.to_uppercase()),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Verb::Contract(options))
+}
+
+fn parse_mutants(words: &mut lexopt::Parser) -> Result<Verb> {
+    let mut options = mutants::Options::default();
+    while let Some(word) = words.next()? {
+        match word {
+            Long("json") => options.json = true,
+            Long("list") => options.list = true,
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            Value(filter) => options.filters.push(filter.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Verb::Mutants(options))
 }
 
 fn parse_bench(words: &mut lexopt::Parser) -> Result<Verb> {
@@ -535,7 +579,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (words, hint) in [
-            (&["fly"][..], "run, gdb, test, gate, bench"),
+            (&["fly"][..], "run, gdb, test, gate, contract"),
             (&["run", "--fly"], "--fly"),
             (&["run", "a", "b"], "\"b\""),
             (&["run", "--smp", "many"], "many"),
@@ -570,6 +614,10 @@ mod tests {
         assert!(matches!(doctor, Verb::Doctor(options) if options.json && options.qemu == Some("q".into())));
         assert!(matches!(parse(["bench", "intx", "--json"]).unwrap(), Verb::Bench(_)));
         assert!(matches!(parse(["gate", "no-std", "--json"]).unwrap(), Verb::Gate(_)));
+        let contract = parse(["contract", "i5", "--json"]).unwrap();
+        assert!(matches!(contract, Verb::Contract(options) if options.json && options.numbers == ["I5"]));
+        let mutants = parse(["mutants", "t1", "--list"]).unwrap();
+        assert!(matches!(mutants, Verb::Mutants(options) if options.list && options.filters == ["t1"]));
         assert!(matches!(parse(["symbolise", "log", "--image", "a"]).unwrap(), Verb::Symbolise(_)));
         let check = parse(["config", "check", "a", "--json", "b"]).unwrap();
         assert!(

@@ -7,7 +7,7 @@
 mod host;
 mod passes;
 mod report;
-mod suite;
+pub mod suite;
 
 use std::collections::VecDeque;
 use std::env;

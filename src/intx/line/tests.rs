@@ -108,6 +108,21 @@ fn i14_i48_a_new_source_is_closed_and_stays_closed_without_a_notifier() {
 }
 
 #[test]
+fn i43_i48_nothing_of_the_last_source_is_left_for_the_next_at_its_place() {
+    for gate in GATES {
+        let mut line = serving(gate);
+        let _lowered = eoi(&mut line);
+        assert_ne!(ledger(&line), Ledger::default());
+        let _closed = retire(&mut line, Notifier::None, Parity::Odd);
+        let _gone = line.detach(S).expect("idle and without a notifier");
+        let (sharer, _effects) = line.attach().expect("a place is free");
+        assert_eq!(sharer, S);
+        assert_eq!(ledger(&line), Ledger::default());
+        assert_eq!(*line.source(S).unwrap(), SourceState::NEW);
+    }
+}
+
+#[test]
 fn i30_the_gate_closes_in_the_step_that_asks_for_the_notification() {
     let mut line = open(Gate::RteMask);
     let effects = line.step(Event::Wire { metered: true });

@@ -12,6 +12,7 @@ use super::{Fuzz, Options, Report, Verdict, host};
 use crate::build::{Tree, cargo};
 use crate::digest::Digest;
 use crate::process::{self, End};
+use crate::signals;
 
 /// No suite takes this long...
 const LIMIT: Duration = Duration::from_secs(900);
@@ -92,6 +93,24 @@ pub fn models(tree: &Tree) -> Result<Vec<Suite>, Vec<String>> {
     programs("model/", &mut build)
 }
 
+/// The library's own tests, or one program of `tests/`, without the hypervisor and what only it needs.
+///
+/// # Errors
+/// What cargo said when it does not build.
+pub fn library(tree: &Tree, program: &str) -> Result<Vec<Suite>, Vec<String>> {
+    let mut build = cargo();
+    build.current_dir(&tree.root).args(["test", "--package", "levelhead", "--features", "emulate"]);
+    build.args(["--no-default-features", "--no-run", "--message-format=json-render-diagnostics"]);
+    build.arg("--target-dir").arg(&tree.target);
+    // Built far more often than run.
+    build.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0").env("CARGO_PROFILE_DEV_DEBUG", "0");
+    match program {
+        "levelhead" => build.arg("--lib"),
+        other => build.args(["--test", other]),
+    };
+    programs("host/", &mut build)
+}
+
 /// Builds test programs and lists what they hold.
 fn programs(prefix: &str, build: &mut Command) -> Result<Vec<Suite>, Vec<String>> {
     let messages = host::output(build)?;
@@ -143,6 +162,11 @@ impl Suite {
         (!self.tests.is_empty()).then_some(self)
     }
 
+    /// What the names of its tests begin with.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
     /// How many tests are wanted.
     pub fn len(&self) -> usize {
         self.tests.len()
@@ -187,36 +211,22 @@ impl Suite {
     /// Runs `tests`, which are all that the program has if it is run `whole`, and records each as its result comes in. A
     /// test without a result has failed: the program crashed or hung. Returns those that passed.
     fn run<'a>(&self, tests: &[&'a str], whole: bool, fuzz: Fuzz, report: &Report) -> Vec<&'a str> {
-        let mut command = self.start.command();
-        command.envs(fuzz.variables());
         let limit = if fuzz.rounds.is_some() { LIMIT_OF_MORE } else { LIMIT };
-        if !whole {
-            command.arg("--exact").args(tests);
-        }
-        let mut left: BTreeSet<&'a str> = tests.iter().copied().collect();
         let mut passed = Vec::new();
         let mut last = Instant::now();
         let mut output = Vec::new();
         report.begin(&self.label);
-        let end = process::run(&mut command, limit, |_, line| {
+        let end = self.play(tests, whole, fuzz, limit, |line, result| {
             output.push(line.to_owned());
-            let Some((test, verdict)) = parse_result(line) else { return };
-            // Only names it listed count: a test can print lines that look like results.
-            if let Some(test) = left.take(test) {
-                if verdict == Verdict::Passed {
-                    passed.push(test);
-                }
-                report.record(&full_name(&self.label, test), verdict, Some(last.elapsed()));
-                last = Instant::now();
+            let Some((test, verdict)) = result else { return };
+            if verdict == Verdict::Passed {
+                passed.push(test);
             }
+            report.record(&full_name(&self.label, test), verdict, Some(last.elapsed()));
+            last = Instant::now();
         });
         report.finish(&self.label);
-        let why = match end {
-            Ok(End::Exited(0)) if left.is_empty() => return passed,
-            Ok(End::Interrupted(_)) => return passed,
-            Ok(end) => format!("the program {end}"),
-            Err(error) => format!("{error:#}"),
-        };
+        let Err(Unfinished { why, left }) = end else { return passed };
         for test in left {
             report.record(&full_name(&self.label, test), Verdict::Failed(vec![why.clone()]), None);
         }
@@ -227,6 +237,62 @@ impl Suite {
         report.explain(&lines);
         passed
     }
+
+    /// Runs all of them for so long at most, and says by its full name which test ended how.
+    ///
+    /// # Errors
+    /// When we are asked to end meanwhile.
+    pub fn verdicts(&self, limit: Duration) -> Result<Vec<(String, Verdict)>, Vec<String>> {
+        let tests: Vec<&str> = self.tests.iter().map(String::as_str).collect();
+        let mut verdicts = Vec::new();
+        let end = self.play(&tests, self.whole, Fuzz::default(), limit, |_, result| {
+            verdicts.extend(result.map(|(test, verdict)| (full_name(&self.label, test), verdict)));
+        });
+        if let Some(signal) = signals::caught() {
+            return Err(vec![format!("interrupted by {}", signals::name(signal))]);
+        }
+        if let Err(Unfinished { why, left }) = end {
+            let lost = |test: &&str| (full_name(&self.label, test), Verdict::Failed(vec![why.clone()]));
+            verdicts.extend(left.iter().map(lost));
+        }
+        Ok(verdicts)
+    }
+
+    /// Runs the program, and hands on every line it prints with the result that the line reports.
+    fn play<'a>(
+        &self,
+        tests: &[&'a str],
+        whole: bool,
+        fuzz: Fuzz,
+        limit: Duration,
+        mut on_line: impl FnMut(&str, Option<(&'a str, Verdict)>),
+    ) -> Result<(), Unfinished<'a>> {
+        let mut command = self.start.command();
+        command.envs(fuzz.variables());
+        if !whole {
+            command.arg("--exact").args(tests);
+        }
+        let mut left: BTreeSet<&'a str> = tests.iter().copied().collect();
+        let end = process::run(&mut command, limit, |_, line| {
+            // Only names it listed count: a test can print lines that look like results.
+            let result = parse_result(line).and_then(|(test, verdict)| Some((left.take(test)?, verdict)));
+            on_line(line, result);
+        });
+        let why = match end {
+            Ok(End::Exited(0)) if left.is_empty() => return Ok(()),
+            Ok(End::Interrupted(_)) => return Ok(()),
+            Ok(end) => format!("the program {end}"),
+            Err(error) => format!("{error:#}"),
+        };
+        Err(Unfinished { why, left })
+    }
+}
+
+/// A program that did not end well.
+struct Unfinished<'a> {
+    why: String,
+    /// Its tests without a result.
+    left: BTreeSet<&'a str>,
 }
 
 fn full_name(label: &str, test: &str) -> String {
