@@ -21,7 +21,7 @@ use crate::build::{Profile, Tree};
 use crate::process::{self, End};
 use crate::qemu::{Machine, shell_word};
 use crate::symbols::Guest;
-use crate::{bundle, run, setup};
+use crate::{bundle, run, setup, signals};
 
 /// What `gdb` was asked for.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +43,8 @@ pub fn gdb(tree: &Tree, options: &Options) -> Result<()> {
     let mut machine = run::machine(&tree, &options.run, "gdb")?;
     let config = bundle::config_path(&tree, &options.run.config);
     let name = config.file_stem().with_context(|| format!("{} has no file name", config.display()))?;
+    // From here on a Ctrl-C ends QEMU and not us, so that the script does not stay behind.
+    signals::catch();
     let script = tree.scratch("gdb")?.join(name).with_extension("gdb");
     bundle::write(&script, stop(&mut machine, options.port)?.as_bytes())?;
     if options.run.verbose {

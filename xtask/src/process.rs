@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write as _};
 use std::ops::ControlFlow;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::signals;
+use crate::{setup, signals};
 
 /// Longest line handed on whole, in bytes; a longer one arrives in pieces.
 const LINE_LIMIT: u64 = 4096;
@@ -72,6 +73,19 @@ pub enum Event<'a> {
     Line(Stream, &'a str),
     /// Nothing came for a moment, or much comes and a moment has passed.
     Tick,
+}
+
+/// A command that runs `program` and is killed with the thread that starts it, however that ends: also by a signal that
+/// nobody can catch. Setting this up takes a word from util-linux; where that is missing, only what we can catch ends it.
+pub fn bound(program: &Path) -> Command {
+    match setup::find("setpriv") {
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+            command
+        }
+        None => Command::new(program),
+    }
 }
 
 /// Kills the process when dropped, so that no early return leaves it behind.
@@ -290,6 +304,20 @@ mod tests {
             assert_eq!(ask(script).unwrap_err().to_string(), what, "{script}");
         }
         assert!(answer(&mut Command::new("/nonexistent/x"), "", Duration::from_secs(1)).is_err());
+    }
+
+    #[test]
+    fn a_bound_process_does_not_outlive_the_thread_that_started_it() {
+        let start = || {
+            let mut command = bound(Path::new("/bin/sh"));
+            command.args(["-c", "echo; exec sleep 60"]).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            // It runs, so that it has been bound by now.
+            child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+            child
+        };
+        let mut child = thread::spawn(start).join().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(9), "it must not sleep its 60 s to the end");
     }
 
     #[test]

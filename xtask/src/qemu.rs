@@ -6,14 +6,15 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::digest::Digest;
 use crate::live;
 use crate::process::{self, End, Event, Stream};
+use crate::setup;
 use crate::symbols::{Guest, Symbols};
 
 /// The name QEMU is looked up by.
@@ -169,7 +170,12 @@ impl Machine {
         let mut console = Vec::new();
         let mut complaints = Vec::new();
         let mut symbols = Symbols::new(&self.root, [self.kernel.clone()], &self.guests);
-        let mut command = Command::new(&self.qemu);
+        ensure!(
+            setup::is_program(&self.qemu),
+            "cannot start {}: it is no executable file",
+            self.qemu.display()
+        );
+        let mut command = process::bound(&self.qemu);
         // In a group of its own: a Ctrl-C is for us, who then end it and say so.
         command.process_group(0);
         command.args(match monitor {
@@ -336,6 +342,7 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
+    use std::process::Command;
 
     use super::*;
 
