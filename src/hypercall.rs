@@ -77,6 +77,8 @@ pub enum Call {
     ConsoleWrite(Buffer),
     /// Function 9: ends the partition; 0 is success. Does not return.
     Exit(u32),
+    /// Function 10: ends the guest and asks for its partition to be started again. Does not return.
+    Reset,
 }
 
 /// Why a call failed: the negative value in RAX. Nothing has changed then, and RBX, RCX, RDX are as they were.
@@ -159,6 +161,7 @@ impl Call {
                 Self::ConsoleWrite(buffer(rbx, rcx, 1)?)
             }
             9 => Self::Exit(u32::try_from(rbx).map_err(|_| CallError::BadArgument)?),
+            10 => Self::Reset,
             _ => return Err(CallError::BadFunction),
         })
     }
@@ -394,11 +397,12 @@ mod tests {
         let text = Buffer { address: GuestPhys::new(0x2001), bytes: 5 };
         assert_eq!(call(8, 0x2001, 5, 0), Ok(Call::ConsoleWrite(text)));
         assert_eq!(call(9, 3, 0, 0), Ok(Call::Exit(3)));
+        assert_eq!(call(10, 9, 9, 9), Ok(Call::Reset));
     }
 
     #[test]
     fn bad_arguments_are_error_codes() {
-        assert_eq!(call(10, 0, 0, 0), Err(CallError::BadFunction));
+        assert_eq!(call(11, 0, 0, 0), Err(CallError::BadFunction));
         assert_eq!(call(u64::MAX, 0, 0, 0), Err(CallError::BadFunction));
         assert_eq!(call(1 << 32, 0, 0, 0), Err(CallError::BadFunction), "64 bits of RAX count");
         for function in 1..=7 {

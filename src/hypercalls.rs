@@ -30,6 +30,7 @@ impl Partition {
         let reply = match Call::decode(&self.world.frame.regs, caller) {
             Err(error) => Err(error),
             Ok(Call::Exit(code)) => return Next::End(End::Code { code, by_hypercall: true }),
+            Ok(Call::Reset) => return Next::End(End::Reset),
             Ok(Call::SetNotifier(index, target)) => match self.target(target) {
                 Ok(notifier) => return self.replace(machine, index, notifier),
                 // A source that does not exist is named first.
@@ -77,7 +78,9 @@ impl Partition {
                 Ok([LedgerRecord::BYTES as u64, 0, 0])
             }
             Call::ConsoleWrite(buffer) => self.console_write(buffer),
-            Call::SetNotifier(..) | Call::ClearNotifier(_) | Call::Exit(_) => Err(CallError::Unsupported),
+            Call::SetNotifier(..) | Call::ClearNotifier(_) | Call::Exit(_) | Call::Reset => {
+                Err(CallError::Unsupported)
+            }
         }
     }
 

@@ -18,6 +18,7 @@ use crate::arch::x86::cpu::{ThisCpu, halt_for_ever};
 use crate::arch::x86::lapic::WAKE_VECTOR;
 use crate::arch::x86::paging::AddressSpace;
 use crate::boot::smp;
+use crate::lives::restart;
 use crate::machine::Machine;
 use crate::report::{self, BootError};
 use crate::rt::exit::Verdict;
@@ -88,12 +89,20 @@ fn run_own(cpu: &mut ThisCpu, machine: &'static Machine) {
     unsafe {
         partition.world.activate(cpu);
     }
-    partition.counters.reach(Stage::Running);
-    let end = run::run(cpu, machine, &mut partition);
-    run::quiesce(cpu, machine, &mut partition);
+    let end = loop {
+        partition.counters.reach(Stage::Running);
+        partition.note_begin();
+        let end = run::run(cpu, machine, &mut partition);
+        run::quiesce(cpu, machine, &mut partition);
+        partition.flush_line();
+        end.report(&mut partition);
+        match partition.restart_after(end) {
+            Some(due) if restart(cpu, machine, &mut partition, due) => {}
+            _ => break end,
+        }
+    };
     partition.counters.reach(Stage::Ended);
     partition.flush();
-    end.report(&mut partition);
     if cpu.nmi_count() > 0 {
         warn!("CPU {}: {} NMI(s) since boot", cpu.id().0, cpu.nmi_count());
     }

@@ -57,6 +57,7 @@ pub(crate) struct Here {
 /// A partition's receiving end, which any CPU may reach: its interrupt chips and the way to those who run it.
 #[derive(Debug)]
 pub(crate) struct Receiver {
+    model: LapicModel,
     chips: Ordered<Chips>,
     doors: [Door; VCPUS],
     /// Pins to be completed without the guest, as it made them deliver NMI or INIT, by whichever of its CPUs comes first.
@@ -74,10 +75,17 @@ impl Receiver {
     /// The receiving end of a partition whose virtual CPUs run on these CPUs.
     pub(crate) fn new(cpus: [ApicId; VCPUS], model: LapicModel) -> Self {
         Self {
+            model,
             chips: Ordered::new(Rank::Chips, Chips::new(model)),
             doors: cpus.map(|apic| Door { apic, bell: Doorbell::new() }),
             due: AtomicU32::new(0),
         }
+    }
+
+    /// Makes the chips what they are at power-up. No notifier leads here, and no virtual CPU runs.
+    pub(crate) fn renew(&self) {
+        self.chips(|chips| *chips = Chips::new(self.model));
+        self.due.store(0, Ordering::Release);
     }
 
     /// Runs `body` with the chips, alone. Nothing of a line and of no other partition is reached from in there.

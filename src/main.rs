@@ -13,6 +13,7 @@ mod console;
 mod exits;
 mod hypercalls;
 mod launch;
+mod lives;
 mod machine;
 mod order;
 mod partition;

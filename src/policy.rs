@@ -1,5 +1,5 @@
-//! What is done about devices that storm, guests that never complete, and functions that cannot be reset: the values
-//! alone. The configuration reads them, `intx` and the hypervisor act by them.
+//! What is done about devices that storm, guests that never complete, functions that cannot be reset, and guests that end:
+//! the values alone. The configuration reads them, `intx` and the hypervisor act by them.
 //!
 //! Times are in milliseconds of real time. The defaults are those of a device whose configuration says nothing; nothing is
 //! watched then, so nothing costs.
@@ -129,6 +129,45 @@ impl fmt::Display for NoReset {
     }
 }
 
+/// Whether a partition starts again when its guest ended other than by reporting success: as at boot, with its memory as its
+/// image makes it and its functions reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RestartPolicy {
+    /// `restart`: how often; `None`: always.
+    pub at_most: Option<u32>,
+    /// `restart-pause`: how long after the end, doubled with each restart in a row.
+    pub pause_ms: u32,
+}
+
+impl RestartPolicy {
+    /// What a number of restarts may be.
+    pub const AT_MOST: RangeInclusive<u32> = 1..=1_000_000;
+    /// The longest first pause.
+    pub const MAX_PAUSE_MS: u32 = 3_600_000;
+    /// What `restart-pause` may be.
+    pub const PAUSE_MS: RangeInclusive<u32> = 0..=Self::MAX_PAUSE_MS;
+
+    /// Never.
+    pub const NEVER: Self = Self::new(Some(0));
+
+    /// So many, with a pause of 100 ms.
+    pub const fn new(at_most: Option<u32>) -> Self {
+        Self { at_most, pause_ms: 100 }
+    }
+
+    /// Whether there may be any.
+    pub const fn restarts(&self) -> bool {
+        !matches!(self.at_most, Some(0))
+    }
+}
+
+impl Default for RestartPolicy {
+    /// A guest that ended is over: whoever relies on it has to look at the record.
+    fn default() -> Self {
+        Self::NEVER
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,5 +180,6 @@ mod tests {
         assert!(StormLimit::PAUSE_MS.contains(&storm.pause_ms));
         assert!(StormLimit::RETRIES.contains(&storm.retries));
         assert!(EoiDeadline::AFTER_MS.contains(&EoiDeadline::new(NeverEoi::Hold).after_ms));
+        assert!(RestartPolicy::PAUSE_MS.contains(&RestartPolicy::new(None).pause_ms));
     }
 }

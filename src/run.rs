@@ -7,10 +7,13 @@
 //!     └──── inject what waits (VirtualChips::before_entry) <───────────────────────────────┘
 //! ```
 
+use core::fmt;
+
 use levelhead::decide::MAX_SOURCES;
 use levelhead::hypercall::answer;
 use levelhead::intx::{Completion, MaskReasons, Notifier, Replacing, SourceId, count};
-use levelhead::irq::Vector;
+use levelhead::irq::{Gsi, Vector};
+use levelhead::message::{Message, Record};
 use levelhead::svm::{self, NmiMask, interrupted_delivery};
 use levelhead::vcpu::Exit;
 use levelhead::virq::{Event, Exited, Interruptibility, NmiWindow};
@@ -21,12 +24,16 @@ use crate::arch::x86::lapic::{SPURIOUS_VECTOR, TIMER_VECTOR};
 use crate::machine::Machine;
 use crate::partition::end::End;
 use crate::partition::{BOOT, Partition};
+use crate::report::record;
 
 /// How soon the CPU comes back at first when a non-maskable interrupt has to wait for the guest, in TSC ticks. Doubled
 /// each time it came too soon, so that the guest gets its instruction done however slow a world switch is.
 const NMI_RETRY_TICKS: u64 = 50_000;
 /// How often it is doubled at most.
 const NMI_RETRY_DOUBLINGS: u32 = 10;
+
+/// How long an interrupt that was sent may take to be taken and given its EOI, in TSC ticks.
+const HELD_TICKS: u64 = 1 << 28;
 
 /// What an exit's handler leaves for the next entry.
 #[derive(Debug)]
@@ -279,16 +286,57 @@ pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &'static Machine, partition: &
         machine.lines.mask(source, MaskReasons::RESET, &mut machine.wires());
         let arrived = cpu.window();
         take(machine, partition, arrived);
-        // Another CPU holds the right for a bounded time.
-        let control = loop {
-            if let Some(control) = machine.control.with(Option::take) {
-                break control;
-            }
-            core::hint::spin_loop();
-        };
-        match machine.lines.replace(control, source, Notifier::None, Completion::Reset) {
-            Ok(replacing) => retire(cpu, machine, partition, replacing),
-            Err((control, _)) => machine.control.with(|slot| *slot = Some(control)),
-        }
+        replace_now(cpu, machine, partition, source, Notifier::None, Completion::Reset);
+        close_source(cpu, machine, partition, source);
     }
+}
+
+/// Replaces a source's notifier, and returns when the old one is out of use.
+pub(crate) fn replace_now(
+    cpu: &mut ThisCpu,
+    machine: &'static Machine,
+    partition: &mut Partition,
+    source: SourceId,
+    new: Notifier,
+    how: Completion,
+) {
+    // Another CPU holds the right for a bounded time.
+    let control = loop {
+        if let Some(control) = machine.control.with(Option::take) {
+            break control;
+        }
+        core::hint::spin_loop();
+    };
+    match machine.lines.replace(control, source, new, how) {
+        Ok(replacing) => retire(cpu, machine, partition, replacing),
+        Err((control, _)) => machine.control.with(|slot| *slot = Some(control)),
+    }
+}
+
+/// Makes sure that nothing of a silent source's past is left: no interrupt of a line that is masked as a whole is still on
+/// its way (Remote IRR, I48), and its books balance (N5).
+fn close_source(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Partition, source: SourceId) {
+    let Some(report) = machine.lines.source_report(source) else { return };
+    if let Err(imbalance) = report.account.balance() {
+        let what = format_args!("{imbalance:?}");
+        record_bug(partition, report.gsi, Message::LedgerOpen, Some(&what));
+    }
+    let masked = machine.lines.line_reports().any(|line| line.gsi == report.gsi && line.state.rte_masked);
+    let begin = tsc();
+    while masked && machine.io_apics.with(|chips| chips.is_held(report.gsi)) {
+        // Taken by whichever CPU it was sent to, and each looks at its interrupts soon.
+        if tsc().saturating_sub(begin) > HELD_TICKS {
+            record_bug(partition, report.gsi, Message::LineHeld, None);
+            machine.io_apics.with(|chips| chips.let_go(report.gsi));
+            return;
+        }
+        let arrived = cpu.window();
+        take(machine, partition, arrived);
+    }
+}
+
+#[cold]
+fn record_bug(partition: &Partition, gsi: Gsi, message: Message, what: Option<&dyn fmt::Display>) {
+    let place = format_args!("partition {}, {gsi}", partition.name);
+    record(Record { message, place: &place, what, remedy: None });
 }

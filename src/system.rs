@@ -137,9 +137,11 @@ impl System<'_> {
     pub(crate) fn build(mut self) -> Result<(&'static Machine, Vec<Placed>), BootError> {
         let module = bundle(self.loader)?;
         let (config, bundle) = config::unpack(module)?;
+        // Kept for good: partitions that start again do so from it.
+        let config: &config::Config = Box::leak(Box::new(config));
         let misplaced = core::mem::take(&mut self.claimed.findings);
         let mut refusals: Vec<_> = misplaced.into_iter().map(|finding| finding.refusal).collect();
-        refusals.extend(judge(&config, bundle.images()).iter().map(Fault::refusal));
+        refusals.extend(judge(config, bundle.images()).iter().map(Fault::refusal));
         if !refusals.is_empty() {
             return Err(BootError::from(refusals));
         }
@@ -152,17 +154,17 @@ impl System<'_> {
         });
         let images = bundle.images().len();
         // What is wrong in any case is refused before firmware is asked.
-        let mut plan = settled(decide(&config, images, Some(&facts)))?;
-        let asked = unrouted(&config, &facts);
+        let mut plan = settled(decide(config, images, Some(&facts)))?;
+        let asked = unrouted(config, &facts);
         if !asked.is_empty() {
-            let bystanders = loud(&config, &facts).into_iter().map(|(bdf, _)| bdf);
+            let bystanders = loud(config, &facts).into_iter().map(|(bdf, _)| bdf);
             let mut places = places(&facts, asked.iter().copied().chain(bystanders));
             if places.len() > prt::MAX_PLACES {
                 // The bystanders' lines stay unknown.
                 places = decide::places(&facts, asked.iter().copied());
             }
             facts.routing = routing(self.loader, &asked, places, &host_config, self.space, self.frames)?;
-            plan = settled(decide(&config, images, Some(&facts)))?;
+            plan = settled(decide(config, images, Some(&facts)))?;
         }
 
         assign::report_bystanders(&plan.bystanders);
@@ -170,7 +172,7 @@ impl System<'_> {
         let receivers = receivers(&plan)?;
         let partitions = u8::try_from(config.partitions.len()).unwrap_or(u8::MAX);
         let (lines, mut control) = LineTable::new(Targets { partitions, pins: PINS, poll_counters: 0 });
-        let clock = clock(&config, self.platform.pm_timer)?;
+        let clock = clock(config, self.platform.pm_timer)?;
         let mut assigner = Assigner::new(&host_config, &io_apics, lines, clock);
         let mut placed: Vec<Placed> = Vec::new();
         let mut notifiers = Vec::new();
@@ -228,6 +230,9 @@ fn receivers(plan: &Plan) -> Result<&'static [Receiver], Refusal> {
 /// Measures the clock, if a policy has a time in it.
 fn clock(config: &config::Config, timer: Option<PmTimer>) -> Result<Option<Clock>, Refusal> {
     let timed = config.partitions.iter().find_map(|partition| {
+        if partition.restart.restarts() {
+            return Some(format!("partition {}", partition.name));
+        }
         let timed = partition.devices.iter().find(|device| shortest_ms(&device.policy).is_some())?;
         Some(format!("partition {}, device {}", partition.name, timed.bdf))
     });

@@ -34,6 +34,8 @@ pub mod function {
     pub const CONSOLE_WRITE: u64 = 8;
     /// Ends the partition.
     pub const EXIT: u64 = 9;
+    /// Asks for the partition to be started again.
+    pub const RESET: u64 = 10;
 }
 
 /// Error codes, as RAX has them.

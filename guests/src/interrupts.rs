@@ -269,6 +269,13 @@ pub(crate) fn init() {
     }
 }
 
+/// Raises an exception that is looked up in the table of `limit` bytes, less one, at `base`, in which there is none for it.
+pub fn triple_fault_by(limit: u16, base: u64) {
+    let table = TablePointer { limit, base };
+    // SAFETY: the exception ends the guest: no handler and no Rust code runs after it.
+    unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const table) };
+}
+
 /// The operand of LIDT (APM2 4.6.1).
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed)]

@@ -15,6 +15,7 @@
 //! | --- | --- | --- |
 //! | `apic=xapic`, `apic=x2apic` | how to reach the local APIC | x2APIC where CPUID has it |
 //! | `gsi=N` | the IO-APIC pin of `edu`'s interrupt | Interrupt Line under Levelhead, q35's rule else |
+//! | `bus=N` | the PCI bus on which devices are looked for | 0 |
 //! | `exit-port=N` | where the result goes | 0xf4 |
 #![no_std]
 

@@ -1,4 +1,4 @@
-//! PCI configuration space by the ports CF8 and CFC (PCI 3.0 3.2.2.3.2), bus 0 only.
+//! PCI configuration space by the ports CF8 and CFC (PCI 3.0 3.2.2.3.2).
 #![expect(unsafe_code, reason = "port I/O")]
 
 use crate::cpu::{self, Mmio, in8, in16, in32, out16, out32};
@@ -25,9 +25,10 @@ const INTERRUPT_DISABLE: u16 = 1 << 10;
 /// Status: the function wants its interrupt line asserted, whatever `INTERRUPT_DISABLE` says.
 const INTERRUPT_STATUS: u16 = 1 << 3;
 
-/// A function on bus 0.
+/// A function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Function {
+    bus: u8,
     slot: u8,
     function: u8,
 }
@@ -47,26 +48,32 @@ impl Function {
         Self::all(vendor, device).next()
     }
 
-    /// All functions of this vendor and device number, by slot and function.
+    /// All functions of this vendor and device number on the bus that the command line names, by slot and function.
     pub fn all(vendor: u16, device: u16) -> impl Iterator<Item = Self> {
+        let bus = cmdline::number("bus").and_then(|bus| u8::try_from(bus).ok()).unwrap_or(0);
+        Self::all_on(bus, vendor, device)
+    }
+
+    /// The same on another bus.
+    pub fn all_on(bus: u8, vendor: u16, device: u16) -> impl Iterator<Item = Self> {
         const SEVERAL_FUNCTIONS: u8 = 1 << 7;
         let wanted = u32::from(device) << 16 | u32::from(vendor);
-        let functions = (0..32).flat_map(|slot| {
-            let first = Self { slot, function: 0 };
+        let functions = (0..32).flat_map(move |slot| {
+            let first = Self { bus, slot, function: 0 };
             let count = if first.read8(HEADER_TYPE) & SEVERAL_FUNCTIONS != 0 { 8 } else { 1 };
-            (0..count).map(move |function| Self { slot, function })
+            (0..count).map(move |function| Self { function, ..first })
         });
         functions.filter(move |function| function.read32(0) == wanted)
     }
 
-    /// Slot (device number) on bus 0.
+    /// Slot (device number) on its bus.
     pub fn slot(self) -> u8 {
         self.slot
     }
 
     /// Bus, device and function as configuration space encodes them.
     pub fn bdf(self) -> u16 {
-        u16::from(self.slot) << 3 | u16::from(self.function)
+        u16::from(self.bus) << 8 | u16::from(self.slot) << 3 | u16::from(self.function)
     }
 
     /// Switches on the answers to memory and port accesses.
@@ -159,8 +166,7 @@ impl Function {
 
     fn select(self, offset: u8) {
         const ENABLE: u32 = 1 << 31;
-        let address =
-            ENABLE | u32::from(self.slot) << 11 | u32::from(self.function) << 8 | u32::from(offset & !3);
+        let address = ENABLE | u32::from(self.bdf()) << 8 | u32::from(offset & !3);
         // SAFETY: selects what the next data access means, and reaches no memory.
         unsafe { out32(ADDRESS, address) };
     }

@@ -38,6 +38,11 @@ impl Ports {
         Self { debug, exit, uart: Uart::new(), config: ConfigPorts::RESET }
     }
 
+    /// Puts the platform back to its reset.
+    pub const fn reset(&mut self) {
+        *self = Self::new(self.debug, self.exit);
+    }
+
     /// A read of `width` at `port`: the value in the low bits, or the register that holds it. Where nobody answers, ones.
     pub fn read(&self, port: u16, width: Width) -> PortRead {
         let value = match port {

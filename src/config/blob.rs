@@ -11,7 +11,7 @@ use core::fmt;
 use crate::addr::HostPhys;
 use crate::irq::{CpuId, Gsi, Pin};
 use crate::pci::Bdf;
-use crate::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, StormLimit};
+use crate::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, RestartPolicy, StormLimit};
 
 use super::model::{Config, Device, ImageIndex, MaskPolicy, Module, Partition};
 use super::validate::{MAX_CMDLINE_BYTES, MAX_DEVICES, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS};
@@ -83,6 +83,7 @@ pub(super) fn encode(config: &Config) -> Vec<u8> {
             exit_port,
             user_hypercalls,
             control,
+            restart: RestartPolicy { at_most, pause_ms },
             devices,
         } = partition;
         out.text(name);
@@ -100,6 +101,8 @@ pub(super) fn encode(config: &Config) -> Vec<u8> {
         out.option(exit_port.map(u16::to_le_bytes));
         out.flag(*user_hypercalls);
         out.flag(*control);
+        out.option(at_most.map(u32::to_le_bytes));
+        out.bytes(&pause_ms.to_le_bytes());
         out.list(devices, |out, Device { bdf, gsi, mask, vpin, policy }| {
             out.bytes(&[bdf.bus(), bdf.device(), bdf.function()]);
             out.option(gsi.map(|gsi| gsi.0.to_le_bytes()));
@@ -137,6 +140,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Config, BlobError> {
             exit_port: input.option("exit-port", |input| input.u16("exit-port"))?,
             user_hypercalls: input.flag("user-hypercalls")?,
             control: input.flag("control")?,
+            restart: RestartPolicy {
+                at_most: input.option("restart", |input| input.u32("restart"))?,
+                pause_ms: input.u32("restart-pause")?,
+            },
             devices: input.list("device", MAX_DEVICES, |input| {
                 Ok(Device {
                     bdf: input.bdf("device.bdf")?,

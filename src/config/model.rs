@@ -8,7 +8,7 @@ use core::fmt;
 use crate::addr::HostPhys;
 use crate::irq::{CpuId, Gsi, Pin};
 use crate::pci::Bdf;
-use crate::policy::DevicePolicy;
+use crate::policy::{DevicePolicy, RestartPolicy};
 
 use super::validate::VIRTUAL_PINS;
 
@@ -47,6 +47,8 @@ pub struct Partition {
     pub user_hypercalls: bool,
     /// Whether it may control the interrupt sources of other partitions. Not supported yet: must be `false`.
     pub control: bool,
+    /// Whether it starts again when its guest ended.
+    pub restart: RestartPolicy,
     /// The PCI functions it owns.
     pub devices: Vec<Device>,
 }

@@ -10,7 +10,7 @@ use super::*;
 use crate::addr::HostPhys;
 use crate::irq::{CpuId, Gsi, Pin};
 use crate::pci::Bdf;
-use crate::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, StormLimit};
+use crate::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, RestartPolicy, StormLimit};
 
 fn device(slot: u8, gsi: Option<u32>, vpin: Option<u8>) -> Device {
     Device {
@@ -36,6 +36,7 @@ fn partition(name: &str, cpu: u8) -> Partition {
         exit_port: Some(0xf4),
         user_hypercalls: false,
         control: false,
+        restart: RestartPolicy::NEVER,
         devices: vec![],
     }
 }
@@ -504,8 +505,8 @@ fn a_well_signed_lie_is_refused_by_name() {
     let (config, kernel) = (24, 24 + 128);
     let cases = [
         (0, &b"ELF"[..], BundleError::Magic),
-        (8, &[1], BundleError::Revision(1)),
-        (8, &[3], BundleError::Revision(3)),
+        (8, &[2], BundleError::Revision(2)),
+        (8, &[4], BundleError::Revision(4)),
         (8, &[0xff; 4], BundleError::Revision(u32::MAX)),
         (12, &[0], BundleError::SectionCount(0)),
         (12, &[0xff; 4], BundleError::SectionCount(0xffff_ffff)),
@@ -587,8 +588,10 @@ fn any_config() -> impl Strategy<Value = Config> {
         collection::vec(module, 0..3),
         collection::vec(device, 0..4),
     );
-    let partition =
-        (texts, numbers, lists).prop_map(|((name, cmdline), numbers, (cpus, modules, devices))| {
+    let restart =
+        any::<(Option<u32>, u32)>().prop_map(|(at_most, pause_ms)| RestartPolicy { at_most, pause_ms });
+    let partition = (texts, numbers, lists, restart).prop_map(
+        |((name, cmdline), numbers, (cpus, modules, devices), restart)| {
             let (memory_bytes, memory_at, kernel, debug_port, exit_port, console, user_hypercalls, control) =
                 numbers;
             Partition {
@@ -604,9 +607,11 @@ fn any_config() -> impl Strategy<Value = Config> {
                 exit_port,
                 user_hypercalls,
                 control,
+                restart,
                 devices,
             }
-        });
+        },
+    );
     collection::vec(partition, 0..4).prop_map(|partitions| Config { partitions })
 }
 

@@ -15,7 +15,7 @@ use crate::addr::{HostPhys, PAGE_BYTES, page_align_up};
 use crate::irq::{CpuId, Gsi, MAX_SHARERS, Pin};
 use crate::message::{Message, Refusal};
 use crate::pci::Bdf;
-use crate::policy::{DevicePolicy, EoiDeadline, StormLimit};
+use crate::policy::{DevicePolicy, EoiDeadline, RestartPolicy, StormLimit};
 
 use super::model::{Config, Device, ImageIndex, MaskPolicy, Partition};
 
@@ -238,7 +238,7 @@ pub enum Rule {
         /// A device on it that drives another pin.
         first: KeyPath,
     },
-    /// The numbers of a device's policy are within their bounds.
+    /// The numbers of a policy are within their bounds.
     PolicyRange {
         /// The number.
         found: u32,
@@ -455,6 +455,7 @@ impl<'a> Judge<'a> {
         if partition.control {
             self.broken(path.key("control"), Rule::ControlUnsupported);
         }
+        self.restart(path, &partition.restart);
         let devices = path.key("device");
         if partition.devices.len() > MAX_DEVICES {
             self.broken(devices.clone(), Rule::DeviceCount(partition.devices.len()));
@@ -598,6 +599,18 @@ impl<'a> Judge<'a> {
         others.push(new);
         if let Some((path, rule)) = violation {
             self.broken(path, rule);
+        }
+    }
+
+    fn restart(&mut self, path: &KeyPath, policy: &RestartPolicy) {
+        // 0 is how "never" is written.
+        let at_most = policy.at_most.filter(|most| *most != 0);
+        let at_most = at_most.map(|most| ("restart", most, RestartPolicy::AT_MOST));
+        let pause = ("restart-pause", policy.pause_ms, RestartPolicy::PAUSE_MS);
+        for (key, found, bounds) in at_most.into_iter().chain([pause]) {
+            if !bounds.contains(&found) {
+                self.broken(path.key(key), Rule::PolicyRange { found, bounds });
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use crate::pci::capability::FunctionLevelReset;
 use crate::pci::fake::{FakeFunction, Machine, bdf};
 use crate::pci::route::PrtEntry;
 use crate::pci::{Offset, Topology, enumerate};
-use crate::policy::DevicePolicy;
+use crate::policy::{DevicePolicy, RestartPolicy};
 use std::borrow::ToOwned;
 use std::vec;
 
@@ -76,6 +76,7 @@ fn partition(name: &str, cpu: u8, devices: &[Device]) -> Partition {
         exit_port: None,
         user_hypercalls: false,
         control: false,
+        restart: RestartPolicy::NEVER,
         devices: devices.to_vec(),
     }
 }

@@ -5,7 +5,6 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
-use levelhead::addr::GuestPhys;
 use levelhead::border::Ports;
 use levelhead::config::{Bundle, Partition as Configured};
 use levelhead::counters::Stage;
@@ -13,16 +12,16 @@ use levelhead::decide::PartitionPlan;
 use levelhead::device::{LineBuffer, PrintBudget};
 use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::frames::Frames;
-use levelhead::guest::{EntryState, GuestMemory, Payload, plan};
+use levelhead::guest::{GuestMemory, Payload, plan};
 use levelhead::intx::SourceId;
 use levelhead::irq::Pin;
 use levelhead::message::{Message, Refusal};
-use levelhead::svm::{NestedTables, Setup};
-use levelhead::vcpu::Gpr;
+use levelhead::svm::NestedTables;
 use log::info;
 
 use super::assign::Assigner;
 use super::ram::Ram;
+use super::revive::{Revival, begin};
 use super::watch::{Watch, eoi_watch};
 use super::{COUNTERS, Exits, Function, Partition};
 use crate::arch::svm::nested::TablePool;
@@ -39,9 +38,9 @@ pub(crate) type FirstNotifier = (SourceId, Pin);
 /// Builds partition number `index` as planned.
 pub(crate) fn build(
     index: u8,
-    configured: &Configured,
+    configured: &'static Configured,
     planned: &PartitionPlan,
-    bundle: &Bundle<'_>,
+    bundle: &Bundle<'static>,
     receiver: &'static Receiver,
     assigner: &mut Assigner<'_>,
     frames: &mut Frames,
@@ -58,7 +57,7 @@ pub(crate) fn build(
     };
     let ram = Ram::allocate(memory.ram(), configured.memory_at, frames).map_err(no_room)?;
     let mut pool = TablePool::allocate(ram.tables_needed() + BAR_TABLES, frames).map_err(no_room)?;
-    let world = World::allocate(frames).map_err(no_room)?;
+    let mut world = World::allocate(frames).map_err(no_room)?;
     let nested = NestedTables::new(&mut pool).ok_or(OutOfMemory).map_err(no_room)?;
     ram.map(&nested, &mut pool).map_err(|error| bug("nested tables", &error))?;
 
@@ -75,30 +74,21 @@ pub(crate) fn build(
     for device in &planned.devices {
         let assigned = assigner.assign(device, name, index)?;
         functions.push(Function {
+            initial: assigned.config.clone(),
             config: assigned.config,
             source: assigned.line.map(|(source, _)| source),
+            vpin: assigned.line.map(|(_, vpin)| vpin),
+            policy: device.policy,
             replacements: 0,
             eoi: eoi_watch(&device.policy, assigner.clock),
             mapped: [None; 6],
+            reset: None,
+            lost: false,
         });
         notifiers.extend(assigned.line);
     }
 
-    let (io_permissions, msr_permissions) = world.permission_maps();
-    world.msr.reset_for_guest();
-    world.vmcb.configure(&Setup { asid: 1, io_permissions, msr_permissions, nested_root: nested.root() });
-    match boot.entry {
-        EntryState::Protected32 { eip, eax, ebx } => {
-            world.vmcb.start_protected32(GuestPhys::new(eip.into()));
-            world.vmcb.set_rax(eax.into());
-            world.frame.regs[Gpr::Rbx] = ebx.into();
-        }
-        EntryState::Long64 { rip, rsi, cr3, gdt, gdt_bytes } => {
-            world.vmcb.start_long64(GuestPhys::new(rip), cr3, gdt, gdt_bytes);
-            world.frame.regs[Gpr::Rsi] = rsi;
-        }
-    }
-    world.vmcb.check().map_err(|error| bug("control block", &error))?;
+    begin(&mut world, &boot.entry, &nested).map_err(|error| bug("control block", &error))?;
     info!(
         "partition {name}: {} MiB{}, {:?} image, entry {:#x}, {} device(s)",
         configured.memory_bytes >> 20,
@@ -107,6 +97,9 @@ pub(crate) fn build(
         boot.entry.rip(),
         functions.len()
     );
+    let revival = configured.restart.restarts().then_some(assigner.clock).flatten();
+    let revival =
+        revival.map(|clock| Revival::new(configured.restart, boot, &planned.devices, assigner.config, clock));
     let mut partition = Partition {
         index,
         name: name.clone(),
@@ -128,6 +121,7 @@ pub(crate) fn build(
         console: configured.console,
         line: LineBuffer::new(),
         budget: PrintBudget::new(),
+        revival,
     };
     partition.remap();
     partition.counters.reach(Stage::Ready);

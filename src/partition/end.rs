@@ -7,7 +7,7 @@ use levelhead::message::{Message, Record};
 use levelhead::vcpu::{Exit, Gpr, GuestRegs};
 use x86_64::registers::control::Cr3;
 
-use super::Partition;
+use super::{Partition, print_counted};
 use crate::console;
 
 /// Why a guest runs no more.
@@ -29,6 +29,8 @@ pub(crate) enum End {
     },
     /// It halted with interrupts off: nothing can wake it.
     Halted,
+    /// It asked to be started again.
+    Reset,
 }
 
 /// Where the hypervisor's own addresses begin.
@@ -41,7 +43,7 @@ impl End {
     pub(crate) fn is_success(self) -> bool {
         match self {
             Self::Code { code, by_hypercall } => code == 0 || !by_hypercall && code == PORT_SUCCESS,
-            Self::Fault { .. } | Self::Halted => false,
+            Self::Fault { .. } | Self::Halted | Self::Reset => false,
         }
     }
 
@@ -52,6 +54,7 @@ impl End {
             Self::Code { .. } => Message::ReportedFailure,
             Self::Fault { message, .. } => message,
             Self::Halted => Message::HaltedForEver,
+            Self::Reset => Message::ResetRequested,
         }
     }
 
@@ -59,7 +62,16 @@ impl End {
     /// partitions print too.
     pub(crate) fn report(self, partition: &mut Partition) {
         let code = partition.code();
-        console::print(format_args!("{}", Report { end: self, partition, code }));
+        // One that may start again may also end again, as often as it likes.
+        let mut budget = partition.revival.is_some().then(|| core::mem::take(&mut partition.budget));
+        let report = Report { end: self, partition, code };
+        match &mut budget {
+            Some(budget) => print_counted(&partition.name, format_args!("{report}"), budget),
+            None => console::print(format_args!("{report}")),
+        }
+        if let Some(budget) = budget {
+            partition.budget = budget;
+        }
     }
 }
 
@@ -84,11 +96,11 @@ impl fmt::Display for Report<'_> {
                 let (code, info1, info2) = (vmcb.exit_code(), vmcb.exit_info1(), vmcb.exit_info2());
                 write!(f, "{}: {exit} (exit code {code:#x}, info {info1:#x} {info2:#x})", message.meaning())
             }
-            End::Halted => f.write_str(message.meaning()),
+            End::Halted | End::Reset => f.write_str(message.meaning()),
         });
         let place = format_args!("partition {}", partition.name);
         writeln!(f, "{}", Record { message, place: &place, what: Some(&what), remedy: None })?;
-        if let End::Code { .. } = end {
+        if let End::Code { .. } | End::Reset = end {
             return Ok(());
         }
         let mut regs = partition.world.frame.regs;

@@ -4,6 +4,7 @@
 //! * `assign`: how physical functions become its own, and their lines with them;
 //! * `build`: all of it put together at boot;
 //! * `end`: how it ends, and the record that says why;
+//! * `revive`: what it starts again from;
 //! * `watch`: looking after devices that storm and deliveries that nobody completes.
 //!
 //! A partition belongs to the one CPU that runs it. What other CPUs reach of it is its
@@ -13,6 +14,7 @@ pub(crate) mod assign;
 pub(crate) mod build;
 pub(crate) mod end;
 pub(crate) mod ram;
+pub(crate) mod revive;
 pub(crate) mod watch;
 
 use alloc::string::String;
@@ -28,7 +30,9 @@ use levelhead::intx::{Deliveries, EoiWatch, Notifier, SourceId};
 use levelhead::irq::Pin;
 use levelhead::message::{Message, Record};
 use levelhead::pci::VirtualConfig;
+use levelhead::pci::reset::Fault;
 use levelhead::pci::virtual_bar::{Mapping, Mappings};
+use levelhead::policy::DevicePolicy;
 use levelhead::svm::{NestedTables, Reach};
 use levelhead::virq::{PinSet, Vcpu};
 
@@ -38,6 +42,7 @@ use crate::arch::x86::cpu::tsc;
 use crate::machine::{Chips, Here, Machine, Receiver};
 use crate::{console, report};
 use ram::Ram;
+use revive::Revival;
 use watch::Watch;
 
 /// What an observer of the running machine reads, found by this symbol.
@@ -56,14 +61,24 @@ const CONSOLE_COLUMNS: usize = 160;
 pub(crate) struct Function {
     /// What the guest sees of it.
     pub(crate) config: VirtualConfig,
+    /// What the guest sees of it when it starts.
+    initial: VirtualConfig,
     /// Its place among the machine's sources; none without INTx.
     pub(crate) source: Option<SourceId>,
+    /// The virtual pin that its notifier leads to when the guest starts.
+    pub(crate) vpin: Option<Pin>,
+    /// What is done about its misbehaviour.
+    pub(crate) policy: DevicePolicy,
     /// How often its notifier was replaced by hypercall.
     pub(crate) replacements: u64,
     /// The watch over its completions, if its policy asks for one.
     pub(crate) eoi: Option<EoiWatch>,
     /// What of its BARs is mapped now.
     mapped: Mappings,
+    /// How its last reset went.
+    reset: Option<Result<(), Fault>>,
+    /// It did not come back from its last reset as it was: it is silent, and the guest reaches none of its BARs.
+    pub(crate) lost: bool,
 }
 
 /// How often each kind of exit happened.
@@ -106,6 +121,8 @@ pub(crate) struct Partition {
     console: bool,
     line: LineBuffer<CONSOLE_COLUMNS>,
     budget: PrintBudget,
+    /// What it starts again from; none if it never does, or while it does.
+    pub(crate) revival: Option<Revival>,
 }
 
 impl Partition {
@@ -187,7 +204,7 @@ impl Partition {
                 }
             }
         }
-        for function in &mut self.functions {
+        for function in self.functions.iter_mut().filter(|function| !function.lost) {
             for (slot, wanted) in function.mapped.iter_mut().zip(function.config.mappings()) {
                 let opened = match wanted {
                     // What could not be closed stays where it is.
@@ -217,11 +234,21 @@ impl Partition {
         }
     }
 
-    /// Prints what is left of the guest's last line, and how much of its output was not printed.
-    pub(crate) fn flush(&mut self) {
+    /// Prints a line about the guest that it can cause as often as it likes, if it may print so much.
+    pub(crate) fn tell(&mut self, what: fmt::Arguments<'_>) {
+        let text = format_args!("partition {}: {what}\n", self.name);
+        print_counted(&self.name, text, &mut self.budget);
+    }
+
+    /// Prints what is left of the guest's last line.
+    pub(crate) fn flush_line(&mut self) {
         if let Some(line) = self.line.take_rest() {
             print_line(&self.name, line, &mut self.budget);
         }
+    }
+
+    /// Says how much of the guest's output was not printed.
+    pub(crate) fn flush(&mut self) {
         if let Some(dropped) = self.budget.take_dropped() {
             report_dropped(&self.name, dropped);
         }
@@ -233,6 +260,25 @@ fn print_line(name: &str, line: &str, budget: &mut PrintBudget) {
     let text = format_args!("[{name}] {line}\n");
     // Name and line, two brackets, a space and the two bytes of the line's end.
     let bytes = (name.len() as u64).saturating_add(line.len() as u64).saturating_add(5);
+    print_bounded(name, text, bytes, budget);
+}
+
+/// Prints a text of whatever length if the guest may print so much.
+fn print_counted(name: &str, text: fmt::Arguments<'_>, budget: &mut PrintBudget) {
+    struct Length(u64);
+    impl fmt::Write for Length {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0 = self.0.saturating_add(text.len() as u64);
+            Ok(())
+        }
+    }
+    let mut length = Length(0);
+    if fmt::write(&mut length, text).is_ok() {
+        print_bounded(name, text, length.0, budget);
+    }
+}
+
+fn print_bounded(name: &str, text: fmt::Arguments<'_>, bytes: u64, budget: &mut PrintBudget) {
     match budget.ask(bytes, tsc()) {
         Permission::Print => console::print(text),
         Permission::PrintAfter(dropped) => {

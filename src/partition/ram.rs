@@ -110,10 +110,28 @@ impl Ram {
 
     /// Zeroes all of it.
     pub(crate) fn clear(&self) {
-        for piece in &self.pieces {
-            // SAFETY: the piece belongs to this partition alone, is mapped by the direct map, and its guest does not run.
-            unsafe { direct(piece.host).write_bytes(0, piece.bytes as usize) };
+        let mut at = 0;
+        while let Some(next) = self.clear_from(at, u64::MAX) {
+            at = next;
         }
+    }
+
+    /// Zeroes up to `most` bytes from byte number `from` of all of it on; where to go on, or `None` at the end.
+    pub(crate) fn clear_from(&self, from: u64, most: u64) -> Option<u64> {
+        let mut before = 0_u64;
+        for piece in &self.pieces {
+            let offset = from.saturating_sub(before);
+            before = before.saturating_add(piece.bytes);
+            let bytes = piece.bytes.saturating_sub(offset).min(most);
+            if bytes > 0 {
+                let start = direct(piece.host).wrapping_add(offset as usize);
+                // SAFETY: inside the piece, which belongs to this partition alone and is mapped by the direct map; its guest
+                // does not run.
+                unsafe { start.write_bytes(0, bytes as usize) };
+                return from.checked_add(bytes);
+            }
+        }
+        None
     }
 
     /// Copies `bytes` to guest memory; all of it is RAM, or nothing is written.

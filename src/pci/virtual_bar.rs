@@ -29,6 +29,16 @@ impl BarWindow {
         Some(Self { first: start.raw(), last: end.raw() - 1 })
     }
 
+    /// Its first address.
+    pub const fn start(&self) -> GuestPhys {
+        GuestPhys::new(self.first)
+    }
+
+    /// How long it is.
+    pub const fn bytes(&self) -> u64 {
+        (self.last - self.first).saturating_add(1)
+    }
+
     /// Whether `bytes` from `start` on lie within the window.
     pub const fn contains(&self, start: GuestPhys, bytes: u64) -> bool {
         let Some(after_first) = bytes.checked_sub(1) else { return false };

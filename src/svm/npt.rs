@@ -17,6 +17,8 @@ pub trait TableStore {
     fn write(&mut self, table: HostPhys, index: usize, entry: u64);
     /// A frame of zeros, 4 KiB aligned, that nothing else uses; `None` when the pool is empty.
     fn allocate(&mut self) -> Option<HostPhys>;
+    /// Takes back a table that was allocated, is all zeros again, and that no entry leads to any more.
+    fn release(&mut self, table: HostPhys);
 }
 
 /// What lies behind a mapping.
@@ -237,6 +239,32 @@ impl NestedTables {
             }
         }
         Ok(self.clear(store, guest.raw(), end))
+    }
+
+    /// Gives back to the store the page tables of a range, aligned to 2 MiB, in which nothing is mapped any more. The guest does
+    /// not run, and its next entry flushes.
+    pub fn prune(&self, store: &mut impl TableStore, guest: GuestPhys, bytes: u64) {
+        let end = guest.raw().saturating_add(bytes).min(GUEST_LIMIT);
+        let mut at = guest.raw();
+        while at < end {
+            let mut table = self.root;
+            let mut step = LARGE_PAGE_BYTES;
+            for level in (LARGE_LEVEL..=TOP).rev() {
+                let index = index(at, level);
+                let entry = Entry(store.read(table, index));
+                if !entry.is_present() || entry.is_large() {
+                    step = PAGE_BYTES << (9 * level);
+                    break;
+                }
+                let child = entry.frame();
+                if level == LARGE_LEVEL && (0..512).all(|slot| store.read(child, slot) == 0) {
+                    store.write(table, index, 0);
+                    store.release(child);
+                }
+                table = child;
+            }
+            at = behind(at, step);
+        }
     }
 
     /// Walks to the lowest table that covers `address`, or to the large page that maps it.

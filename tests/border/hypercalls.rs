@@ -16,7 +16,7 @@ fn expected(regs: &GuestRegs, caller: Caller) -> Result<Call, CallError> {
     }
     let cut = if caller.code_size == CodeSize::Bits64 { u64::MAX } else { 0xffff_ffff };
     let [function, rbx, rcx, rdx] = [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|gpr| regs[gpr] & cut);
-    if function > 9 {
+    if function > 10 {
         return Err(CallError::BadFunction);
     }
     if (1..=7).contains(&function) && rbx >> 32 != 0 {
@@ -47,6 +47,7 @@ fn expected(regs: &GuestRegs, caller: Caller) -> Result<Call, CallError> {
             .ok_or(CallError::BadAddress),
         8 if !(1..=CONSOLE_WRITE_MAX_BYTES).contains(&rcx) => Err(CallError::BadLength),
         8 => room(rbx, rcx, 1).map(Call::ConsoleWrite).ok_or(CallError::BadAddress),
+        10 => Ok(Call::Reset),
         _ if rbx >> 32 != 0 => Err(CallError::BadArgument),
         _ => Ok(Call::Exit(rbx as u32)),
     }
@@ -58,7 +59,7 @@ fn any_registers(dice: &mut Dice) -> GuestRegs {
         regs[gpr] = dice.hostile();
     }
     if !dice.one_in(8) {
-        regs[Gpr::Rax] = dice.below(11);
+        regs[Gpr::Rax] = dice.below(12);
     }
     // What nearly fits comes up too seldom by itself.
     match dice.below(4) {

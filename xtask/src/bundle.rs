@@ -295,6 +295,7 @@ mod tests {
                 exit_port: None,
                 user_hypercalls: false,
                 control: false,
+                restart: levelhead::policy::RestartPolicy::NEVER,
                 devices: Vec::new(),
             }],
         };

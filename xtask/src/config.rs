@@ -23,7 +23,7 @@ use levelhead::guest::{self, HOLE_START};
 use levelhead::irq::{CpuId, Gsi, Pin};
 use levelhead::message::{Message, Refusal};
 use levelhead::pci::Bdf;
-use levelhead::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, StormLimit};
+use levelhead::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, RestartPolicy, StormLimit};
 use toml::de::DeValue;
 
 pub use reader::{Finding, Problems};
@@ -212,6 +212,7 @@ fn partition(table: &mut Table<'_, '_>, images: &mut Images<'_>) -> (Partition, 
         exit_port: table.optional(&keys::EXIT_PORT, port),
         user_hypercalls: table.optional(&keys::USER_HYPERCALLS, flag).unwrap_or(false),
         control: table.optional(&keys::CONTROL, flag).unwrap_or(false),
+        restart: restart(table),
         devices: table.tables(&keys::DEVICE, device),
     };
     (partition, complete)
@@ -227,6 +228,25 @@ fn device(table: &mut Table<'_, '_>) -> Device {
             .unwrap_or_default(),
         policy: policy(table),
     }
+}
+
+fn restart(table: &mut Table<'_, '_>) -> RestartPolicy {
+    let at_most = table.optional(&keys::RESTART, |value| match value.as_str() {
+        Some("never") => Ok(Some(0)),
+        Some("always") => Ok(None),
+        Some(other) => Err(Mistake::value(
+            format!("{other:?} is not how often a partition starts again"),
+            "write \"never\", \"always\" or a number",
+        )),
+        None => number(value, RestartPolicy::AT_MOST.end()).and_then(|most: u32| {
+            let none = || Mistake::value("0 is no number of restarts", "write \"never\"");
+            (most != 0).then_some(Some(most)).ok_or_else(none)
+        }),
+    });
+    let pause = |value: &DeValue<'_>| number(value, RestartPolicy::PAUSE_MS.end());
+    let pause_ms = table.companion(&keys::RESTART_PAUSE, &keys::RESTART, pause);
+    let policy = at_most.map_or(RestartPolicy::NEVER, RestartPolicy::new);
+    RestartPolicy { pause_ms: pause_ms.unwrap_or(policy.pause_ms), ..policy }
 }
 
 fn policy(table: &mut Table<'_, '_>) -> DevicePolicy {

@@ -45,4 +45,11 @@ impl TableStore for TablePool {
     fn allocate(&mut self) -> Option<HostPhys> {
         self.unused.pop()
     }
+
+    fn release(&mut self, table: HostPhys) {
+        // Every frame of the pool was in the list once, so there is room for it without an allocation.
+        if self.unused.len() < self.unused.capacity() {
+            self.unused.push(table);
+        }
+    }
 }

@@ -90,6 +90,14 @@ impl World {
         wipe::wipe(cpu);
     }
 
+    /// Makes everything but the permission maps what it was when it was allocated, and wipes the running CPU, which is the one
+    /// it was activated on.
+    pub(crate) fn renew(&mut self, cpu: &ThisCpu) {
+        *self.vmcb = Vmcb::new();
+        *self.frame = GuestFrame { regs: GuestRegs::new(), fx: FXSAVE_RESET };
+        wipe::wipe(cpu);
+    }
+
     /// Where the permission maps are, for the control block.
     pub(crate) fn permission_maps(&self) -> (HostPhys, HostPhys) {
         (self.io_address, self.msr_address)

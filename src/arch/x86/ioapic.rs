@@ -12,7 +12,7 @@ use levelhead::intx::count;
 use levelhead::ioapic::{
     MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_VERSION, Rte, Version, low_register, programming,
 };
-use levelhead::irq::{Gsi, Pin, PinCount, Vector};
+use levelhead::irq::{Gsi, Pin, PinCount, TriggerMode, Vector};
 
 use super::mmio::Registers;
 use super::paging::{AddressSpace, OutOfMemory};
@@ -92,6 +92,31 @@ impl IoApics {
             *shadow = shadow.with_mask(masked);
             let low = shadow.low();
             chip.write(counts, low_register(pin), low);
+        }
+    }
+
+    /// Whether the input waits for an EOI (Remote IRR), as the chip has it now.
+    pub(crate) fn is_held(&mut self, gsi: Gsi) -> bool {
+        let Some((chip, pin, counts)) = self.chip(gsi) else { return false };
+        chip.select(counts, low_register(pin));
+        count(&mut counts.reads);
+        Rte::from_bits(chip.registers.read(MMIO_DATA as usize).into()).remote_irr()
+    }
+
+    /// Makes the chip forget that the input waits for an EOI: by its EOI register, else by an entry that is edge-triggered for a
+    /// moment. The entry is masked.
+    pub(crate) fn let_go(&mut self, gsi: Gsi) {
+        let Some((chip, pin, counts)) = self.chip(gsi) else { return };
+        let Some(rte) = chip.shadow.get(usize::from(pin.0)).copied() else { return };
+        if chip.version.has_eoi_register() {
+            count(&mut counts.writes);
+            chip.registers.write(MMIO_EOI as usize, u32::from(rte.vector_field()));
+            return;
+        }
+        if let Some(vector) = rte.vector() {
+            let edge = Rte::masked(vector, rte.destination(), TriggerMode::Edge, rte.polarity());
+            chip.program(counts, pin, edge);
+            chip.program(counts, pin, rte);
         }
     }
 

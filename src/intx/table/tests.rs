@@ -280,3 +280,128 @@ fn n6_a_vector_finds_its_line_with_a_storm_budget_and_the_budget_counts() {
     table.assign(Gsi(22), vector(0x61), Gate::RteMask, owned_by(0), io).unwrap();
     assert!(table.assert(vector(0x61), io).is_some());
 }
+
+/// A line with two functions that hold it until they are acknowledged, and guests that may have their pins masked.
+#[derive(Debug, Default)]
+struct Wired {
+    asserts: [bool; 2],
+    dis_intx: [bool; 2],
+    rte_masked: bool,
+    virtual_masked: [bool; 2],
+    lowered: u32,
+}
+
+impl Wired {
+    const BDFS: [u16; 2] = [0x18, 0x20];
+
+    fn index(bdf: u16) -> usize {
+        Self::BDFS.iter().position(|known| *known == bdf).unwrap()
+    }
+
+    /// Whether the chip sends the line's vector.
+    fn sends(&self) -> bool {
+        !self.rte_masked && (0..2).any(|index| self.asserts[index] && !self.dis_intx[index])
+    }
+}
+
+impl LineIo for Wired {
+    fn mask_rte(&mut self, _: Gsi) {
+        assert!(!core::mem::replace(&mut self.rte_masked, true), "closed twice");
+    }
+    fn unmask_rte(&mut self, _: Gsi) {
+        assert!(core::mem::replace(&mut self.rte_masked, false), "opened twice");
+    }
+    fn directed_eoi(&mut self, _: Gsi, _: Vector) {}
+    fn set_disintx(&mut self, bdf: u16, set: bool) {
+        self.dis_intx[Self::index(bdf)] = set;
+    }
+    fn intx_status(&mut self, bdf: u16) -> Sample {
+        if self.asserts[Self::index(bdf)] { Sample::High } else { Sample::Low }
+    }
+    fn lower_pin(&mut self, _: SourceId, _: Notifier) {
+        self.lowered += 1;
+    }
+    fn virtual_rte_masked(&mut self, target: Notifier) -> bool {
+        let Notifier::Pin { partition, .. } = target else { return true };
+        self.virtual_masked[usize::from(partition)]
+    }
+    fn now(&mut self) -> u64 {
+        0
+    }
+}
+
+/// What the chip sends is taken: how many deliveries each source got.
+fn take_all(table: &LineTable, io: &mut Wired) -> [u32; 2] {
+    let mut delivered = [0; 2];
+    while io.sends() {
+        let before = delivered;
+        for delivery in table.assert(vector(0x51), io).unwrap() {
+            delivered[usize::from(delivery.source().0)] += 1;
+        }
+        assert!(delivered != before || !io.sends(), "a vector that silences nobody");
+    }
+    delivered
+}
+
+#[test]
+fn i43_t11_a_thousand_deaths_in_service_leave_nothing_and_the_sharer_misses_nothing() {
+    for shared in [false, true] {
+        let gate = if shared { Gate::Function } else { Gate::RteMask };
+        let (mut table, mut control) = new_table();
+        let io = &mut Wired { rte_masked: true, ..Wired::default() };
+        let sources = [0, 1].map(|owner| {
+            (owner == 0 || shared).then(|| {
+                let info = SourceInfo { owner, bdf: Wired::BDFS[usize::from(owner)] };
+                table.assign(GSI, vector(0x51), gate, info, io).unwrap()
+            })
+        });
+        let mortal = sources[0].unwrap();
+        for (partition, source) in (0..).zip(sources).filter_map(|(n, source)| Some((n, source?))) {
+            let replacing = table.replace(control, source, pin(partition, 5), Completion::Handover).unwrap();
+            control = replacing.poll(io).expect("nobody is in flight").control;
+        }
+        io.asserts[0] = true;
+        for life in 1..=1000 {
+            // A new life unmasks its pin, and gets what is still asserted: once.
+            io.virtual_masked[0] = false;
+            let replayed = table.virtual_rte(mortal, pin(0, 5), false, io).count() as u32;
+            let [taken, _] = take_all(&table, io);
+            assert_eq!(replayed + taken, 1, "life {life}");
+            // It masks its source and dies in service.
+            table.mask(mortal, MaskReasons::OPERATOR | MaskReasons::GUEST_DISINTX, io);
+            table.mask(mortal, MaskReasons::RESET, io);
+            let replacing = table.replace(control, mortal, Notifier::None, Completion::Reset).unwrap();
+            control = replacing.poll(io).expect("nobody is in flight").control;
+            assert_eq!(io.lowered, life, "its pin is low");
+            // The neighbour is served between two lives as ever.
+            if let Some(neighbour) = sources[1] {
+                io.asserts[1] = true;
+                assert_eq!(take_all(&table, io), [0, 1], "life {life}");
+                io.asserts[1] = false;
+                assert!(table.complete(neighbour, pin(1, 5), io).is_empty());
+                io.lowered -= 1;
+            }
+            // Its next life has its pin masked, so nothing comes of an open source.
+            io.virtual_masked[0] = true;
+            let replacing = table.replace(control, mortal, pin(0, 5), Completion::Handover).unwrap();
+            let replacement = replacing.poll(io).expect("nobody is in flight");
+            assert!(replacement.deliveries.is_empty());
+            control = replacement.control;
+            let given = MaskReasons::OPERATOR | MaskReasons::GUEST_DISINTX | MaskReasons::RESET;
+            assert!(table.unmask(mortal, given, io).1.is_empty());
+            let report = table.source_report(mortal).unwrap();
+            assert_eq!(report.state.reasons, MaskReasons::VIRTUAL_RTE_MASKED);
+            report.account.balance().unwrap();
+            assert_eq!(take_all(&table, io), [0, 0], "life {life}");
+        }
+        let account = table.source_report(mortal).unwrap().account;
+        assert_eq!((account.ledger.delivered, account.ledger.completed.reset), (1000, 1000));
+        let line = table.line_reports().next().unwrap();
+        assert_eq!(line.registrations, Registrations { installed: 1, removed: 0 });
+        if let Some(neighbour) = sources[1] {
+            let account = table.source_report(neighbour).unwrap().account;
+            account.balance().unwrap();
+            assert_eq!((account.ledger.delivered, account.ledger.completed.eoi), (1000, 1000));
+        }
+    }
+}

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 /// Frames from 0x10_0000 upwards; panics on any access outside what was allocated.
 pub(in crate::svm) struct Store {
     tables: Vec<[u64; 512]>,
+    released: Vec<HostPhys>,
     limit: usize,
 }
 
@@ -13,7 +14,7 @@ const FIRST: u64 = 0x10_0000;
 
 impl Store {
     pub(in crate::svm) fn new(limit: usize) -> Self {
-        Self { tables: Vec::new(), limit }
+        Self { tables: Vec::new(), released: Vec::new(), limit }
     }
 
     fn number(table: HostPhys) -> usize {
@@ -32,14 +33,44 @@ impl TableStore for Store {
     }
 
     fn allocate(&mut self) -> Option<HostPhys> {
+        if let Some(table) = self.released.pop() {
+            return Some(table);
+        }
         (self.tables.len() < self.limit).then(|| {
             self.tables.push([0; 512]);
             HostPhys::new(FIRST + (self.tables.len() as u64 - 1) * PAGE_BYTES)
         })
     }
+
+    fn release(&mut self, table: HostPhys) {
+        assert!(!self.released.contains(&table), "released twice");
+        assert_eq!(self.tables[Self::number(table)], [0; 512]);
+        self.released.push(table);
+    }
 }
 
 const MIB: u64 = 1 << 20;
+
+#[test]
+fn i43_a_device_that_was_everywhere_leaves_no_table_behind() {
+    // The root, two on the way to the window and one for small pages: all there is.
+    let mut store = Store::new(4);
+    let tables = NestedTables::new(&mut store).unwrap();
+    let (window, bytes) = (guest(0xe000_0000), 256 * MIB);
+    for place in 0..128 {
+        let at = guest(window.raw() + place * 2 * MIB);
+        tables.map(&mut store, at, host(0xfeb0_0000), PAGE_BYTES, Memory::Device).unwrap();
+        // Nothing is taken from a table that is in use.
+        tables.prune(&mut store, window, bytes);
+        assert!(tables.translate(&store, at).is_some());
+        assert_eq!(tables.unmap(&mut store, at, PAGE_BYTES), Ok(PAGE_BYTES));
+        tables.prune(&mut store, window, bytes);
+    }
+    // Large pages are left alone.
+    tables.map(&mut store, window, host(0x4000_0000), 2 * MIB, Memory::Device).unwrap();
+    tables.prune(&mut store, window, bytes);
+    assert!(tables.translate(&store, window).is_some());
+}
 
 fn guest(raw: u64) -> GuestPhys {
     GuestPhys::new(raw)

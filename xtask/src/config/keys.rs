@@ -6,7 +6,7 @@ use levelhead::config::{
 };
 use levelhead::irq::MAX_SHARERS;
 use levelhead::message::Message;
-use levelhead::policy::{EoiDeadline, StormLimit};
+use levelhead::policy::{EoiDeadline, RestartPolicy, StormLimit};
 
 /// A key.
 #[derive(Debug)]
@@ -54,6 +54,8 @@ pub const SECTIONS: [Section; 4] = [
             &EXIT_PORT,
             &USER_HYPERCALLS,
             &CONTROL,
+            &RESTART,
+            &RESTART_PAUSE,
             &DEVICE,
         ],
     },
@@ -231,6 +233,28 @@ pub const CONTROL: Key = Key {
     meaning: "whether it may control the interrupt sources of other partitions",
     example: "control = false",
     messages: &[Message::ControlUnsupported],
+};
+
+pub const RESTART: Key = Key {
+    name: "restart",
+    kind: "string or integer",
+    default: Some("`\"never\"`"),
+    range: || format!("`\"never\"`, `\"always\"`, or how often at most, {}", bounds(&RestartPolicy::AT_MOST)),
+    meaning: "whether the partition starts again when its guest ended other than by reporting success, or asked for it: as at \
+              boot, with nothing left in its memory, and its functions reset",
+    example: "restart = 3",
+    messages: &[Message::PolicyRange, Message::NoClock, Message::RestartsUsedUp],
+};
+
+pub const RESTART_PAUSE: Key = Key {
+    name: "restart-pause",
+    kind: "integer",
+    default: Some("100"),
+    range: || format!("{} ms; with `restart`", bounds(&RestartPolicy::PAUSE_MS)),
+    meaning: "how long after the end it starts again; doubled with each restart in a row of runs shorter than 10 s, up to 64 \
+              times as long",
+    example: "restart-pause = 100",
+    messages: &[Message::PolicyRange, Message::CompanionMissing],
 };
 
 pub const DEVICE: Key = Key {

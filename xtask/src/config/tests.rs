@@ -91,6 +91,7 @@ fn what_is_left_out_has_its_default() {
         exit_port: None,
         user_hypercalls: false,
         control: false,
+        restart: RestartPolicy::NEVER,
         devices: vec![],
     };
     assert_eq!(loaded.config.partitions, [expected]);
@@ -114,6 +115,8 @@ fn every_key_reaches_the_hypervisor() {
         exit-port = 244
         user-hypercalls = true
         control = false
+        restart = 7
+        restart-pause = 60
 
         [[partition.device]]
         bdf = "00:1f.7"
@@ -160,6 +163,7 @@ fn every_key_reaches_the_hypervisor() {
         exit_port: Some(0xf4),
         user_hypercalls: true,
         control: false,
+        restart: RestartPolicy { at_most: Some(7), pause_ms: 60 },
         devices: vec![
             device("00:1f.7", Some(Gsi(40)), MaskPolicy::Function, Some(Pin(5)), DevicePolicy::default()),
             device("ff:00.0", None, MaskPolicy::Line, None, policy),
@@ -229,6 +233,22 @@ fn each_mistake_is_told_with_its_place_and_remedy() {
         (
             &good_with("[[partition.device]]\nbdf = '00:03.0'\nirq = 3"),
             "9:1: ERROR Config/unknown-key: partition[0].device[0].irq: unknown key; to do: the keys here are bdf, gsi, vpin, mask, storm-limit, storm-window, storm-pause, storm-retries, never-eoi, never-eoi-after, no-reset".into(),
+        ),
+        (
+            &good_with("restart = 'sometimes'"),
+            "7:11: ERROR Config/wrong-value: partition[0].restart: \"sometimes\" is not how often a partition starts again; to do: write \"never\", \"always\" or a number".into(),
+        ),
+        (
+            &good_with("restart = 0"),
+            "7:11: ERROR Config/wrong-value: partition[0].restart: 0 is no number of restarts; to do: write \"never\"".into(),
+        ),
+        (
+            &good_with("restart = 1000001"),
+            "7:11: ERROR Config/policy-range: partition[0].restart: 1000001 is out of range; to do: use 1 to 1000000".into(),
+        ),
+        (
+            &good_with("restart-pause = 5"),
+            "7:17: ERROR Config/companion-missing: partition[0].restart-pause: without `restart` it means nothing; to do: add `restart = 3`, or remove this key".into(),
         ),
         (
             &good_with("console = 1"),

@@ -1,0 +1,142 @@
+//! Lives and dies as often as the command line says, and looks at the beginning of each life for what the last one left.
+//!
+//! `lives=N` (3): how many; the last one passes. `die=NAME` (isr) says how the others end, each in the handler of an interrupt
+//! that nobody has acknowledged: `isr` by a triple fault, `reset` by hypercall, `code` by the exit port, `halt` with
+//! interrupts off. `device=reset` says that something resets the device in between: then its line is low at the
+//! beginning of a life, else high.
+//!
+//! `rng-bus=N` names the bus of a virtio entropy source that something resets in between as well.
+//!
+//! What counts the lives is `edu`'s liveness register, which no reset clears. Needs a hypervisor that restarts it.
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "memory beyond the image, and an end without a way back")]
+
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use guests::cpu::{self, CpuCell, Mmio, disable_interrupts, enable_interrupts};
+use guests::edu::{ACKNOWLEDGE, RAISE};
+use guests::hypercall::{Interface, Source, call, function};
+use guests::interrupts::{handle, triple_fault_by};
+use guests::ioapic::{self, Pin};
+use guests::pci::{Bar, Function};
+use guests::{check, cmdline, fail, lapic, say, wait};
+
+guests::guest!("lives", main);
+
+const VECTOR: u8 = 0x60;
+/// `edu`'s liveness register: reads as the complement of what was written last, at first as 0.
+const LIVENESS: usize = 0x04;
+/// A page that is nothing of the guest's, at the end of the smallest memory it is given.
+const SCRATCH: usize = 0x2f_f000;
+/// Where Levelhead puts the first BAR, and how far a life may move it.
+const BAR: u32 = 0xe000_0000;
+const BAR_STEP: u32 = 2 << 20;
+const BAR_PLACES: u32 = 128;
+const BAR_REGISTER: u8 = 0x10;
+const INTERRUPT_LINE: u8 = 0x3c;
+
+/// A life that is not the last, for the handler that ends it.
+#[derive(Clone, Copy)]
+struct Life {
+    number: u32,
+    function: Function,
+    source: Source,
+}
+
+static LIFE: CpuCell<Option<Life>> = CpuCell::new(None);
+static REGISTERS: CpuCell<Option<Mmio>> = CpuCell::new(None);
+static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
+
+fn main() {
+    let Some(interface) = Interface::find("dying") else { return };
+    check!(INTERRUPTS.load(Relaxed) == 0, "a static has a past");
+    // SAFETY: RAM that nothing of the guest's lies in.
+    let scratch = unsafe { Mmio::new(SCRATCH) };
+    let used = (0..0x1000).step_by(4).find(|&offset| scratch.read32(offset) != 0);
+    check!(used.is_none(), "memory has a past at {used:x?}");
+    scratch.write32(0, u32::MAX);
+    scratch.write32(0xffc, u32::MAX);
+
+    lapic::init();
+    let Some(function) = Function::find(0x1234, 0x11e8) else { fail!("no edu device") };
+    check!(function.read32(BAR_REGISTER) == BAR, "BAR0 is at {:#x}", function.read32(BAR_REGISTER));
+    let Bar::Memory(registers) = function.bar(0) else { fail!("edu's BAR 0 is not memory") };
+    let number = registers.read32(LIVENESS);
+    let lives = cmdline::number("lives").unwrap_or(3);
+    check!(number < lives, "life {number} of {lives}");
+    if let Some(bus) = cmdline::number("rng-bus") {
+        rng_is_reset(bus as u8);
+    }
+    let source = Source::of(&interface, function);
+    let info = source.info();
+    check!(!info.in_service && info.has_notifier, "life {number} begins with {info:?}");
+    check!(info.virtual_pin == function.gsi(), "life {number} begins with {info:?}");
+    let asserts = function.interrupt_status();
+    let kept = number > 0 && cmdline::value("device") != Some("reset");
+    check!(asserts == kept, "life {number}: the device asserts: {asserts}");
+
+    registers.write32(LIVENESS, !(number + 1));
+    REGISTERS.set(Some(registers));
+    let last = number + 1 == lives;
+    LIFE.set((!last).then_some(Life { number, function, source }));
+    handle(VECTOR, |_| interrupt());
+    ioapic::init();
+    enable_interrupts();
+    wait::a_moment();
+    check!(INTERRUPTS.load(Relaxed) == 0, "an interrupt came before its pin was unmasked");
+    let pin = Pin::connect(function.gsi(), VECTOR, lapic::id());
+    if !kept {
+        registers.write32(RAISE, 1);
+    }
+    check!(wait::until(|| INTERRUPTS.load(Relaxed) > 0), "life {number}: no interrupt");
+    check!(last, "life {number} lived on");
+    wait::a_while();
+    let interrupts = INTERRUPTS.load(Relaxed);
+    check!(interrupts == 1 && !pin.remote_irr(), "{interrupts} interrupts, not one");
+    say!("life {lives} of {lives}: nothing was left of the others");
+}
+
+/// Of a modern virtio entropy source: that its device status is that of a reset (virtio 1.0 4.1.4.3), and is no more then.
+fn rng_is_reset(bus: u8) {
+    const DEVICE_STATUS: usize = 0x14;
+    const ACKNOWLEDGE: u8 = 1;
+    let Some(rng) = Function::all_on(bus, 0x1af4, 0x1044).next() else { fail!("no virtio-rng on bus {bus}") };
+    rng.enable();
+    // Where QEMU puts the common configuration: at the beginning of this BAR.
+    let Bar::Memory(common) = rng.bar(4) else { fail!("virtio-rng's BAR 4 is not memory") };
+    let status = common.read8(DEVICE_STATUS);
+    check!(status == 0, "virtio-rng was not reset: status {status:#x}");
+    common.write8(DEVICE_STATUS, ACKNOWLEDGE);
+    check!(common.read8(DEVICE_STATUS) == ACKNOWLEDGE, "virtio-rng does not take a status");
+}
+
+/// Serves the interrupt of the last life; every other life ends in it, after having left what it can.
+fn interrupt() {
+    INTERRUPTS.fetch_add(1, Relaxed);
+    let Some(Life { number, function, source }) = LIFE.get() else {
+        if let Some(registers) = REGISTERS.get() {
+            registers.write32(ACKNOWLEDGE, u32::MAX);
+        }
+        lapic::eoi();
+        return;
+    };
+    source.mask();
+    function.set_interrupt_disable(true);
+    function.write32(INTERRUPT_LINE, 0xff);
+    function.write32(BAR_REGISTER, BAR + (1 + number % BAR_PLACES) * BAR_STEP);
+    match cmdline::value("die") {
+        None | Some("isr") => triple_fault_by(0, 0),
+        Some("reset") => {
+            // SAFETY: the call writes no memory, and where it does what it should the guest ends here.
+            let answer = unsafe { call(function::RESET, [0; 3]) };
+            fail!("the call came back: {answer:x?}");
+        }
+        Some("code") => fail!("on purpose"),
+        Some("halt") => {
+            disable_interrupts();
+            cpu::stop();
+        }
+        Some(other) => fail!("command line: die={other} is no way to die"),
+    }
+}
