@@ -216,7 +216,7 @@ pub(crate) fn stats(machine: &Machine, partition: &Partition) {
     let accesses = machine.io_apics.with(|chips| chips.accesses);
     print(format_args!(
         "stats partition={} exits.interrupt={} exits.msr={} exits.mmio={} exits.hlt={} exits.io={} exits.cpuid={} \
-         exits.hypercall={} exits.other={} ioapic.reads={} ioapic.writes={} config.accesses={} interrupts={}\n",
+         exits.hypercall={} exits.other={} ioapic.reads={} ioapic.writes={} config.accesses={} config.reads={} interrupts={}\n",
         partition.name,
         exits.interrupt,
         exits.msr,
@@ -229,6 +229,7 @@ pub(crate) fn stats(machine: &Machine, partition: &Partition) {
         accesses.reads,
         accesses.writes,
         machine.config.accesses(),
+        machine.config.reads(),
         partition.counters.interrupts(),
     ));
 }

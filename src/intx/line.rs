@@ -377,7 +377,12 @@ impl Line {
             Event::Wire { metered } => self.wire(metered, &mut effects),
             Event::Timed { sharer, now } => self.timed(sharer, now, &mut effects),
             Event::Resume { sharer, now } => self.resume(sharer, now, &mut effects),
-            Event::Sampled { sharer, sample } => self.sampled(sharer, sample, &mut effects),
+            Event::Sampled { sharer, sample } => {
+                if !self.sampled(sharer, sample, &mut effects) {
+                    // Most answers on a line with many sources: nothing is derived from them.
+                    return effects;
+                }
+            }
             Event::Notified { sharer, target, parity } => {
                 self.notified(sharer, target, parity, &mut effects);
                 if !target.is_none() {
@@ -461,19 +466,19 @@ impl Line {
     }
 
     /// Status of a function whose reason set is empty: its gate is open and the vector asks whether it was this one, or
-    /// its gate is about to open and the question is whether that is worth it.
-    fn sampled(&mut self, sharer: Sharer, sample: Sample, effects: &mut Effects) {
+    /// its gate is about to open and the question is whether that is worth it. Whether the answer changes anything.
+    fn sampled(&mut self, sharer: Sharer, sample: Sample, effects: &mut Effects) -> bool {
         let opening = self.state.disintx.contains(sharer);
         if self.state.gate != Gate::Function {
-            return;
+            return false;
         }
         if !self.state.present.contains(sharer) {
-            return;
+            return false;
         }
         let Self { state, ledgers, meters, .. } = self;
-        let Some((source, ledger)) = seat(state, ledgers, sharer) else { return };
+        let Some((source, ledger)) = seat(state, ledgers, sharer) else { return false };
         if !source.reasons.is_empty() {
-            return;
+            return false;
         }
         match sample {
             Sample::High => {
@@ -488,12 +493,13 @@ impl Line {
                 state.disintx.remove(sharer);
                 effects.clear_disintx.insert(sharer);
             }
-            Sample::Low => {}
+            Sample::Low => return false,
             Sample::Absent => {
                 source.reasons |= MaskReasons::QUARANTINE;
                 effects.changed = true;
             }
         }
+        true
     }
 
     /// The budget had no room for an assertion at `now`: a storm, or simply a window that is over.

@@ -64,6 +64,27 @@ impl Vcpu {
     }
 }
 
+/// What silences the line.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mask {
+    /// Its redirection table entry.
+    #[default]
+    Line,
+    /// DisINTx at each function.
+    Function,
+}
+
+impl fmt::Display for Mask {
+    /// As the configuration spells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Line => "line",
+            Self::Function => "function",
+        })
+    }
+}
+
 /// How a guest is that is measured.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
@@ -72,12 +93,25 @@ pub struct Guest {
     pub apic: Apic,
     /// Its virtual CPU.
     pub vcpu: Vcpu,
+    /// What silences the line.
+    #[serde(default)]
+    pub mask: Mask,
+    /// How many devices share the line, 1 to 8. One of them interrupts, the others are open and quiet.
+    #[serde(default = "alone")]
+    pub sources: u32,
+}
+
+fn alone() -> u32 {
+    1
 }
 
 /// The guest program.
 const GUEST: &str = "bench";
 /// The configuration it runs in under Levelhead.
 const CONFIG: &str = "tests/qemu/bench.toml";
+/// The device in that file, to which others on its line are added, and the word that makes the machine have it.
+const DEVICE: &str = "bdf = \"00:03.0\"";
+const DEVICE_WORD: &str = "edu,addr=3";
 /// The command line of the guest in that file, which is exchanged for each run.
 const CMDLINE: &str = "apic=xapic vcpu=busy rounds=1000";
 /// How long the two runs of a row are.
@@ -104,6 +138,11 @@ const ROUND_TRIP_GOAL: [(&str, u64); 2] = [("xapic", 3000), ("x2apic", 2000)];
 /// The goal of VM exits per interrupt: the interrupt itself and the EOI; of a halted virtual CPU the HLT and the EOI,
 /// since nothing runs that the interrupt could make exit.
 const EXITS_GOAL: f64 = 2.0;
+/// The goal of configuration accesses by an interrupt that is silenced at its function: its Status is read and DisINTx written
+/// as it comes and at its EOI; for every other source on the line one read of Status comes on top.
+const CONFIG_GOAL: u32 = 4;
+/// The goal of IO-APIC writes by an interrupt that is silenced at its line.
+const IOAPIC_WRITES_GOAL: f64 = 4.0;
 
 /// What `bench` was asked for.
 #[derive(Clone, Debug, Default)]
@@ -150,6 +189,10 @@ struct Row {
     apic: &'static str,
     /// `busy` or `halted`.
     vcpu: &'static str,
+    /// What silences the line; none on the bare machine.
+    mask: Option<Mask>,
+    /// How many devices are on the line.
+    sources: u32,
     /// Instructions from the access that raises the line to the first one of the ISR.
     raise_to_isr: Spread,
     /// Instructions of the write that is the EOI.
@@ -168,6 +211,8 @@ struct Accesses {
     ioapic_reads_per_interrupt: f64,
     ioapic_writes_per_interrupt: f64,
     config_accesses_per_interrupt: f64,
+    /// Of these; what is not a read is a write of DisINTx.
+    config_reads_per_interrupt: f64,
 }
 
 /// The times the guest measured.
@@ -198,9 +243,10 @@ pub fn intx(tree: &Tree, options: &Options) -> Result<()> {
     }
     let folder = tree.scratch("bench")?;
     let mut rows = Vec::new();
-    for guest in Guest::ALL {
-        eprintln!("bench: {}, {}", guest.apic.name(), guest.vcpu.name());
-        if guest.apic == Apic::Xapic || version >= X2APIC_QEMU {
+    for guest in Guest::all() {
+        eprintln!("bench: {}", guest.name());
+        let exclusive = guest.mask == Mask::Line && guest.sources == 1;
+        if exclusive && (guest.apic == Apic::Xapic || version >= X2APIC_QEMU) {
             rows.push(guest.bare(tree, &qemu, options.verbose)?);
         }
         rows.push(Pair::new(tree, &qemu, guest, REPORTED, &folder)?.row(options.verbose)?);
@@ -215,20 +261,56 @@ pub fn intx(tree: &Tree, options: &Options) -> Result<()> {
 }
 
 impl Guest {
-    /// Every guest that is reported.
-    const ALL: [Self; 4] = [
-        Self { apic: Apic::Xapic, vcpu: Vcpu::Busy },
-        Self { apic: Apic::Xapic, vcpu: Vcpu::Halted },
-        Self { apic: Apic::X2apic, vcpu: Vcpu::Busy },
-        Self { apic: Apic::X2apic, vcpu: Vcpu::Halted },
-    ];
+    /// Every guest that is reported: those with a line of their own, and those that share one.
+    fn all() -> impl Iterator<Item = Self> {
+        let exclusive = [Apic::Xapic, Apic::X2apic].into_iter().flat_map(|apic| {
+            [Vcpu::Busy, Vcpu::Halted].map(|vcpu| Self { apic, vcpu, mask: Mask::Line, sources: 1 })
+        });
+        let shared = [
+            (Mask::Function, 1),
+            (Mask::Function, 2),
+            (Mask::Function, 4),
+            (Mask::Function, 8),
+            (Mask::Line, 8),
+        ];
+        let shared =
+            shared.map(|(mask, sources)| Self { apic: Apic::Xapic, vcpu: Vcpu::Busy, mask, sources });
+        exclusive.chain(shared)
+    }
+
+    /// What is measured, for people.
+    fn name(self) -> String {
+        name(self.apic.name(), self.vcpu.name(), Some(self.mask), self.sources)
+    }
+
+    /// The devices of the configuration: functions of one slot, whose pins are all INTA# and so drive one line.
+    fn devices(self) -> String {
+        let mask = self.mask;
+        let tables =
+            (0..self.sources).map(|function| format!("bdf = \"00:03.{function}\"\nmask = \"{mask}\"\n"));
+        tables.collect::<Vec<_>>().join("\n[[partition.device]]\n")
+    }
+
+    /// QEMU's words for them.
+    fn words(self, tree: &Tree) -> Result<Vec<String>> {
+        let mut words = bundle::qemu_words(&tree.root.join(CONFIG))?;
+        let word = words.iter_mut().find(|word| *word == DEVICE_WORD);
+        let word = word.with_context(|| format!("{CONFIG} asks for no {DEVICE_WORD}"))?;
+        if self.sources > 1 {
+            *word = format!("{DEVICE_WORD}.0,multifunction=on");
+        }
+        let others = (1..self.sources)
+            .flat_map(|function| ["-device".to_owned(), format!("{DEVICE_WORD}.{function}")]);
+        words.extend(others);
+        Ok(words)
+    }
 
     fn cmdline(self, rounds: u32) -> String {
         format!("apic={} vcpu={} rounds={rounds}", self.apic.name(), self.vcpu.name())
     }
 
     fn bare(self, tree: &Tree, qemu: &Path, verbose: bool) -> Result<Row> {
-        let mut machine = machine(tree, qemu, tree.binary(GUEST))?;
+        let mut machine = machine(self, tree, qemu, tree.binary(GUEST))?;
         machine.append = self.cmdline(REPORTED.long);
         let outcome = run(&machine, "bare", verbose)?;
         Ok(self.row("bare", self.times(&outcome)?, BTreeMap::new(), None))
@@ -237,9 +319,9 @@ impl Guest {
     /// The guest's row that was asked for.
     fn times(self, outcome: &Outcome) -> Result<Times> {
         let rows = outcome.console.iter().filter_map(|line| line.split_once("bench: row "));
-        rows.filter_map(|(_, fields)| parse_times(fields, self)).next().with_context(|| {
-            format!("the guest printed no `bench: row` for {} {}", self.apic.name(), self.vcpu.name())
-        })
+        rows.filter_map(|(_, fields)| parse_times(fields, self))
+            .next()
+            .with_context(|| format!("the guest printed no `bench: row` for {}", self.name()))
     }
 
     fn row(
@@ -250,8 +332,20 @@ impl Guest {
         accesses: Option<Accesses>,
     ) -> Row {
         let Times { raise_to_isr, eoi, round_trip } = times;
-        let (apic, vcpu) = (self.apic.name(), self.vcpu.name());
-        Row { host, apic, vcpu, raise_to_isr, eoi, round_trip, exits_per_interrupt: exits, accesses }
+        let (apic, vcpu, sources) = (self.apic.name(), self.vcpu.name(), self.sources);
+        let mask = accesses.map(|_| self.mask);
+        Row {
+            host,
+            apic,
+            vcpu,
+            mask,
+            sources,
+            raise_to_isr,
+            eoi,
+            round_trip,
+            exits_per_interrupt: exits,
+            accesses,
+        }
     }
 }
 
@@ -278,13 +372,13 @@ impl Pair {
             let config = tree.root.join(CONFIG);
             let text = fs::read_to_string(&config).with_context(|| format!("cannot read {CONFIG}"))?;
             let edited = folder.join(name).with_extension("toml");
-            let pieces = [(CMDLINE.to_owned(), guest.cmdline(rounds))];
+            let pieces = [(CMDLINE.to_owned(), guest.cmdline(rounds)), (DEVICE.to_owned(), guest.devices())];
             let text = bundle::exchange(&text, pieces.iter().map(|(old, new)| (old, new))).context(CONFIG)?;
             bundle::write(&edited, text.as_bytes())?;
             let initrd = folder.join(name).with_extension("bundle");
             bundle::write(&initrd, &bundle::pack(tree, &edited, bundle::Guests::Built)?)?;
 
-            let mut machine = machine(tree, qemu, tree.hypervisor())?;
+            let mut machine = machine(guest, tree, qemu, tree.hypervisor())?;
             machine.initrd = Some(initrd);
             machine.append = run::append(&[]);
             Ok::<_, anyhow::Error>(machine)
@@ -335,15 +429,16 @@ impl Pair {
             ioapic_reads_per_interrupt: access("ioapic.reads")?,
             ioapic_writes_per_interrupt: access("ioapic.writes")?,
             config_accesses_per_interrupt: access("config.accesses")?,
+            config_reads_per_interrupt: access("config.reads")?,
         };
         Ok(self.guest.row("levelhead", self.guest.times(&long)?, exits.collect(), Some(accesses)))
     }
 }
 
-fn machine(tree: &Tree, qemu: &Path, kernel: PathBuf) -> Result<Machine> {
+fn machine(guest: Guest, tree: &Tree, qemu: &Path, kernel: PathBuf) -> Result<Machine> {
     let mut machine = Machine::new(qemu.to_owned(), kernel);
     machine.icount = true;
-    machine.words = bundle::qemu_words(&tree.root.join(CONFIG))?;
+    machine.words = guest.words(tree)?;
     Ok(machine)
 }
 
@@ -409,9 +504,10 @@ impl Counters {
 
 /// The result for people.
 fn show(console: &mut Console, rows: &[Row]) {
-    let texts = ["host", "apic", "vcpu"].map(|title| (title, Align::Left));
-    let numbers = ["raise to ISR", "EOI", "round trip", "exits", "IOAPIC r", "IOAPIC w", "config"]
-        .map(|title| (title, Align::Right));
+    let texts = ["host", "apic", "vcpu", "mask"].map(|title| (title, Align::Left));
+    let numbers =
+        ["sources", "raise to ISR", "EOI", "round trip", "exits", "IOAPIC r", "IOAPIC w", "config", "reads"]
+            .map(|title| (title, Align::Right));
     let mut table = Table::new(texts.into_iter().chain(numbers));
     for row in rows {
         let times = [row.raise_to_isr, row.eoi, row.round_trip].map(|spread| Cell::from(spread.to_string()));
@@ -422,11 +518,14 @@ fn show(console: &mut Console, rows: &[Row]) {
                 accesses.ioapic_reads_per_interrupt,
                 accesses.ioapic_writes_per_interrupt,
                 accesses.config_accesses_per_interrupt,
+                accesses.config_reads_per_interrupt,
             ]
             .map(|count| Cell::from(format!("{count:.2}")))
         });
+        let mask = row.mask.map_or(String::new(), |mask| mask.to_string());
         let names = [row.host, row.apic, row.vcpu].map(Cell::from);
-        table.row(names.into_iter().chain(times).chain(counts.into_iter().flatten()));
+        let place = [Cell::from(mask), Cell::from(row.sources.to_string())];
+        table.row(names.into_iter().chain(place).chain(times).chain(counts.into_iter().flatten()));
     }
     console.line("instructions: min / median / max");
     console.table(&table);
@@ -434,12 +533,22 @@ fn show(console: &mut Console, rows: &[Row]) {
     for row in rows.iter().filter(|row| row.host == "levelhead") {
         let reasons = row.exits_per_interrupt.iter().map(|(reason, count)| format!("{reason} {count:.2}"));
         let reasons = reasons.collect::<Vec<_>>().join(", ");
-        console.line(format_args!("exits {} {}: {reasons}", row.apic, row.vcpu));
+        let name = name(row.apic, row.vcpu, row.mask, row.sources);
+        console.line(format_args!("exits {name}: {reasons}"));
     }
     console.line("");
     for goal in rows.iter().filter(|row| row.host == "levelhead").flat_map(goals) {
         let (style, word) = if goal.met { (GOOD, "met    ") } else { (BAD, "NOT met") };
         console.line(format_args!("{} {}", console.paint(style, word), goal.what));
+    }
+}
+
+/// What a row measures: the guest, and the line if it is not one of a single device that its entry silences.
+fn name(apic: &str, vcpu: &str, mask: Option<Mask>, sources: u32) -> String {
+    match mask {
+        None | Some(Mask::Line) if sources == 1 => format!("{apic} {vcpu}"),
+        Some(mask) => format!("{apic} {vcpu}, mask = \"{mask}\", {sources} on the line"),
+        None => format!("{apic} {vcpu}, {sources} on the line"),
     }
 }
 
@@ -457,10 +566,12 @@ impl fmt::Display for Goal {
 
 /// The goals of a row under Levelhead.
 fn goals(row: &Row) -> Vec<Goal> {
-    let name = format!("{} {}", row.apic, row.vcpu);
+    let name = name(row.apic, row.vcpu, row.mask, row.sources);
     let mut goals = Vec::new();
     let Spread { median, max, .. } = row.round_trip;
-    if let Some((_, goal)) = ROUND_TRIP_GOAL.iter().find(|(apic, _)| *apic == row.apic) {
+    let exclusive = row.mask == Some(Mask::Line) && row.sources == 1;
+    let goal = ROUND_TRIP_GOAL.iter().find(|(apic, _)| exclusive && *apic == row.apic);
+    if let Some((_, goal)) = goal {
         let what = format!("{name}: round trip {median}, goal {goal} instructions");
         goals.push(Goal { met: median <= *goal, what });
     }
@@ -469,6 +580,20 @@ fn goals(row: &Row) -> Vec<Goal> {
     let exits = row.exits_per_interrupt.values().sum::<f64>();
     let what = format!("{name}: {exits:.2} exits, goal {EXITS_GOAL:.2}");
     goals.push(Goal { met: exits <= EXITS_GOAL, what });
+    if let Some((accesses, mask)) = row.accesses.zip(row.mask) {
+        let Accesses { ioapic_reads_per_interrupt: reads, ioapic_writes_per_interrupt: writes, .. } =
+            accesses;
+        let config = accesses.config_accesses_per_interrupt;
+        let (most_writes, most_config) = match mask {
+            Mask::Line => (IOAPIC_WRITES_GOAL, 0.0),
+            Mask::Function => (0.0, f64::from(CONFIG_GOAL + row.sources.saturating_sub(1))),
+        };
+        let what = format!(
+            "{name}: {reads:.2} IO-APIC reads, goal 0; {writes:.2} writes, goal {most_writes}; {config:.2} configuration \
+             accesses, goal {most_config}"
+        );
+        goals.push(Goal { met: reads <= 0.0 && writes <= most_writes && config <= most_config, what });
+    }
     goals
 }
 
@@ -490,11 +615,14 @@ mod tests {
             ioapic_reads_per_interrupt: 0.0,
             ioapic_writes_per_interrupt: 4.0,
             config_accesses_per_interrupt: 0.0,
+            config_reads_per_interrupt: 0.0,
         };
         Row {
             host: "levelhead",
             apic: "x2apic",
             vcpu: "busy",
+            mask: Some(Mask::Line),
+            sources: 1,
             raise_to_isr: spread,
             eoi: spread,
             round_trip: spread,
@@ -505,7 +633,7 @@ mod tests {
 
     #[test]
     fn the_guests_row_is_read_if_it_is_the_right_one() {
-        let guest = |apic, vcpu| Guest { apic, vcpu };
+        let guest = |apic, vcpu| Guest { apic, vcpu, mask: Mask::Line, sources: 1 };
         let times = parse_times(FIELDS, guest(Apic::Xapic, Vcpu::Busy)).unwrap();
         assert_eq!(times.raise_to_isr, Spread { min: 7, median: 7, max: 8 });
         assert_eq!(times.round_trip, Spread { min: 29, median: 29, max: 31 });
@@ -543,10 +671,27 @@ mod tests {
     #[test]
     fn goals_are_judged() {
         let met = |row: &Row| goals(row).iter().filter(|goal| goal.met).count();
-        assert_eq!(met(&row(2000, 3000, &[("interrupt", 1.0), ("msr", 1.0)])), 3);
-        assert_eq!(met(&row(2001, 3002, &[("interrupt", 1.0), ("msr", 1.5)])), 0);
-        assert_eq!(met(&row(500, 500, &[("hlt", 1.0), ("msr", 1.0)])), 3);
-        assert_eq!(met(&row(500, 500, &[("hlt", 1.0), ("interrupt", 1.0), ("msr", 1.0)])), 2);
+        assert_eq!(met(&row(2000, 3000, &[("interrupt", 1.0), ("msr", 1.0)])), 4);
+        assert_eq!(met(&row(2001, 3002, &[("interrupt", 1.0), ("msr", 1.5)])), 1);
+        assert_eq!(met(&row(500, 500, &[("hlt", 1.0), ("msr", 1.0)])), 4);
+        assert_eq!(met(&row(500, 500, &[("hlt", 1.0), ("interrupt", 1.0), ("msr", 1.0)])), 3);
+    }
+
+    #[test]
+    fn accesses_are_judged_by_what_silences_the_line_and_who_shares_it() {
+        let met = |mask, sources, ioapic_writes, config| {
+            let mut row = row(900, 901, &[("interrupt", 1.0), ("msr", 1.0)]);
+            (row.mask, row.sources) = (Some(mask), sources);
+            let accesses = row.accesses.as_mut().unwrap();
+            accesses.ioapic_writes_per_interrupt = ioapic_writes;
+            accesses.config_accesses_per_interrupt = config;
+            goals(&row).iter().all(|goal| goal.met)
+        };
+        assert!(met(Mask::Line, 1, 4.0, 0.0) && met(Mask::Line, 8, 4.0, 0.0));
+        assert!(!met(Mask::Line, 1, 4.1, 0.0) && !met(Mask::Line, 8, 4.0, 0.1));
+        assert!(met(Mask::Function, 1, 0.0, 4.0) && met(Mask::Function, 8, 0.0, 11.0));
+        assert!(!met(Mask::Function, 1, 0.0, 4.1) && !met(Mask::Function, 8, 0.0, 11.1));
+        assert!(!met(Mask::Function, 8, 0.1, 11.0));
     }
 
     #[test]
@@ -563,6 +708,9 @@ mod tests {
             "vcpu",
             "raise_to_isr",
             "eoi",
+            "mask",
+            "sources",
+            "config_reads_per_interrupt",
             "ioapic_reads_per_interrupt",
             "config_accesses_per_interrupt",
         ] {
@@ -578,7 +726,7 @@ mod tests {
         assert!(text.contains("  900 / 900 / 901  "), "{text}");
         assert_eq!(
             text.lines().filter(|line| line.starts_with("met     x2apic busy: ")).count(),
-            3,
+            4,
             "{text}"
         );
     }

@@ -18,7 +18,8 @@ pub(crate) struct HostConfig {
     ecam: Option<(EcamWindow, Registers)>,
     /// Address and data port are one pair for all CPUs.
     ports: Lock<()>,
-    accesses: AtomicU64,
+    reads: AtomicU64,
+    writes: AtomicU64,
 }
 
 impl HostConfig {
@@ -37,7 +38,7 @@ impl HostConfig {
             }
             None => None,
         };
-        Ok(Self { ecam, ports: Lock::new(()), accesses: AtomicU64::new(0) })
+        Ok(Self { ecam, ports: Lock::new(()), reads: AtomicU64::new(0), writes: AtomicU64::new(0) })
     }
 
     /// How configuration space is reached, for reports.
@@ -45,9 +46,14 @@ impl HostConfig {
         if self.ecam.is_some() { "ECAM" } else { "ports 0xcf8/0xcfc" }
     }
 
+    /// Reads since boot.
+    pub(crate) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
     /// Accesses since boot.
     pub(crate) fn accesses(&self) -> u64 {
-        self.accesses.load(Ordering::Relaxed)
+        self.reads().wrapping_add(self.writes.load(Ordering::Relaxed))
     }
 
     /// Offset in the mapped window, whose addresses begin at its start.
@@ -58,7 +64,7 @@ impl HostConfig {
     }
 
     fn read<T: Register + PortRead>(&self, bdf: Bdf, offset: Offset) -> T {
-        self.accesses.fetch_add(1, Ordering::Relaxed);
+        self.reads.fetch_add(1, Ordering::Relaxed);
         if let Some((registers, at)) = self.place(bdf, offset) {
             return registers.read_as(at);
         }
@@ -72,7 +78,7 @@ impl HostConfig {
     }
 
     fn write<T: Register + PortWrite>(&self, bdf: Bdf, offset: Offset, value: T) {
-        self.accesses.fetch_add(1, Ordering::Relaxed);
+        self.writes.fetch_add(1, Ordering::Relaxed);
         if let Some((registers, at)) = self.place(bdf, offset) {
             registers.write_as(at, value);
             return;
