@@ -54,7 +54,8 @@ pub(crate) fn run_all(
     GO.store(1, Ordering::Release);
     run_own(cpu, machine);
     while ENDED_COUNT.load(Ordering::Acquire) < count {
-        cpu.idle().for_each(|_| machine.apic.eoi());
+        let arrived = cpu.idle();
+        run::serve(machine, arrived);
     }
     Ok(ENDED.with(|ended| report::verdict(machine, ended)))
 }
@@ -62,19 +63,22 @@ pub(crate) fn run_all(
 /// Set when the heap is sealed: other CPUs start their guests then.
 static GO: AtomicU32 = AtomicU32::new(0);
 
-/// A CPU other than the boot CPU: runs its partition, then sleeps.
+/// A CPU other than the boot CPU: runs its partition, then sleeps. Lines that its guest shared may lead to it for good, and it
+/// takes their interrupts.
 fn help(mut cpu: ThisCpu) -> ! {
     while GO.load(Ordering::Acquire) == 0 {
         core::hint::spin_loop();
     }
-    if let Some(machine) = MACHINE.with(|machine| *machine) {
-        machine.apic.enable();
-        run_own(&mut cpu, machine);
-        if let Some(wake) = Vector::new(WAKE_VECTOR) {
-            machine.apic.send(machine.boot_cpu, wake);
-        }
+    let Some(machine) = MACHINE.with(|machine| *machine) else { halt_for_ever() };
+    machine.apic.enable();
+    run_own(&mut cpu, machine);
+    if let Some(wake) = Vector::new(WAKE_VECTOR) {
+        machine.apic.send(machine.boot_cpu, wake);
     }
-    halt_for_ever()
+    loop {
+        let arrived = cpu.idle();
+        run::serve(machine, arrived);
+    }
 }
 
 /// Runs the partition that was placed on this CPU, if one was.

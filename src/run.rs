@@ -21,7 +21,7 @@ use levelhead::x86::rflags;
 
 use crate::arch::x86::cpu::{Arrived, ThisCpu, tsc};
 use crate::arch::x86::lapic::{SPURIOUS_VECTOR, TIMER_VECTOR};
-use crate::machine::Machine;
+use crate::machine::{Here, Machine};
 use crate::partition::end::End;
 use crate::partition::{BOOT, Partition};
 use crate::report::record;
@@ -187,6 +187,21 @@ pub(crate) fn take(machine: &'static Machine, partition: &mut Partition, arrived
             partition.deliver(machine, deliveries);
         } else {
             take_local(machine, partition, vector);
+        }
+    }
+}
+
+/// Handles the vectors of a CPU without a guest, as [`take`] does for one with: other partitions' lines may lead to it.
+pub(crate) fn serve(machine: &'static Machine, arrived: Arrived) {
+    // Nobody's, so that whoever takes a delivery is told.
+    let here = Here { partition: u8::MAX, vcpu: BOOT };
+    for vector in arrived {
+        let deliveries = machine.lines.assert(vector, &mut machine.wires());
+        if vector.get() != SPURIOUS_VECTOR {
+            machine.apic.eoi();
+        }
+        if let Some(mut deliveries) = deliveries {
+            machine.deliver(here, &mut deliveries);
         }
     }
 }

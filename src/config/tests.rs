@@ -220,11 +220,12 @@ fn each_rule_names_its_key_and_its_remedy() {
         (
             |c| {
                 c.partitions.push(partition("other", 1));
-                c.partitions[1].devices = vec![device(5, Some(23), None)];
+                c.partitions[1].devices =
+                    vec![Device { mask: MaskPolicy::Line, ..device(5, Some(23), None) }];
             },
             "ERROR Config/line-shared: partition[1].device[0].gsi: GSI 23 is the line of partition[0].device[0].gsi too, in another \
-             partition: such lines are not supported yet; to do: give both devices to one partition, or move one to a slot with another \
-             line",
+             partition, which `mask = \"line\"` would silence as well; to do: leave `mask` out of both, or move one to a slot with \
+             another line",
         ),
         (
             |c| c.partitions[0].devices = (0..9).map(|slot| device(slot, Some(23), None)).collect(),
@@ -278,7 +279,7 @@ fn each_rule_names_its_key_and_its_remedy() {
 }
 
 #[test]
-fn devices_of_one_partition_may_share_lines_and_virtual_pins() {
+fn devices_may_share_lines_and_virtual_pins() {
     let shared = |mask, second: Device, expected: usize| {
         let broken = broken_by(|c| {
             c.partitions[0].devices[0].mask = mask;
@@ -295,6 +296,13 @@ fn devices_of_one_partition_may_share_lines_and_virtual_pins() {
         c.partitions[0].devices = (0..8).map(|slot| device(slot, Some(23), None)).collect();
     });
     assert_eq!(eight, [""; 0]);
+    for mask in [MaskPolicy::Auto, MaskPolicy::Function] {
+        let partitions = broken_by(|c| {
+            c.partitions.push(partition("other", 1));
+            c.partitions[1].devices = vec![Device { mask, ..device(5, Some(23), Some(1)) }];
+        });
+        assert_eq!(partitions, [""; 0], "{mask}");
+    }
 }
 
 #[test]

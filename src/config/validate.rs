@@ -208,7 +208,7 @@ pub enum Rule {
     },
     /// A GSI is below [`MAX_GSIS`].
     GsiRange(Gsi),
-    /// The devices on a line belong to one partition: sharing one between partitions is not supported yet.
+    /// A line that partitions share is not silenced as a whole: one could silence another's device.
     LineShared {
         /// The line.
         gsi: Gsi,
@@ -288,7 +288,7 @@ impl fmt::Display for Rule {
             Self::GsiRange(gsi) => write!(f, "{gsi} is out of range"),
             Self::LineShared { gsi, first } => write!(
                 f,
-                "{gsi} is the line of {first} too, in another partition: such lines are not supported yet"
+                "{gsi} is the line of {first} too, in another partition, which `mask = \"line\"` would silence as well"
             ),
             Self::LineCrowded { gsi, first } => {
                 write!(f, "{gsi} has {MAX_SHARERS} devices already, the first of them {first}")
@@ -375,7 +375,7 @@ impl Rule {
             Self::FunctionTaken { .. } => f.write_str("name each function once, in one partition"),
             Self::GsiRange(_) => write!(f, "use 0 to {}", MAX_GSIS - 1),
             Self::LineShared { .. } => {
-                f.write_str("give both devices to one partition, or move one to a slot with another line")
+                f.write_str("leave `mask` out of both, or move one to a slot with another line")
             }
             Self::LineCrowded { .. } => f.write_str("move some of the devices to slots with other lines"),
             Self::MaskConflict { .. } => f.write_str("say the same of both, or leave one `mask` out"),
@@ -645,14 +645,15 @@ impl Claim {
     /// What keeps this device from sharing the line with `other`: the key that says so, and the rule.
     fn beside(&self, other: &Self, gsi: Gsi) -> Option<(&'static str, Rule)> {
         let at = |key| other.path.key(key);
-        if self.partition != other.partition {
+        let at_the_line = self.mask == MaskPolicy::Line || other.mask == MaskPolicy::Line;
+        if self.partition != other.partition && at_the_line {
             return Some(("gsi", Rule::LineShared { gsi, first: at("gsi") }));
         }
         match (self.mask, other.mask) {
             (MaskPolicy::Line, MaskPolicy::Function) | (MaskPolicy::Function, MaskPolicy::Line) => {
                 Some(("mask", Rule::MaskConflict { gsi, mask: self.mask, first: at("mask") }))
             }
-            (MaskPolicy::Line, _) | (_, MaskPolicy::Line) if self.vpin != other.vpin => {
+            _ if at_the_line && self.vpin != other.vpin => {
                 Some(("vpin", Rule::LinePins { gsi, first: other.path.clone() }))
             }
             _ => None,

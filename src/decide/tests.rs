@@ -305,6 +305,32 @@ fn n12_i36_a_line_that_cannot_be_shared_is_refused_with_its_sharers_and_the_reas
 }
 
 #[test]
+fn n12_i36_partitions_share_a_line_if_each_device_can_be_silenced_by_itself() {
+    let system = config(&[partition("a", 1, &[device("00:07.0")]), partition("b", 0, &[device("00:03.0")])]);
+    let plan = decide(&system, 1, Some(&with_sharer(Ok(()), Ok(()))));
+    assert_eq!(plan.findings, []);
+    for partition in &plan.partitions {
+        let Intx::Line(line) = partition.devices[0].intx else { panic!("{partition:?}") };
+        assert_eq!(line.gate, GateChoice::Made(Gate::Function, GateReason::SeveralPartitions));
+        assert_eq!((line.vector.get(), line.destination), (0x40, 4), "the CPU of the first, for both");
+    }
+    let plan = decide(&system, 1, Some(&with_sharer(STUCK, Ok(()))));
+    let records: Vec<_> = plan.findings.iter().map(|finding| finding.refusal.to_string()).collect();
+    assert_eq!(
+        records,
+        [
+            "ERROR Device/line-unshareable: partition[1].device[0].bdf: GSI 23 is shared by 00:07.0 of a, 00:03.0 of b, of several \
+          partitions, so each has to be silenced by itself, but 00:03.0: DisINTx cannot be set; to do: move that card to a slot \
+          with another line, or give all devices on the line to one partition and one `vpin`"
+        ]
+    );
+    let untried = Facts { proofs: Vec::new(), ..with_sharer(Ok(()), Ok(())) };
+    let plan = decide(&system, 1, Some(&untried));
+    let Intx::Line(line) = plan.partitions[1].devices[0].intx else { panic!("{plan:?}") };
+    assert_eq!(line.gate, GateChoice::ByProof(GateReason::SeveralPartitions));
+}
+
+#[test]
 fn n12_functions_left_to_nobody_are_named_if_they_cannot_be_silenced_and_disturb_a_line() {
     let named = |facts: &Facts, devices: &[Device]| decided(Some(facts), devices).0.bystanders;
     let loud = |gsi| Bystander { bdf: bdf("00:07.0"), fault: DisIntxFault::StuckClear, gsi };

@@ -152,7 +152,10 @@ pub struct Expect {
     /// Texts that must occur on the console, each within one line.
     #[serde(default)]
     pub contains: Vec<String>,
-    /// Texts that must not.
+    /// Texts that must occur one after the other, each in a later line than the one before.
+    #[serde(default)]
+    pub in_order: Vec<String>,
+    /// Texts that must not occur.
     #[serde(default)]
     pub absent: Vec<String>,
     /// How many lines the console may have.
@@ -495,6 +498,10 @@ impl Expect {
         let occurs = |text: &String| console.iter().any(|line| line.contains(text.as_str()));
         if let Some(text) = self.contains.iter().find(|text| !occurs(text)) {
             return Err(format!("the console lacks {text:?}"));
+        }
+        let mut rest = console.iter();
+        if let Some(text) = self.in_order.iter().find(|text| !rest.any(|line| line.contains(text.as_str()))) {
+            return Err(format!("the console lacks {text:?}, or says it too early"));
         }
         if let Some(text) = self.absent.iter().find(|text| occurs(text)) {
             return Err(format!("the console must not say {text:?}"));

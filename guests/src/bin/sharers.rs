@@ -8,20 +8,23 @@
 //! * `rounds=N` (1000);
 //! * `devices=N`: how many there must be;
 //! * `gate=function` or `gate=line`: what silences the line, which decides whether the hypervisor counts for each device;
+//! * `wait=halt`: sleeps for an interrupt instead of looking again and again, which leaves an emulator's one thread to the
+//!   other CPUs;
 //! * `do=serve` (all of it), `do=stuck` (the first device is never served nor its interrupt completed, on a pin of its own),
 //!   `do=stuck-line` (the same on a shared pin and line, which then nobody else gets through), `do=storm` (the first
-//!   device is never satisfied).
+//!   device is never satisfied), `do=hang` (its handler spins for `ticks=N` of the time stamp counter, with interrupts off and
+//!   the device asserted), `do=die` (the guest ends there).
 #![no_std]
 #![no_main]
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
-use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts};
+use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts, halt_until_interrupt, timestamp};
 use guests::edu::Edu;
 use guests::hypercall::{Interface, Source};
-use guests::interrupts::{Frame, handle};
+use guests::interrupts::{Frame, Handler, handle};
 use guests::ioapic::Pin;
-use guests::{check, cmdline, fail, ioapic, lapic, say, wait};
+use guests::{check, cmdline, fail, ioapic, lapic, report, say, wait};
 
 guests::guest!("sharers", main);
 
@@ -71,7 +74,11 @@ fn main() {
         Some("stuck") => stuck(rounds),
         Some("stuck-line") => stuck_line(),
         Some("storm") => storm(rounds),
-        Some(other) => fail!("command line: do={other} is none of serve, stuck, stuck-line, storm"),
+        Some("hang") => interrupted("hang", hang),
+        Some("die") => interrupted("die", |_| report::pass()),
+        Some(other) => {
+            fail!("command line: do={other} is none of serve, stuck, stuck-line, storm, hang, die")
+        }
     }
     disable_interrupts();
     if cmdline::value("do") != Some("storm")
@@ -160,7 +167,16 @@ fn end(mode: &str, rounds: u32, entries: u32) {
     say!("{mode} {rounds}/{rounds} ok, {found} interrupts");
 }
 
+/// Waits until a device was served so often, asleep if the command line says `wait=halt`.
 fn wait_for(mode: &str, index: usize, expected: u32) {
+    if cmdline::value("wait") == Some("halt") {
+        disable_interrupts();
+        while served(index) < expected {
+            halt_until_interrupt();
+        }
+        enable_interrupts();
+        return;
+    }
     let reached = wait::until(|| served(index) >= expected);
     check!(reached, "{mode}: device {index} was served {} times, not {expected}", served(index));
 }
@@ -212,6 +228,28 @@ fn chained(rounds: u32) {
     }
     CHAINED.store(false, Relaxed);
     end("chained", rounds, rounds * devices().count() as u32);
+}
+
+/// Has `handler` called once for the first device.
+fn interrupted(mode: &str, handler: Handler) {
+    let Some((_, first)) = devices().next() else { fail!("no device") };
+    begin();
+    handle(first.vector, handler);
+    say!("{mode}, now");
+    first.edu.raise(BIT);
+    check!(wait::until(|| ENTRIES.load(Relaxed) == 1), "{mode}: the first device does not interrupt");
+}
+
+/// Spins, with interrupts off since it is a handler, and serves its device after that.
+fn hang(frame: &mut Frame) {
+    let ticks = u64::from(cmdline::number("ticks").unwrap_or(1 << 24));
+    let begin = timestamp();
+    while timestamp().wrapping_sub(begin) < ticks {
+        // An emulator with one thread turns to the other CPUs here.
+        core::hint::spin_loop();
+    }
+    say!("hang: over");
+    serve(frame);
 }
 
 fn first_two() -> (Shared, Shared) {

@@ -78,6 +78,7 @@ fn texts_are_looked_for_line_by_line() {
     let expect = |contains: &[&str], absent: &[&str]| Expect {
         exit: 33,
         contains: contains.iter().map(|text| (*text).to_owned()).collect(),
+        in_order: Vec::new(),
         absent: absent.iter().map(|text| (*text).to_owned()).collect(),
         most_lines: Some(2),
         gdb: Vec::new(),
@@ -87,6 +88,13 @@ fn texts_are_looked_for_line_by_line() {
     assert!(expect(&[], &["line"]).check(&console).is_err());
     let longer = [console.as_slice(), &["three".to_owned()]].concat();
     assert!(expect(&[], &[]).check(&longer).is_err(), "two lines are the most");
+    let ordered = |texts: &[&str]| {
+        let in_order = texts.iter().map(|text| (*text).to_owned()).collect();
+        Expect { in_order, ..expect(&[], &[]) }.check(&console)
+    };
+    assert!(ordered(&["one", "two"]).is_ok());
+    assert!(ordered(&["two", "one"]).is_err());
+    assert!(ordered(&["one", "line", "line"]).is_err(), "each in a line of its own");
 }
 
 #[test]

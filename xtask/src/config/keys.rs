@@ -317,7 +317,7 @@ pub const GSI: Key = Key {
     name: "gsi",
     kind: "integer",
     default: Some("what the firmware's `_PRT` says"),
-    range: || format!("0 to {}; up to {MAX_SHARERS} devices of one partition may share one", MAX_GSIS - 1),
+    range: || format!("0 to {}; up to {MAX_SHARERS} devices may share one", MAX_GSIS - 1),
     meaning: "the line (global system interrupt) that its interrupt pin drives",
     example: "gsi = 23",
     messages: &[
@@ -351,7 +351,7 @@ pub const MASK: Key = Key {
     range: || "`\"auto\"`, `\"line\"` or `\"function\"`".into(),
     meaning: "where the line is silenced while the guest handles it: at the IO-APIC, for all devices on it; at each function \
               (DisINTx); or as the hypervisor chooses: the line if nobody shares it, else each function, else, if DisINTx \
-              does not work at one of them, the line, for one partition and one `vpin`",
+              does not work at one of them, the line, if they are of one partition and on one `vpin`",
     example: "mask = \"line\"",
     messages: &[Message::MaskImpossible, Message::MaskConflict, Message::DisIntxStuck],
 };
