@@ -245,7 +245,7 @@ impl Partition {
             cr4: vmcb.cr4(),
             xsave: has_xcr0(),
             abi_version: ABI_VERSION as u32,
-            abi_features: (feature::LOOPBACK | feature::LEDGER) as u32,
+            abi_features: feature::OFFERED as u32,
         };
         let answer = cpuid::filter(leaf, subleaf, host, &view);
         vmcb.set_rax(u64::from(answer.eax));

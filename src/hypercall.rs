@@ -19,6 +19,8 @@ pub mod feature {
     pub const LEDGER: u64 = 1 << 1;
     /// [`Target::PollCounter`](super::Target::PollCounter) is accepted.
     pub const POLL_COUNTER: u64 = 1 << 2;
+    /// What this build has.
+    pub const OFFERED: u64 = LOOPBACK | LEDGER | POLL_COUNTER;
 }
 
 /// The most bytes one console write takes.

@@ -12,6 +12,7 @@ use levelhead::virq::PINS;
 
 use crate::machine::Machine;
 use crate::partition::end::End;
+use crate::partition::ram::Word;
 use crate::partition::{Function, Partition};
 use crate::run::Next;
 
@@ -32,11 +33,13 @@ impl Partition {
             Ok(Call::Exit(code)) => return Next::End(End::Code { code, by_hypercall: true }),
             Ok(Call::Reset) => return Next::End(End::Reset),
             Ok(Call::SetNotifier(index, target)) => match self.target(target) {
-                Ok(notifier) => return self.replace(machine, index, notifier),
+                Ok(new) => return self.replace(machine, index, new),
                 // A source that does not exist is named first.
                 Err(error) => self.source(index).and(Err(error)),
             },
-            Ok(Call::ClearNotifier(index)) => return self.replace(machine, index, Notifier::None),
+            Ok(Call::ClearNotifier(index)) => {
+                return self.replace(machine, index, New::Notifier(Notifier::None));
+            }
             Ok(call) => self.answer_now(machine, call),
         };
         self.reply(reply);
@@ -51,9 +54,7 @@ impl Partition {
     /// Calls that need no waiting.
     fn answer_now(&mut self, machine: &Machine, call: Call) -> Reply {
         match call {
-            Call::Version => {
-                Ok([ABI_VERSION, feature::LOOPBACK | feature::LEDGER, self.functions.len() as u64])
-            }
+            Call::Version => Ok([ABI_VERSION, feature::OFFERED, self.functions.len() as u64]),
             Call::SourceInfo(index) => self.source_info(machine, index).map(|info| info.encode()),
             Call::Mask(index) => {
                 let source = self.source(index)?;
@@ -62,6 +63,14 @@ impl Partition {
             }
             Call::Unmask(index) => {
                 let source = self.source(index)?;
+                // Who has a counter has no EOI to complete by.
+                let service = machine.lines.source_report(source).map(|report| report.state.service);
+                if let Some(Service::InService { target: target @ Notifier::Poll { .. }, .. }) = service {
+                    self.deliver(
+                        machine,
+                        machine.lines.complete_counter(source, target, &mut machine.wires()),
+                    );
+                }
                 let (_, deliveries) =
                     machine.lines.unmask(source, MaskReasons::OPERATOR, &mut machine.wires());
                 self.deliver(machine, deliveries);
@@ -85,23 +94,29 @@ impl Partition {
     }
 
     /// Publishes a new notifier; the run loop waits for the old one to be out of use and answers.
-    fn replace<'m>(&mut self, machine: &'m Machine, index: Index, new: Notifier) -> Next<'m> {
+    fn replace<'m>(&mut self, machine: &'m Machine, index: Index, new: New) -> Next<'m> {
         let error = match self.source(index) {
             Err(error) => error,
             Ok(source) => match machine.control.with(Option::take) {
                 None => CallError::Busy,
-                Some(control) => match machine.lines.replace(control, source, new, Completion::Handover) {
-                    Ok(replacing) => {
-                        if let Some(function) = self.function_mut(index) {
-                            count(&mut function.replacements);
+                Some(control) => {
+                    let new = match new {
+                        New::Notifier(notifier) => notifier,
+                        New::Counter(word) => lead_counter(machine, source, word),
+                    };
+                    match machine.lines.replace(control, source, new, Completion::Handover) {
+                        Ok(replacing) => {
+                            if let Some(function) = self.function_mut(index) {
+                                count(&mut function.replacements);
+                            }
+                            return Next::Replace(replacing);
                         }
-                        return Next::Replace(replacing);
+                        Err((control, _)) => {
+                            machine.control.with(|slot| *slot = Some(control));
+                            CallError::BadTarget
+                        }
                     }
-                    Err((control, _)) => {
-                        machine.control.with(|slot| *slot = Some(control));
-                        CallError::BadTarget
-                    }
-                },
+                }
             },
         };
         self.reply(Err(error));
@@ -121,11 +136,13 @@ impl Partition {
         self.function(index)?.source.ok_or(CallError::NoIntx)
     }
 
-    fn target(&self, target: Target) -> Result<Notifier, CallError> {
+    fn target(&self, target: Target) -> Result<New, CallError> {
         match target {
-            Target::VirtualPin(vpin) if vpin.0 < PINS => Ok(Notifier::Pin { partition: self.index, vpin }),
+            Target::VirtualPin(vpin) if vpin.0 < PINS => {
+                Ok(New::Notifier(Notifier::Pin { partition: self.index, vpin }))
+            }
             Target::VirtualPin(_) => Err(CallError::BadTarget),
-            Target::PollCounter(_) => Err(CallError::Unsupported),
+            Target::PollCounter(at) => self.ram.word(at).map(New::Counter).ok_or(CallError::BadTarget),
         }
     }
 
@@ -185,6 +202,27 @@ impl Partition {
         }
         Ok([done, 0, 0])
     }
+}
+
+/// Where a call wants a notifier to lead.
+enum New {
+    /// There.
+    Notifier(Notifier),
+    /// To a counter in this word.
+    Counter(Word),
+}
+
+/// Leads that one of the source's two counters to `word` which is not in use. The caller has the right to replace, so no
+/// delivery to it is under way.
+fn lead_counter(machine: &Machine, source: SourceId, word: Word) -> Notifier {
+    let now = machine.lines.source_report(source).map_or(Notifier::None, |report| report.slot.target);
+    let first = u16::from(source.0).saturating_mul(2);
+    let used = now == Notifier::Poll { counter: first };
+    let counter = if used { first.saturating_add(1) } else { first };
+    if let Some(place) = machine.poll_counters.get(usize::from(counter)) {
+        place.lead_to(word);
+    }
+    Notifier::Poll { counter }
 }
 
 /// How many sources sit on the report's line.

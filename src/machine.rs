@@ -17,11 +17,15 @@ use crate::arch::x86::cpu::tsc;
 use crate::arch::x86::ioapic::IoApics;
 use crate::arch::x86::lapic::{KICK_VECTOR, LocalApic, TimerRate};
 use crate::order::{Hold, Ordered, Rank};
+use crate::partition::ram::PollCounter;
 
 /// Virtual CPUs of a partition.
 pub(crate) const VCPUS: usize = 1;
 /// A partition's interrupt chips.
 pub(crate) type Chips = VirtualChips<VCPUS>;
+
+/// Counters in guests' memory that notifiers may lead to.
+pub(crate) const POLL_COUNTERS: u16 = MAX_SOURCES as u16 * 2;
 
 /// The machine's shared half.
 pub(crate) struct Machine {
@@ -37,6 +41,8 @@ pub(crate) struct Machine {
     pub(crate) dis_intx: [Option<DisIntx>; MAX_SOURCES as usize],
     /// Where interrupts go, by partition.
     pub(crate) receivers: &'static [Receiver],
+    /// Where they are only counted: two for each source, so that the one that is not in use can be led to another word.
+    pub(crate) poll_counters: [PollCounter; POLL_COUNTERS as usize],
     /// The way to each CPU's local APIC.
     pub(crate) apic: LocalApic,
     /// Who is told when a partition on another CPU has ended.
@@ -119,14 +125,24 @@ impl Machine {
     #[inline]
     pub(crate) fn deliver(&self, here: Here, deliveries: &mut Deliveries<'_>) {
         for delivery in deliveries {
-            // Poll counters are a later version's.
             if let Notifier::Pin { partition, vpin } = delivery.target()
                 && let Some(receiver) = self.receivers.get(usize::from(partition))
                 && let Some(contributor) = Contributor::new(delivery.source().0)
             {
                 let settled = receiver.chips(|chips| chips.assert_pin(vpin, contributor));
                 self.follow(here, partition, receiver, vpin, settled);
+            } else if let Notifier::Poll { counter } = delivery.target() {
+                self.count(counter);
             }
+        }
+    }
+
+    /// Counts a delivery to a poll counter. Out of line, as the path of pins is spread over every call into the table.
+    #[cold]
+    #[inline(never)]
+    fn count(&self, counter: u16) {
+        if let Some(counter) = self.poll_counters.get(usize::from(counter)) {
+            counter.count();
         }
     }
 
@@ -233,6 +249,9 @@ impl LineIo for Wires<'_> {
     }
 
     fn virtual_rte_masked(&mut self, target: Notifier) -> bool {
+        if let Notifier::Poll { .. } = target {
+            return false;
+        }
         let rte = |(receiver, pin): (&Receiver, Pin)| receiver.chips(|chips| chips.ioapic().rte(pin));
         self.pin(target).and_then(rte).is_none_or(|rte| rte.is_masked())
     }

@@ -29,9 +29,10 @@ use crate::arch::x86::lapic::LocalApic;
 use crate::arch::x86::paging::{AddressSpace, direct};
 use crate::boot::pvh::{BootInfo, REACH};
 use crate::console::print;
-use crate::machine::{Here, Machine, Receiver};
+use crate::machine::{Here, Machine, POLL_COUNTERS, Receiver};
 use crate::order::{Ordered, Rank};
 use crate::partition::assign::{self, Assigner};
+use crate::partition::ram::PollCounter;
 use crate::partition::watch::shortest_ms;
 use crate::partition::{BOOT, Partition, build};
 use crate::platform::handler::Memory;
@@ -171,7 +172,8 @@ impl System<'_> {
         let io_apics = Ordered::new(Rank::IoApics, self.io_apics);
         let receivers = receivers(&plan)?;
         let partitions = u8::try_from(config.partitions.len()).unwrap_or(u8::MAX);
-        let (lines, mut control) = LineTable::new(Targets { partitions, pins: PINS, poll_counters: 0 });
+        let (lines, mut control) =
+            LineTable::new(Targets { partitions, pins: PINS, poll_counters: POLL_COUNTERS });
         let clock = clock(config, self.platform.pm_timer)?;
         let mut assigner = Assigner::new(&host_config, &io_apics, lines, clock);
         let mut placed: Vec<Placed> = Vec::new();
@@ -199,6 +201,7 @@ impl System<'_> {
             config: host_config,
             dis_intx,
             receivers,
+            poll_counters: [const { PollCounter::new() }; POLL_COUNTERS as usize],
             apic: self.apic,
             rate,
             boot_cpu: self.cpus.first().map_or(ApicId(0), |(_, apic)| *apic),

@@ -332,14 +332,20 @@ impl LineTable {
         }
     }
 
-    /// The guest completed: its EOI reached the virtual pin `from` while `source` held it high, or the owner of a poll
-    /// counter said so. Anything that is not in service through `from` is stale and changes nothing.
+    /// The guest completed: its EOI reached the virtual pin `from` while `source` held it high. Anything that is not in
+    /// service through `from` is stale and changes nothing.
     #[inline]
     pub fn complete(&self, source: SourceId, from: Notifier, io: &mut impl LineIo) -> Deliveries<'_> {
         match self.place(source) {
             Some((handler, sharer)) => handler.complete(sharer, from, io),
             None => Deliveries::none(),
         }
+    }
+
+    /// The owner of the poll counter `from` is done with what it counted: [`LineTable::complete`], apart, so that a guest's EOI
+    /// has its path to itself and the compiler spreads it where it is needed.
+    pub fn complete_counter(&self, source: SourceId, from: Notifier, io: &mut impl LineIo) -> Deliveries<'_> {
+        self.drive(source, |sharer| Event::Eoi { sharer, from }, io).1
     }
 
     /// The guest changed the mask bit of the virtual pin `pin`. To be reported before the virtual IO-APIC looks at

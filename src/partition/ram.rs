@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "copies to and from guest memory in the direct map")]
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use levelhead::addr::{GuestPhys, HostPhys, LARGE_PAGE_BYTES, PAGE_BYTES};
 use levelhead::emulate::{GuestMemory, NotRam};
@@ -30,6 +31,40 @@ impl Piece {
         let offset = at.raw().wrapping_sub(self.guest.raw());
         let inside = offset <= self.bytes.checked_sub(bytes)?;
         inside.then(|| direct(self.host).cast_const().wrapping_add(offset as usize))
+    }
+}
+
+/// A 64-bit word of some guest's RAM, which is RAM of that guest for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Word(HostPhys);
+
+/// A counter that the hypervisor keeps in a guest's RAM: which word, and nothing else of it.
+#[derive(Debug)]
+pub(crate) struct PollCounter(AtomicU64);
+
+impl PollCounter {
+    /// No word.
+    const NOWHERE: u64 = u64::MAX;
+
+    /// A counter that counts nowhere.
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU64::new(Self::NOWHERE))
+    }
+
+    /// Counts in this word from now on.
+    pub(crate) fn lead_to(&self, word: Word) {
+        self.0.store(word.0.raw(), Ordering::Release);
+    }
+
+    /// Counts one, as one locked addition. The guest may write the word at the same time.
+    pub(crate) fn count(&self) {
+        let at = self.0.load(Ordering::Acquire);
+        if at == Self::NOWHERE {
+            return;
+        }
+        // SAFETY: only a `Word` is ever stored: eight aligned bytes of RAM in the direct map that stay a guest's for ever. The
+        // hypervisor accesses them through atomics alone while this reference lives, which ends with the addition.
+        unsafe { AtomicU64::from_ptr(direct(HostPhys::new(at)).cast()) }.fetch_add(1, Ordering::AcqRel);
     }
 }
 
@@ -114,6 +149,12 @@ impl Ram {
         while let Some(next) = self.clear_from(at, u64::MAX) {
             at = next;
         }
+    }
+
+    /// The 64-bit word at `at`, if it is aligned RAM.
+    pub(crate) fn word(&self, at: GuestPhys) -> Option<Word> {
+        let (host, left) = self.locate(at)?;
+        (at.is_aligned(8) && host.is_aligned(8) && left >= 8).then_some(Word(host))
     }
 
     /// Zeroes up to `most` bytes from byte number `from` of all of it on; where to go on, or `None` at the end.

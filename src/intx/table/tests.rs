@@ -281,6 +281,32 @@ fn n6_a_vector_finds_its_line_with_a_storm_budget_and_the_budget_counts() {
     assert!(table.assert(vector(0x61), io).is_some());
 }
 
+#[test]
+fn a_poll_counter_is_notified_once_until_its_owner_says_that_it_is_done() {
+    let (mut table, control) = new_table();
+    let io = &mut Quiet::default();
+    let source = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    let counter = Notifier::Poll { counter: 0 };
+    replace(&table, control, source, counter, io);
+    for round in 1..=3 {
+        assert_eq!(io.rte_masked, Some(false));
+        let targets: Vec<_> =
+            table.assert(vector(0x51), io).unwrap().map(|delivery| delivery.target()).collect();
+        assert_eq!(targets, [counter]);
+        assert_eq!(io.rte_masked, Some(true));
+        // Nobody's EOI, and no other counter, is meant.
+        for other in [pin(0, 21), Notifier::Poll { counter: 1 }, Notifier::None] {
+            assert!(table.complete(source, other, io).is_empty());
+            assert!(table.complete_counter(source, other, io).is_empty());
+        }
+        assert_eq!(io.rte_masked, Some(true));
+        assert!(table.complete_counter(source, counter, io).is_empty());
+        let account = table.source_report(source).unwrap().account;
+        account.balance().unwrap();
+        assert_eq!((account.ledger.delivered, account.ledger.completed.eoi), (round, round));
+    }
+}
+
 /// A line with two functions that hold it until they are acknowledged, and guests that may have their pins masked.
 #[derive(Debug, Default)]
 struct Wired {
