@@ -517,6 +517,8 @@ impl Partition {
             PortWrite::Nothing => {}
             PortWrite::Text(byte) => self.put(byte),
             PortWrite::Register(bdf, access, value) => self.write_config(machine, bdf, access, value),
+            PortWrite::PowerOff => return Some(End::PoweredOff),
+            PortWrite::Reset => return Some(End::Reset),
             PortWrite::Exit(code) => return Some(End::Code { code, by_hypercall: false }),
         }
         None

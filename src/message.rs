@@ -113,6 +113,9 @@ catalogue! {
         ReportedSuccess "reported-success"
             "the guest reported success"
             "nothing"
+        PoweredOff "powered-off"
+            "the guest powered itself off"
+            "nothing"
     }
     Guest Warn {
         ConsoleFlood "console-flood"

@@ -230,7 +230,7 @@ fn receivers(plan: &Plan) -> Result<&'static [Receiver], Refusal> {
     Ok(Vec::leak(receivers.ok_or_else(undecided)?))
 }
 
-/// Measures the clock, if a policy has a time in it.
+/// Measures the clock, which a policy with a time in it needs, and the guests that are told of it would like.
 fn clock(config: &config::Config, timer: Option<PmTimer>) -> Result<Option<Clock>, Refusal> {
     let timed = config.partitions.iter().find_map(|partition| {
         if partition.restart.restarts() {
@@ -239,11 +239,13 @@ fn clock(config: &config::Config, timer: Option<PmTimer>) -> Result<Option<Clock
         let timed = partition.devices.iter().find(|device| shortest_ms(&device.policy).is_some())?;
         Some(format!("partition {}, device {}", partition.name, timed.bdf))
     });
-    let Some(place) = timed else { return Ok(None) };
     let clock = timer.and_then(Clock::measure);
-    let clock = clock.ok_or_else(|| Refusal::new(Message::NoClock, place, Message::NoClock.meaning()))?;
-    info!("TSC at {} ticks/ms by the ACPI timer", clock.ticks_per_ms);
-    Ok(Some(clock))
+    match (clock, timed) {
+        (Some(clock), _) => info!("TSC at {} ticks/ms by the ACPI timer", clock.ticks_per_ms),
+        (None, None) => {}
+        (None, Some(place)) => return Err(Refusal::new(Message::NoClock, place, Message::NoClock.meaning())),
+    }
+    Ok(clock)
 }
 
 /// Publishes a source's first notifier. No CPU delivers yet, so the replacement is over at once.

@@ -1,5 +1,7 @@
 //! The ports of a guest's platform. BARs are not here: a guest reaches theirs without an exit.
 
+use crate::config::{POWER_PORTS, RESET_PORT};
+use crate::device::power::{powers_off, resets};
 use crate::device::{UART_PORTS, Uart};
 use crate::pci::config_ports::PortRead;
 use crate::pci::{Access, Bdf, ConfigPorts, Width as ConfigWidth};
@@ -7,6 +9,7 @@ use crate::vcpu::Width;
 
 const COM1: u16 = 0x3f8;
 const COM1_LAST: u16 = COM1 + UART_PORTS - 1;
+const SLEEP_CONTROL: u16 = *POWER_PORTS.start();
 /// What the debug port reads as, whatever its number: that of its usual place. By this a guest tells that it is there.
 const DEBUG_PORT_PRESENT: u32 = 0xe9;
 
@@ -21,6 +24,10 @@ pub enum PortWrite {
     Register(Bdf, Access, u32),
     /// The guest ends with this value.
     Exit(u32),
+    /// The guest powers itself off.
+    PowerOff,
+    /// The guest resets itself.
+    Reset,
 }
 
 /// What one guest finds behind its ports.
@@ -48,6 +55,8 @@ impl Ports {
         let value = match port {
             COM1..=COM1_LAST if width == Width::Byte => u32::from(self.uart.read(port - COM1)),
             _ if Some(port) == self.debug && width == Width::Byte => DEBUG_PORT_PRESENT,
+            // Nothing is ever to be told: no sleep but the last one was offered.
+            _ if POWER_PORTS.contains(&port) && width == Width::Byte => 0,
             _ if ConfigPorts::contains(port) => match config_width(width) {
                 Some(width) => return self.config.read(port, width),
                 None => u32::MAX,
@@ -70,6 +79,8 @@ impl Ports {
             COM1..=COM1_LAST if width == Width::Byte => {
                 self.uart.write(port - COM1, value as u8).map_or(PortWrite::Nothing, PortWrite::Text)
             }
+            SLEEP_CONTROL if width == Width::Byte && powers_off(value as u8) => PortWrite::PowerOff,
+            RESET_PORT if width == Width::Byte && resets(value as u8) => PortWrite::Reset,
             _ if ConfigPorts::contains(port) => {
                 let register = config_width(width).and_then(|width| self.config.write(port, width, value));
                 register.map_or(PortWrite::Nothing, |(bdf, access)| PortWrite::Register(bdf, access, value))

@@ -192,6 +192,11 @@ fn each_rule_names_its_key_and_its_remedy() {
              ports 0xcf8 to 0xcff; to do: choose ports of its own",
         ),
         (
+            |c| c.partitions[0].exit_port = Some(0x5fd),
+            "ERROR Config/port-taken: partition[0].exit-port: ports 0x5fd to 0x600 would collide with the power registers at ports \
+             0x600 to 0x601; to do: choose ports of its own",
+        ),
+        (
             |c| c.partitions[0].exit_port = Some(0xe6),
             "ERROR Config/port-taken: partition[0].exit-port: ports 0xe6 to 0xe9 would collide with the debug port at port 0xe9; to do: \
              choose ports of its own",

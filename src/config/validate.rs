@@ -46,6 +46,10 @@ pub const VIRTUAL_PINS: u8 = 24;
 pub const COM1_PORTS: RangeInclusive<u16> = 0x3f8..=0x3ff;
 /// The ports of a guest's PCI configuration mechanism #1 (PCI 3.0 3.2.2.3.2).
 pub const PCI_PORTS: RangeInclusive<u16> = 0xcf8..=0xcff;
+/// A guest's sleep control and sleep status register (ACPI 6.5 4.8.3.7).
+pub const POWER_PORTS: RangeInclusive<u16> = 0x600..=0x601;
+/// A guest's reset control register, one of the ports of configuration mechanism #1 that are not its own.
+pub const RESET_PORT: u16 = 0xcf9;
 /// How many ports an exit port takes: a 32-bit write must not reach another device.
 pub const EXIT_PORT_BYTES: u16 = 4;
 
@@ -542,7 +546,11 @@ impl<'a> Judge<'a> {
     }
 
     fn ports(&mut self, path: &KeyPath, partition: &Partition) {
-        let mut taken = alloc::vec![("COM1", COM1_PORTS), ("the PCI configuration ports", PCI_PORTS)];
+        let mut taken = alloc::vec![
+            ("COM1", COM1_PORTS),
+            ("the power registers", POWER_PORTS),
+            ("the PCI configuration ports", PCI_PORTS),
+        ];
         let claims = [
             ("debug-port", "the debug port", partition.debug_port, 1),
             ("exit-port", "the exit port", partition.exit_port, EXIT_PORT_BYTES),

@@ -2,6 +2,7 @@
 //! none touches a port, a line or a console.
 
 mod line_buffer;
+pub mod power;
 mod print_budget;
 mod uart;
 

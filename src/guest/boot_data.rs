@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use crate::addr::GuestPhys;
 
 use super::linux::HEADER_START;
-use super::memory::{EXTENDED_START, GuestMemory, LOW_END};
+use super::memory::{ACPI_RSDP, EXTENDED_START, GuestMemory, LOW_END};
 
 /// What EAX holds when a Multiboot guest starts (Multiboot 0.6.96 3.2).
 pub(super) const MULTIBOOT_LOADER_MAGIC: u32 = 0x2bad_b002;
@@ -52,7 +52,7 @@ pub(super) struct LoadedModule<'f> {
 /// PVH's `hvm_start_info` with its memory map, module list and texts, for the address `at` below 4 GiB.
 ///
 /// The structure (Xen's public header `arch-x86/hvm/start_info.h`): magic, version, flags and number of modules as
-/// 32 bits; the addresses of module list, command line, RSDP (0: none) and memory map as 64 bits; the
+/// 32 bits; the addresses of module list, command line, RSDP and memory map as 64 bits; the
 /// number of map entries and a reserved word as 32 bits.
 pub(super) fn pvh(facts: &Facts<'_>, at: u32) -> Vec<u8> {
     let mut block = Block::new(at, START_INFO_BYTES);
@@ -69,7 +69,7 @@ pub(super) fn pvh(facts: &Facts<'_>, at: u32) -> Vec<u8> {
     let modules = block.append(modules);
 
     let counts = [START_INFO_MAGIC, START_INFO_VERSION, 0, facts.modules.len() as u32];
-    let addresses = [modules.into(), cmdline.into(), 0, map.into()];
+    let addresses = [modules.into(), cmdline.into(), ACPI_RSDP, map.into()];
     block.finish(words32(counts).chain(words64(addresses)).chain(words32([map_entries, 0])))
 }
 
@@ -133,6 +133,7 @@ pub(super) fn linux(facts: &Facts<'_>, header: &[u8], at: u32) -> Vec<u8> {
 
     let mut page = alloc::vec![0; LINUX_TABLES];
     set(&mut page, HEADER_START, header);
+    set(&mut page, 0x70, &ACPI_RSDP.to_le_bytes());
     let map = facts.memory.map();
     set(&mut page, 0x1e8, &[map.len() as u8]);
     for (region, at) in map.iter().zip((0x2d0..).step_by(20)) {

@@ -23,6 +23,15 @@ pub const HOLE_START: u64 = 0xc000_0000;
 /// The end of the hole, where RAM goes on.
 pub const HIGH_START: u64 = 0x1_0000_0000;
 
+/// Where the ACPI tables begin, with their root pointer: in the area that a PC keeps for firmware, on a boundary of 16
+/// bytes, as guests without another way look for it (ACPI 6.5 5.2.5.1).
+pub const ACPI_RSDP: u64 = 0xe_0000;
+/// The registers of the IO-APIC.
+pub(super) const IO_APIC: u64 = 0xfec0_0000;
+/// The registers of each CPU's local APIC at first.
+pub(super) const LOCAL_APIC: u64 = 0xfee0_0000;
+const APIC_BYTES: u64 = 0x1000;
+
 /// How much memory a guest has, and thereby where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestMemory {
@@ -81,7 +90,8 @@ impl GuestMemory {
     /// The map the guest is handed: in ascending order, without overlap, nothing of length 0. Device memory is
     /// not in it, as on any PC: what is neither RAM nor reserved is free for devices.
     pub fn map(&self) -> Vec<Region> {
-        let reserved = [LOW_END..EXTENDED_START, 0xfec0_0000..0xfec0_1000, 0xfee0_0000..0xfee0_1000];
+        let apic = |start| start..start + APIC_BYTES;
+        let reserved = [LOW_END..EXTENDED_START, apic(IO_APIC), apic(LOCAL_APIC)];
         let ram = self.usable().map(|range| (range, RegionKind::Ram));
         let mut map: Vec<Region> = ram
             .into_iter()

@@ -7,10 +7,13 @@
 //!
 //! * `memory`: the guest-physical map;
 //! * `image`: an image's format, its segments and its entry; `elf`, `multiboot` and `linux` read the headers;
+//! * `acpi`: the tables of the platform, made when the machine is known;
 //! * `boot_data`: what the guest is told: PVH's start info, Multiboot's information block, Linux's zero page.
 //!
 //! All of this runs before the guest does and may allocate.
 
+#[cfg(feature = "guest-acpi")]
+pub mod acpi;
 mod boot_data;
 mod elf;
 mod image;
@@ -32,7 +35,9 @@ use boot_data::{Facts, LoadedModule};
 use image::{Kind, LoadedImage};
 
 pub use image::{Field, ImageError, Problem, Protocol};
-pub use memory::{EXTENDED_START, GuestMemory, HIGH_START, HOLE_START, LOW_END, Region, RegionKind};
+pub use memory::{
+    ACPI_RSDP, EXTENDED_START, GuestMemory, HIGH_START, HOLE_START, LOW_END, Region, RegionKind,
+};
 
 /// Where boot data is put if it can: above the real-mode vectors, the boot sector and the pages that guests start
 /// their other CPUs from, below the places they are wont to put early stacks.
@@ -47,10 +52,17 @@ pub struct Payload<'a> {
     pub cmdline: &'a str,
     /// The images beside it, each with the text that goes with it.
     pub modules: Vec<(Image<'a>, &'a str)>,
+    /// How fast the guest's time stamp counter counts, in kHz, for a kernel that cannot find it out by itself. `None` where
+    /// nobody knows.
+    pub tsc_khz: Option<u64>,
 }
 
+/// What stands for the rate of the time stamp counter until it is measured: as long a number as it can be.
+const LONGEST_TSC_KHZ: u64 = 99_999_999;
+
 impl<'a> Payload<'a> {
-    /// What `partition` names among the images of its bundle.
+    /// What `partition` names among the images of its bundle. Of the time stamp counter only the room that its rate takes is
+    /// said.
     ///
     /// # Errors
     /// [`PlanError::NoSuchImage`], which a judged configuration excludes.
@@ -63,6 +75,7 @@ impl<'a> Payload<'a> {
             kernel: image(partition.kernel)?,
             cmdline: &partition.cmdline,
             modules: modules.collect::<Result<_, PlanError>>()?,
+            tsc_khz: Some(LONGEST_TSC_KHZ),
         })
     }
 }
@@ -182,7 +195,10 @@ impl fmt::Display for PlanError {
                 write!(f, "Linux takes module {module} as its initial RAM disk, and no text with it")
             }
             Self::CommandLine { bytes, most } => {
-                write!(f, "{bytes} bytes, and this kernel takes {most} (cmdline_size)")
+                write!(
+                    f,
+                    "{bytes} bytes, and this kernel takes {most} (cmdline_size) beside the rate of its TSC"
+                )
             }
             Self::NoRoomForBootData { bytes } => {
                 write!(f, "no {bytes:#x} bytes of memory are left below 3 GiB for the boot data")
@@ -315,7 +331,10 @@ fn long64<'a>(
     entry: u32,
     header: &linux::Header<'_>,
 ) -> Result<EntryState, PlanError> {
-    let (bytes, most) = (payload.cmdline.len(), header.cmdline_most);
+    // Without a PIT, an HPET or a leaf of CPUID that it believes, the kernel has nothing to measure its TSC by, and nothing
+    // to watch it with. Its own words stand before the configuration's, so that those have the last say.
+    let clock = payload.tsc_khz.map(|khz| format!("tsc_early_khz={khz} tsc=reliable ")).unwrap_or_default();
+    let (bytes, most) = (payload.cmdline.len(), header.cmdline_most.saturating_sub(clock.len()));
     if bytes > most {
         return Err(PlanError::CommandLine { bytes, most });
     }
@@ -339,10 +358,11 @@ fn long64<'a>(
         next = layout.placements.last().map_or(next, Placement::end);
     }
     let initrd = LoadedModule { at: start, bytes: initrd_bytes, cmdline: "" };
+    let cmdline = clock + payload.cmdline;
     let facts = Facts {
         memory: layout.memory,
         name: payload.kernel.name,
-        cmdline: payload.cmdline,
+        cmdline: cmdline.trim_end(),
         modules: core::slice::from_ref(&initrd),
     };
     let at = layout.boot_data(|at| boot_data::linux(&facts, header.bytes, at))?;

@@ -164,7 +164,8 @@ fn flat(load_end: u32, bss_end: u32, entry: u32) -> Vec<u8> {
 
 fn payload<'a>(kernel: &'a [u8], modules: &[(&'a [u8], &'a str)]) -> Payload<'a> {
     let modules = modules.iter().map(|&(bytes, cmdline)| (Image { name: "module", bytes }, cmdline));
-    Payload { kernel: Image { name: "kernel", bytes: kernel }, cmdline: "a b", modules: modules.collect() }
+    let kernel = Image { name: "kernel", bytes: kernel };
+    Payload { kernel, cmdline: "a b", modules: modules.collect(), tsc_khz: None }
 }
 
 fn memory(mib: u64) -> GuestMemory {
@@ -284,7 +285,7 @@ fn a_pvh_elf64_gets_a_start_info() {
     assert_eq!((u64_at(&plan, module), u64_at(&plan, module + 8)), (2 * MIB + 0x4000, 5000));
     assert_eq!(text_at(&plan, u64_at(&plan, module + 16)), "the module");
     assert_eq!(text_at(&plan, u64_at(&plan, info + 24)), "a b");
-    assert_eq!(u64_at(&plan, info + 32), 0, "no RSDP");
+    assert_eq!(u64_at(&plan, info + 32), ACPI_RSDP);
     let map = u64_at(&plan, info + 40);
     let told = memory(64).map();
     assert_eq!(u32_at(&plan, info + 48) as usize, told.len());
@@ -322,7 +323,10 @@ fn a_linux_kernel_is_entered_in_64_bit_mode_with_a_zero_page() {
         assert_eq!(u32_at(&plan, at + 16), region.kind as u32);
     }
     let map_end = 0x2d0 + 20 * told.len() as u64;
-    for offset in (0..0x1e8).chain(0x1e9..0x1f1).chain(jump_target..0x2d0).chain(map_end..0x1000) {
+    assert_eq!(u64_at(&plan, rsi + 0x70), ACPI_RSDP);
+    for offset in
+        (0..0x70).chain(0x78..0x1e8).chain(0x1e9..0x1f1).chain(jump_target..0x2d0).chain(map_end..0x1000)
+    {
         assert_eq!(byte_at(&plan, rsi + offset), 0, "{offset:#x}");
     }
 
@@ -393,6 +397,25 @@ fn what_a_linux_kernel_does_not_take_is_named() {
     assert_eq!(refused(&file, &[], &line), PlanError::CommandLine { bytes: 2048, most: 2047 });
     plan(&Payload { cmdline: &line[1..], ..payload(&file, &[]) }, &memory(64)).unwrap();
     assert_eq!(refused(&file, &[(&[1], ""), (&[1], "x")], ""), PlanError::InitrdText { module: 1 });
+}
+
+#[test]
+fn a_linux_kernel_is_told_how_fast_its_time_stamp_counter_counts() {
+    let file = bzimage();
+    let told = |cmdline, tsc_khz| {
+        let plan = plan(&Payload { cmdline, tsc_khz, ..payload(&file, &[]) }, &memory(64)).unwrap();
+        let EntryState::Long64 { rsi, .. } = plan.entry else { panic!("{:?}", plan.entry) };
+        text_at(&plan, u32_at(&plan, rsi + 0x228).into())
+    };
+    assert_eq!(told("a tsc=unstable", Some(2_600_000)), "tsc_early_khz=2600000 tsc=reliable a tsc=unstable");
+    assert_eq!(told("", Some(1)), "tsc_early_khz=1 tsc=reliable");
+    assert_eq!(told("", None), "");
+
+    // Judged before it is measured, with room for any rate.
+    let line = "x".repeat(2047 - 35);
+    let judged = Payload { cmdline: &line, tsc_khz: Some(LONGEST_TSC_KHZ), ..payload(&file, &[]) };
+    assert_eq!(plan(&judged, &memory(64)), Err(PlanError::CommandLine { bytes: 2012, most: 2011 }));
+    plan(&Payload { cmdline: &line[1..], ..judged }, &memory(64)).unwrap();
 }
 
 #[test]

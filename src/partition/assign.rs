@@ -55,7 +55,7 @@ pub(crate) struct Assigner<'a> {
     pub(crate) io_apics: &'a Ordered<IoApics>,
     pub(crate) lines: LineTable,
     pub(crate) dis_intx: [Option<DisIntx>; MAX_SOURCES as usize],
-    /// Measured only if a policy needs it.
+    /// None where there is no timer to measure it by.
     pub(crate) clock: Option<Clock>,
 }
 

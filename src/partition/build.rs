@@ -8,10 +8,11 @@ use core::fmt;
 use levelhead::border::Ports;
 use levelhead::config::{Bundle, Partition as Configured};
 use levelhead::counters::Stage;
-use levelhead::decide::PartitionPlan;
+use levelhead::decide::{BAR_WINDOW, PartitionPlan};
 use levelhead::device::{LineBuffer, PrintBudget};
 use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::frames::Frames;
+use levelhead::guest::acpi::{self, Platform, Route};
 use levelhead::guest::{GuestMemory, Payload, plan};
 use levelhead::intx::SourceId;
 use levelhead::irq::Pin;
@@ -61,18 +62,22 @@ pub(crate) fn build(
     let nested = NestedTables::new(&mut pool).ok_or(OutOfMemory).map_err(no_room)?;
     ram.map(&nested, &mut pool).map_err(|error| bug("nested tables", &error))?;
 
-    let payload = Payload::of(configured, bundle.images())
+    let mut payload = Payload::of(configured, bundle.images())
         .map_err(|error| refuse(error.message(), error.to_string()))?;
-    let boot = plan(&payload, &memory).map_err(|error| refuse(error.message(), error.to_string()))?;
+    payload.tsc_khz = assigner.clock.map(|clock| clock.ticks_per_ms.get());
+    let mut boot = plan(&payload, &memory).map_err(|error| refuse(error.message(), error.to_string()))?;
     for placement in &boot.placements {
         ram.write(placement.at, &placement.bytes)
             .map_err(|error| bug("planned outside its memory", &error))?;
     }
 
     let mut functions = Vec::new();
+    let mut routes = Vec::new();
     let mut notifiers = Vec::new();
     for device in &planned.devices {
         let assigned = assigner.assign(device, name, index)?;
+        let intx = assigned.config.interrupt_pin().zip(assigned.line);
+        routes.extend(intx.map(|(pin, (_, vpin))| Route { bdf: device.bdf, pin, vpin }));
         functions.push(Function {
             initial: assigned.config.clone(),
             config: assigned.config,
@@ -87,6 +92,12 @@ pub(crate) fn build(
         });
         notifiers.extend(assigned.line);
     }
+
+    let vcpus = u8::try_from(configured.cpus.len()).unwrap_or(u8::MAX);
+    let tables = acpi::tables(&Platform { vcpus, bars: BAR_WINDOW, routes: &routes });
+    ram.write(tables.at, &tables.bytes).map_err(|error| bug("tables outside its memory", &error))?;
+    // A guest that is started again finds them again.
+    boot.placements.push(tables);
 
     begin(&mut world, &boot.entry, &nested).map_err(|error| bug("control block", &error))?;
     info!(

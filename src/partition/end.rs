@@ -27,6 +27,8 @@ pub(crate) enum End {
         /// The exit that showed it.
         exit: Exit,
     },
+    /// It powered itself off, which is how an orderly guest ends.
+    PoweredOff,
     /// It halted with interrupts off: nothing can wake it.
     Halted,
     /// It asked to be started again.
@@ -43,6 +45,7 @@ impl End {
     pub(crate) fn is_success(self) -> bool {
         match self {
             Self::Code { code, by_hypercall } => code == 0 || !by_hypercall && code == PORT_SUCCESS,
+            Self::PoweredOff => true,
             Self::Fault { .. } | Self::Halted | Self::Reset => false,
         }
     }
@@ -53,6 +56,7 @@ impl End {
             Self::Code { .. } if self.is_success() => Message::ReportedSuccess,
             Self::Code { .. } => Message::ReportedFailure,
             Self::Fault { message, .. } => message,
+            Self::PoweredOff => Message::PoweredOff,
             Self::Halted => Message::HaltedForEver,
             Self::Reset => Message::ResetRequested,
         }
@@ -96,11 +100,11 @@ impl fmt::Display for Report<'_> {
                 let (code, info1, info2) = (vmcb.exit_code(), vmcb.exit_info1(), vmcb.exit_info2());
                 write!(f, "{}: {exit} (exit code {code:#x}, info {info1:#x} {info2:#x})", message.meaning())
             }
-            End::Halted | End::Reset => f.write_str(message.meaning()),
+            End::PoweredOff | End::Halted | End::Reset => f.write_str(message.meaning()),
         });
         let place = format_args!("partition {}", partition.name);
         writeln!(f, "{}", Record { message, place: &place, what: Some(&what), remedy: None })?;
-        if let End::Code { .. } | End::Reset = end {
+        if let End::Code { .. } | End::PoweredOff | End::Reset = end {
             return Ok(());
         }
         let mut regs = partition.world.frame.regs;

@@ -26,6 +26,7 @@ impl Pieces {
         PortRead::Value(match port {
             0x3f8..=0x3ff if byte => u32::from(self.uart.read(port - 0x3f8)),
             _ if byte && self.debug == Some(port) => 0xe9,
+            0x600 | 0x601 if byte => 0,
             0xcf8..=0xcff => return self.config.read(port, config_width),
             _ => width.mask() as u32,
         })
@@ -40,6 +41,8 @@ impl Pieces {
                 Some(text) => PortWrite::Text(text),
                 None => PortWrite::Nothing,
             },
+            0x600 if byte && value & 0x3c == 0x34 => PortWrite::PowerOff,
+            0xcf9 if byte && value & 4 != 0 => PortWrite::Reset,
             0xcf8..=0xcff => match self.config.write(port, config_width, value) {
                 Some((bdf, access)) => PortWrite::Register(bdf, access, value),
                 None => PortWrite::Nothing,
@@ -74,7 +77,7 @@ fn a_write_reaches_one_owner_and_is_seen_nowhere_else() {
             let port = match dice.below(4) {
                 0 => dice.any() as u16,
                 1 => dice.pick(&[0xe9, 0xf3, 0xf4, 0xf5, 0xfffb, 0xfffc, 0xffff, 0]),
-                2 => 0x3f0 + dice.below(0x18) as u16,
+                2 => dice.pick(&[0x3f0, 0x5f8]) + dice.below(0x18) as u16,
                 _ => 0xcf0 + dice.below(0x18) as u16,
             };
             let value = dice.hostile() as u32;

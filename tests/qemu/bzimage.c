@@ -1,7 +1,8 @@
 /*
  * A kernel in the form of Linux's bzImage that checks what the boot protocol promises it at its 64-bit entry: the mode,
  * the segments and their descriptors, the page tables, and the zero page with command line, memory map and initial RAM
- * disk, which is this file itself (boot.rst, "64-bit Boot Protocol"). It prints on COM1 and ends by port 0xf4.
+ * disk, which is this file itself (boot.rst, "64-bit Boot Protocol"). It prints on COM1 and ends by port 0xf4, or, where its
+ * command line ends so, by powering itself `off` or by a `reset`.
  */
 #include <stdint.h>
 
@@ -68,6 +69,14 @@ static void demand(int holds, const char *what)
 static uint32_t word(const uint8_t *at) { return *(const volatile uint32_t *)at; }
 static uint64_t quad(const uint8_t *at) { return *(const volatile uint64_t *)at; }
 
+static int begins(const uint8_t *at, const char *text)
+{
+    for (; *text; at++, text++)
+        if (*at != (uint8_t)*text)
+            return 0;
+    return 1;
+}
+
 static int equal(const uint8_t *at, const char *text)
 {
     for (; *text; at++, text++)
@@ -90,7 +99,15 @@ void kernel(const uint8_t *zero_page)
     demand(word(zero_page + 0x202) == 0x53726448 && word(zero_page + 0x260) == 1u << 20, "the setup header");
     demand(zero_page[0x210] != 0, "type_of_loader");
     demand(zero_page[0x1ef] == 0, "the sentinel");
-    demand(equal((const uint8_t *)(uint64_t)word(zero_page + 0x228), "one two"), "the command line");
+    const uint8_t *line = (const uint8_t *)(uint64_t)word(zero_page + 0x228);
+    const uint8_t *end_of_line = line;
+    while (*end_of_line)
+        end_of_line++;
+    demand(begins(line, "tsc_early_khz="), "the rate of the time stamp counter");
+    while (!begins(line, "one ") && line < end_of_line)
+        line++;
+    demand(begins(line, "one two"), "the command line");
+    demand(begins((const uint8_t *)(uint64_t)word(zero_page + 0x70), "RSD PTR "), "the ACPI tables");
 
     uint64_t memory = 0;
     for (unsigned i = 0; i < zero_page[0x1e8]; i++) {
@@ -108,5 +125,9 @@ void kernel(const uint8_t *zero_page)
     for (uint32_t i = 0x200; kernel_start + i < (const uint8_t *)&entry; i++)
         demand(disk[SETUP_BYTES + i] == kernel_start[i], "the rest of the initial RAM disk");
     print("bzimage: PASS\n");
+    if (equal(end_of_line - 4, " off"))
+        out8(0x600, 5 << 2 | 1 << 5);
+    if (equal(end_of_line - 6, " reset"))
+        out8(0xcf9, 6);
     end(0x10);
 }

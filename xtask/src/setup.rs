@@ -51,6 +51,14 @@ pub fn gdb(install: bool, verb: &str) -> Result<PathBuf> {
     GDB.find(install, verb)
 }
 
+/// The ACPI compiler in `PATH`, which is installed if it is missing and `install` allows it.
+///
+/// # Errors
+/// As for [`qemu`].
+pub fn iasl(install: bool, verb: &str) -> Result<PathBuf> {
+    IASL.find(install, verb)
+}
+
 /// A program that a Debian package brings.
 #[derive(Debug)]
 pub struct Packaged {
@@ -66,6 +74,8 @@ pub struct Packaged {
 pub const QEMU: Packaged = Packaged { title: "QEMU", program: PROGRAM, package: "qemu-system-x86" };
 /// The debugger.
 pub const GDB: Packaged = Packaged { title: "gdb", program: "gdb", package: "gdb" };
+/// ACPICA's compiler and disassembler.
+pub const IASL: Packaged = Packaged { title: "iasl", program: "iasl", package: "acpica-tools" };
 
 impl Packaged {
     /// Where it is in `PATH`; it is installed if it is not there and `install` allows it.

@@ -138,6 +138,13 @@ fn tools(tree: &Tree, installer: Installer) -> Vec<Finding> {
         ),
         finding("gdb", Need::Useful, "`cargo xtask gdb` and its QEMU cases")
             .judged(gdb.map(|text| first_line(&text)), Cure::Package(setup::GDB.package)),
+        finding("iasl", Need::Useful, "a test of the guests' ACPI tables").judged(
+            // Its first line is empty, the second its publisher.
+            ask(Command::new("iasl").arg("-v"), "").map(|text| {
+                text.lines().find(|line| line.contains("version")).unwrap_or_default().to_owned()
+            }),
+            Cure::Package(setup::IASL.package),
+        ),
         packages(installer),
         disk(tree),
     ]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::Verdict;
+use super::{Verdict, without};
 use crate::build::{Tree, cargo};
 use crate::process::{self, End};
 use crate::setup;
@@ -29,11 +29,12 @@ pub struct Step {
 }
 
 /// The steps in the order they are run.
-pub const STEPS: [Step; 4] = [
+pub const STEPS: [Step; 5] = [
     Step { name: "host/fmt", makes: false, run: fmt },
     Step { name: "host/clippy", makes: false, run: clippy },
     Step { name: "host/build", makes: true, run: build },
     Step { name: "host/outside", makes: false, run: outside },
+    Step { name: "host/iasl", makes: true, run: iasl },
 ];
 
 fn fmt(tree: &Tree, setup: bool) -> Verdict {
@@ -55,6 +56,14 @@ fn clippy(tree: &Tree, setup: bool) -> Verdict {
         "-D",
         "warnings",
     ]))
+}
+
+/// Sees to it that there is an iasl, which a test of `guest::acpi` does nothing without.
+fn iasl(_: &Tree, setup: bool) -> Verdict {
+    match setup::iasl(setup, "test") {
+        Ok(_) => Verdict::Passed,
+        Err(error) => without(&error),
+    }
 }
 
 /// Builds the release hypervisor and guests.
