@@ -502,7 +502,9 @@ impl Partition {
     }
 
     fn port_in(&mut self, machine: &Machine, port: u16, width: Width) -> u64 {
-        u64::from(match self.ports.read(port, width) {
+        let read = self.ports.read(port, width);
+        self.follow_com1(machine);
+        u64::from(match read {
             PortRead::Value(value) => value,
             PortRead::Register(bdf, access) => self
                 .functions
@@ -512,8 +514,16 @@ impl Partition {
         })
     }
 
+    fn follow_com1(&mut self, machine: &Machine) {
+        if let Some(output) = self.ports.com1_output() {
+            machine.com1(self.here(), output);
+        }
+    }
+
     fn port_out(&mut self, machine: &Machine, port: u16, width: Width, value: u32) -> Option<End> {
-        match self.ports.write(port, width, value) {
+        let written = self.ports.write(port, width, value);
+        self.follow_com1(machine);
+        match written {
             PortWrite::Nothing => {}
             PortWrite::Text(byte) => self.put(byte),
             PortWrite::Register(bdf, access, value) => self.write_config(machine, bdf, access, value),

@@ -5,7 +5,9 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use levelhead::config::COM1_PIN;
 use levelhead::decide::MAX_SOURCES;
+use levelhead::device::Output;
 use levelhead::intx::{Control, Deliveries, LineIo, LineTable, Notifier, Sample, SourceId};
 use levelhead::irq::{ApicId, Gsi, Pin, Vector};
 use levelhead::pci::{Bdf, ConfigSpace, DisIntx, Offset};
@@ -144,6 +146,18 @@ impl Machine {
         if let Some(counter) = self.poll_counters.get(usize::from(counter)) {
             counter.count();
         }
+    }
+
+    /// Follows with a pin of the partition at work what its COM1 says.
+    pub(crate) fn com1(&self, here: Here, Output { high, fell }: Output) {
+        let Some(receiver) = self.receivers.get(usize::from(here.partition)) else { return };
+        let settled = receiver.chips(|chips| {
+            if fell {
+                chips.deassert_pin(COM1_PIN, Contributor::PLATFORM);
+            }
+            if high { chips.assert_pin(COM1_PIN, Contributor::PLATFORM) } else { Settled::default() }
+        });
+        self.follow(here, here.partition, receiver, COM1_PIN, settled);
     }
 
     /// Lets a pin of partition number `partition` deliver what it holds.

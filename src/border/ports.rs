@@ -2,7 +2,7 @@
 
 use crate::config::{POWER_PORTS, RESET_PORT};
 use crate::device::power::{powers_off, resets};
-use crate::device::{UART_PORTS, Uart};
+use crate::device::{Output, UART_PORTS, Uart};
 use crate::pci::config_ports::PortRead;
 use crate::pci::{Access, Bdf, ConfigPorts, Width as ConfigWidth};
 use crate::vcpu::Width;
@@ -51,7 +51,7 @@ impl Ports {
     }
 
     /// A read of `width` at `port`: the value in the low bits, or the register that holds it. Where nobody answers, ones.
-    pub fn read(&self, port: u16, width: Width) -> PortRead {
+    pub fn read(&mut self, port: u16, width: Width) -> PortRead {
         let value = match port {
             COM1..=COM1_LAST if width == Width::Byte => u32::from(self.uart.read(port - COM1)),
             _ if Some(port) == self.debug && width == Width::Byte => DEBUG_PORT_PRESENT,
@@ -64,6 +64,11 @@ impl Ports {
             _ => width.mask() as u32,
         };
         PortRead::Value(value)
+    }
+
+    /// What has become of COM1's interrupt since this was asked last; `None` for nothing.
+    pub fn com1_output(&mut self) -> Option<Output> {
+        self.uart.take_output()
     }
 
     /// A write of the low bits of `value`. Where nobody listens it is gone.

@@ -46,6 +46,8 @@ pub const VIRTUAL_PINS: u8 = 24;
 pub const COM1_PORTS: RangeInclusive<u16> = 0x3f8..=0x3ff;
 /// The ports of a guest's PCI configuration mechanism #1 (PCI 3.0 3.2.2.3.2).
 pub const PCI_PORTS: RangeInclusive<u16> = 0xcf8..=0xcff;
+/// The input of a guest's IO-APIC that its COM1 drives, as on every PC.
+pub const COM1_PIN: Pin = Pin(4);
 /// A guest's sleep control and sleep status register (ACPI 6.5 4.8.3.7).
 pub const POWER_PORTS: RangeInclusive<u16> = 0x600..=0x601;
 /// A guest's reset control register, one of the ports of configuration mechanism #1 that are not its own.

@@ -48,8 +48,9 @@ pub const BAR_WINDOW: BarWindow =
 /// The vector of the first line; each line gets one of its own, upwards, in the order of the configuration. Devices on one
 /// line have its vector in common.
 pub const FIRST_LINE_VECTOR: u8 = 0x40;
-/// Devices with INTx in the whole machine: each needs a contributor number of its own at the virtual pins.
-pub const MAX_SOURCES: u8 = Contributor::COUNT;
+/// Devices with INTx in the whole machine: each needs a contributor number of its own at the virtual pins, beside the
+/// guest's platform.
+pub const MAX_SOURCES: u8 = Contributor::COUNT - 1;
 
 /// Something that keeps the machine from being started as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,4 +8,4 @@ mod uart;
 
 pub use self::line_buffer::LineBuffer;
 pub use self::print_budget::{Dropped, Permission, PrintBudget};
-pub use self::uart::{UART_PORTS, Uart};
+pub use self::uart::{Output, UART_PORTS, Uart};

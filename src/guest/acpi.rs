@@ -20,7 +20,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
 use crate::addr::GuestPhys;
-use crate::config::{COM1_PORTS, POWER_PORTS, RESET_PORT};
+use crate::config::{COM1_PIN, COM1_PORTS, POWER_PORTS, RESET_PORT};
 use crate::device::power::{POWER_OFF_SLEEP_TYPE, RESET_VALUE};
 use crate::irq::Pin;
 use crate::pci::virtual_bar::BarWindow;
@@ -36,8 +36,6 @@ const OEM_REVISION: u32 = 1;
 const HEADER_BYTES: u32 = 36;
 /// From this revision on integers have 64 bits.
 const DSDT_REVISION: u8 = 2;
-/// COM1's interrupt on every PC.
-const COM1_PIN: Pin = Pin(4);
 /// FADT, boot architecture flags: no VGA, no MSI, no CMOS clock (ACPI 6.5 table 5.11).
 const ABSENT_VGA_MSI_CLOCK: u16 = 1 << 2 | 1 << 3 | 1 << 5;
 

@@ -43,6 +43,10 @@ pub use memory::{
 /// their other CPUs from, below the places they are wont to put early stacks.
 const BOOT_DATA_START: u64 = 0x1_0000;
 
+/// Linux does not believe in configuration mechanism 1 where it finds neither a host bridge nor a BIOS of this century, and
+/// takes a platform of reduced hardware for one that EFI resets.
+const LINUX_PLATFORM: &str = "pci=conf1 reboot=acpi ";
+
 /// What a partition boots.
 #[derive(Clone, Debug)]
 pub struct Payload<'a> {
@@ -197,7 +201,7 @@ impl fmt::Display for PlanError {
             Self::CommandLine { bytes, most } => {
                 write!(
                     f,
-                    "{bytes} bytes, and this kernel takes {most} (cmdline_size) beside the rate of its TSC"
+                    "{bytes} bytes, and this kernel takes {most} (cmdline_size) beside what it is told of its platform"
                 )
             }
             Self::NoRoomForBootData { bytes } => {
@@ -331,10 +335,11 @@ fn long64<'a>(
     entry: u32,
     header: &linux::Header<'_>,
 ) -> Result<EntryState, PlanError> {
-    // Without a PIT, an HPET or a leaf of CPUID that it believes, the kernel has nothing to measure its TSC by, and nothing
-    // to watch it with. Its own words stand before the configuration's, so that those have the last say.
+    // What the platform asks of the kernel stands before the configuration's words, so that those have the last say. Without
+    // a PIT, an HPET or a leaf of CPUID that it believes, it has nothing to measure its TSC by, and nothing to watch it with.
     let clock = payload.tsc_khz.map(|khz| format!("tsc_early_khz={khz} tsc=reliable ")).unwrap_or_default();
-    let (bytes, most) = (payload.cmdline.len(), header.cmdline_most.saturating_sub(clock.len()));
+    let own = clock + LINUX_PLATFORM;
+    let (bytes, most) = (payload.cmdline.len(), header.cmdline_most.saturating_sub(own.len()));
     if bytes > most {
         return Err(PlanError::CommandLine { bytes, most });
     }
@@ -358,7 +363,7 @@ fn long64<'a>(
         next = layout.placements.last().map_or(next, Placement::end);
     }
     let initrd = LoadedModule { at: start, bytes: initrd_bytes, cmdline: "" };
-    let cmdline = clock + payload.cmdline;
+    let cmdline = own + payload.cmdline;
     let facts = Facts {
         memory: layout.memory,
         name: payload.kernel.name,

@@ -315,7 +315,7 @@ fn a_linux_kernel_is_entered_in_64_bit_mode_with_a_zero_page() {
     assert_eq!(byte_at(&plan, rsi + 0x210), 0xff);
     assert_eq!((u32_at(&plan, rsi + 0x218), u32_at(&plan, rsi + 0x21c)), (17 * MIB as u32, 5000));
     assert_eq!(byte_at(&plan, 17 * MIB + 4999), 0x55);
-    assert_eq!(text_at(&plan, u32_at(&plan, rsi + 0x228).into()), "a b");
+    assert_eq!(text_at(&plan, u32_at(&plan, rsi + 0x228).into()), "pci=conf1 reboot=acpi a b");
     let told = memory(64).map();
     assert_eq!(usize::from(byte_at(&plan, rsi + 0x1e8)), told.len());
     for (region, at) in told.iter().zip((rsi + 0x2d0..).step_by(20)) {
@@ -393,8 +393,8 @@ fn what_a_linux_kernel_does_not_take_is_named() {
     let last = plan(&payload(&low, &[(&large[..3 * MIB as usize], "")]), &memory(64)).unwrap();
     assert_eq!(last.placements[1].end(), GuestPhys::new(20 * MIB));
 
-    let line = "x".repeat(2048);
-    assert_eq!(refused(&file, &[], &line), PlanError::CommandLine { bytes: 2048, most: 2047 });
+    let line = "x".repeat(2026);
+    assert_eq!(refused(&file, &[], &line), PlanError::CommandLine { bytes: 2026, most: 2025 });
     plan(&Payload { cmdline: &line[1..], ..payload(&file, &[]) }, &memory(64)).unwrap();
     assert_eq!(refused(&file, &[(&[1], ""), (&[1], "x")], ""), PlanError::InitrdText { module: 1 });
 }
@@ -407,14 +407,17 @@ fn a_linux_kernel_is_told_how_fast_its_time_stamp_counter_counts() {
         let EntryState::Long64 { rsi, .. } = plan.entry else { panic!("{:?}", plan.entry) };
         text_at(&plan, u32_at(&plan, rsi + 0x228).into())
     };
-    assert_eq!(told("a tsc=unstable", Some(2_600_000)), "tsc_early_khz=2600000 tsc=reliable a tsc=unstable");
-    assert_eq!(told("", Some(1)), "tsc_early_khz=1 tsc=reliable");
-    assert_eq!(told("", None), "");
+    assert_eq!(
+        told("a tsc=unstable", Some(2_600_000)),
+        "tsc_early_khz=2600000 tsc=reliable pci=conf1 reboot=acpi a tsc=unstable"
+    );
+    assert_eq!(told("", Some(1)), "tsc_early_khz=1 tsc=reliable pci=conf1 reboot=acpi");
+    assert_eq!(told("", None), "pci=conf1 reboot=acpi");
 
     // Judged before it is measured, with room for any rate.
-    let line = "x".repeat(2047 - 35);
+    let line = "x".repeat(2047 - 57);
     let judged = Payload { cmdline: &line, tsc_khz: Some(LONGEST_TSC_KHZ), ..payload(&file, &[]) };
-    assert_eq!(plan(&judged, &memory(64)), Err(PlanError::CommandLine { bytes: 2012, most: 2011 }));
+    assert_eq!(plan(&judged, &memory(64)), Err(PlanError::CommandLine { bytes: 1990, most: 1989 }));
     plan(&Payload { cmdline: &line[1..], ..judged }, &memory(64)).unwrap();
 }
 

@@ -9,6 +9,8 @@ pub struct Contributor(u8);
 impl Contributor {
     /// How many there are.
     pub const COUNT: u8 = 32;
+    /// What the hypervisor itself plays for the guest; the last one, so that the numbers before it are the sources'.
+    pub const PLATFORM: Self = Self(Self::COUNT - 1);
 
     /// The contributor with this index, or `None` past the last.
     pub const fn new(index: u8) -> Option<Self> {

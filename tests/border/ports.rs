@@ -21,7 +21,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn read(&self, port: u16, (width, config_width): (Width, ConfigWidth)) -> PortRead {
+    fn read(&mut self, port: u16, (width, config_width): (Width, ConfigWidth)) -> PortRead {
         let byte = width == Width::Byte;
         PortRead::Value(match port {
             0x3f8..=0x3ff if byte => u32::from(self.uart.read(port - 0x3f8)),
@@ -60,7 +60,7 @@ fn platform(dice: &mut Dice) -> (Ports, Pieces) {
 
 #[test]
 fn every_port_reads_as_its_one_owner_and_otherwise_as_nothing() {
-    let (ports, pieces) = platform(&mut Dice::new(1));
+    let (mut ports, mut pieces) = platform(&mut Dice::new(1));
     for port in 0..=u16::MAX {
         for widths in WIDTHS {
             assert_eq!(ports.read(port, widths.0), pieces.read(port, widths), "{widths:?} at {port:#x}");
@@ -84,6 +84,7 @@ fn a_write_reaches_one_owner_and_is_seen_nowhere_else() {
             assert_eq!(ports.write(port, widths.0, value), pieces.write(port, widths, value));
             let (port, widths) = (0x3f8 + dice.below(0x10) as u16, dice.pick(&WIDTHS));
             assert_eq!(ports.read(port, widths.0), pieces.read(port, widths));
+            assert_eq!(ports.com1_output(), pieces.uart.take_output());
         }
     });
 }

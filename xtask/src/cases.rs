@@ -64,6 +64,8 @@ pub struct Case {
     /// The CPU's mode that it is compiled for.
     #[serde(default)]
     pub foreign_mode: Mode,
+    /// The Debian package of a kernel that the configuration boots, with what else is made for it: `linux` in xtask.
+    pub linux: Option<String>,
     /// Words added to the hypervisor's command line; the whole command line of a guest booted bare.
     #[serde(default)]
     pub append: String,
@@ -233,6 +235,7 @@ impl Case {
             "`explain` needs `config`, and no damage to it"
         );
         ensure!(self.replace.is_empty() || self.config.is_some(), "`replace` needs `config`");
+        ensure!(self.linux.is_none() || self.config.is_some(), "`linux` needs `config`");
         ensure!(
             !self.checked || self.config.is_some(),
             "`checked` is about the hypervisor, and needs `config`"

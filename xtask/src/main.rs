@@ -33,6 +33,7 @@ mod explain;
 mod facts;
 mod gates;
 mod gdb;
+mod linux;
 mod live;
 mod log;
 mod mutants;

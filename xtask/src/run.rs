@@ -17,7 +17,7 @@ use crate::build::Tree;
 use crate::console::{BAD, Console, GOOD, json};
 use crate::live::Live;
 use crate::qemu::{HYPERVISOR_WORDS, Machine};
-use crate::{bundle, setup};
+use crate::{bundle, linux, setup};
 
 use summary::Report;
 use watch::Watch;
@@ -91,6 +91,9 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
 /// When there is no QEMU, when the build fails, and when the configuration says no.
 pub fn machine(tree: &Tree, options: &Options, verb: &str) -> Result<Machine> {
     let config = bundle::config_path(tree, &options.config);
+    if linux::is_wanted(tree, &config) {
+        linux::prepare(tree, linux::KERNEL, options.setup, &format!("{verb} linux"))?;
+    }
     let mut machine = bare(tree, options, Some(&config), verb)?;
     machine.initrd = Some(bundle::pack_to_scratch(tree, &config)?);
     machine.guests = bundle::guests(tree, &config)?;
@@ -146,7 +149,10 @@ pub fn show(tree: &Tree, options: &Options, machine: &Machine, verb: &'static st
         Console::stderr().line(format_args!("qemu: {line}"));
     }
     let config = bundle::config_path(tree, &options.config);
-    let verdict = outcome.check(33, true);
+    let verdict = outcome.check(33, true).and_then(|()| match linux::is_wanted(tree, &config) {
+        true => linux::agree(&outcome.console),
+        false => Ok(()),
+    });
     let took = outcome.took.as_secs_f32();
     let name = tree.shown(&config).to_string();
     summary.show(&mut console);

@@ -126,9 +126,16 @@ impl Packaged {
     }
 }
 
-/// A program is not on this machine: the message with the command to type.
+/// A program, or a package, is not on this machine: the message with the command to type.
 #[derive(Clone, Debug)]
 pub struct Missing(String);
+
+impl Missing {
+    /// That message.
+    pub fn new(message: String) -> Self {
+        Self(message)
+    }
+}
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -9,7 +9,7 @@ mod passes;
 mod report;
 pub mod suite;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::env;
 use std::path::Path;
 use std::sync::Mutex;
@@ -24,7 +24,7 @@ use crate::cases::{self, Case};
 use crate::console::{Console, json};
 use crate::digest::Digest;
 use crate::gates::GATES;
-use crate::{setup, signals};
+use crate::{linux, setup, signals};
 
 pub use host::{Step, output, succeeds};
 use passes::Passes;
@@ -267,6 +267,12 @@ fn run_cases(tree: &Tree, options: &Options, cases: &[Case], passes: &Passes, re
     let wants_gdb = cases.iter().any(|case| !case.gdb.is_empty());
     let gdb = if wants_gdb { setup::gdb(options.setup, "test").map(|_| ()) } else { Ok(()) };
 
+    // The kernels of others that cases boot, each got once.
+    let kernels: BTreeSet<&str> = cases.iter().filter_map(|case| case.linux.as_deref()).collect();
+    let get = |package| linux::prepare(tree, package, options.setup, "test").err();
+    let missing: BTreeMap<&str, anyhow::Error> =
+        kernels.into_iter().filter_map(|package| Some((package, get(package)?))).collect();
+
     let (alone, together): (Vec<&Case>, Vec<&Case>) = cases.iter().partition(|case| case.alone);
     let workers = thread::available_parallelism().map_or(1, usize::from).min(4);
     for (cases, workers) in [(together, workers), (alone, 1)] {
@@ -281,10 +287,12 @@ fn run_cases(tree: &Tree, options: &Options, cases: &[Case], passes: &Passes, re
                     while let Some(case) = next() {
                         let (name, start) = (case_name(case), Instant::now());
                         report.begin(&name);
-                        let verdict = match (case.unfit(version), &gdb) {
-                            (Some(reason), _) => Verdict::Skipped(reason),
-                            (None, Err(error)) if !case.gdb.is_empty() => without(error),
-                            (None, _) => {
+                        let lacking = case.linux.as_deref().and_then(|package| missing.get(package));
+                        let verdict = match (case.unfit(version), lacking, &gdb) {
+                            (Some(reason), ..) => Verdict::Skipped(reason),
+                            (None, Some(error), _) => without(error),
+                            (None, None, Err(error)) if !case.gdb.is_empty() => without(error),
+                            (None, None, _) => {
                                 judge(case, options.names(&name), tree, &qemu, emulator.as_ref(), passes)
                             }
                         };

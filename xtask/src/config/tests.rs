@@ -511,7 +511,7 @@ fn images_that_are_not_what_they_claim_are_told_with_the_other_mistakes() {
         (0x211, &[1]),
         (0x22c, &[0xff; 4]),
         (0x236, &[1]),
-        (0x238, &[36 + 5]),
+        (0x238, &[58 + 5]),
         (0x258, &[0, 0, 0x10]),
         (0x262, &[1]),
     ];
@@ -525,7 +525,7 @@ fn images_that_are_not_what_they_claim_are_told_with_the_other_mistakes() {
     for (lines, expected) in [
         (
             "cmdline = 'twelve'",
-            "7:11: ERROR Config/cmdline-length: partition[0].cmdline: 6 bytes, and this kernel takes 5 (cmdline_size) beside the rate of its TSC; to do: \
+            "7:11: ERROR Config/cmdline-length: partition[0].cmdline: 6 bytes, and this kernel takes 5 (cmdline_size) beside what it is told of its platform; to do: \
              use at most 5 bytes",
         ),
         (

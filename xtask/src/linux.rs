@@ -1,0 +1,308 @@
+//! An unmodified Debian kernel as a guest: its packages, its initial RAM disk, and whether everybody counted the same.
+//!
+//! Package names are looked up when they are needed: what `linux-image-cloud-amd64` depends on today is another kernel
+//! tomorrow. Packages are downloaded and unpacked under `target/linux/`, never installed.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::build::Tree;
+use crate::process;
+use crate::setup::{self, Missing};
+
+/// The configuration that needs all this.
+pub const CONFIG: &str = "configs/linux.toml";
+/// Debian's kernel for virtual machines, whichever it is.
+pub const KERNEL: &str = "linux-image-cloud-amd64";
+/// One program that is all the others.
+const BUSYBOX: &str = "busybox-static";
+/// What the kernel has to load, in this order.
+const MODULES: [&str; 2] = ["uio.ko", "uio_pci_generic.ko"];
+/// No look-up takes this long.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Whether the configuration file at `path` is the one that needs all this.
+pub fn is_wanted(tree: &Tree, path: &Path) -> bool {
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    real(path).is_some_and(|path| real(&tree.root.join(CONFIG)) == Some(path))
+}
+
+/// Sees to it that `target/linux/PACKAGE/` holds `vmlinuz` and `initramfs.cpio` of the kernel that `package` is or depends
+/// on. What is missing is downloaded if `install` allows it; the RAM disk is always made anew.
+///
+/// # Errors
+/// [`Missing`] when packages are not there and cannot be had, with the command that gets them on behalf of `verb`. Others
+/// when they are not what they should be, or the test program does not compile.
+pub fn prepare(tree: &Tree, package: &str, install: bool, verb: &str) -> Result<()> {
+    let folder = tree.scratch("linux")?.join(package);
+    if !folder.is_dir() {
+        let shown = tree.shown(&folder);
+        if !install {
+            return Err(Missing::new(format!(
+                "the packages {package} and {BUSYBOX} are not unpacked in {shown}; get them with: cargo xtask {verb} --setup"
+            ))
+            .into());
+        }
+        let fresh = folder.with_file_name(format!("{package}.new"));
+        fetch(package, &fresh).map_err(|error| {
+            Missing::new(format!("the packages {package} and {BUSYBOX} cannot be had: {error:#}"))
+        })?;
+        fs::rename(&fresh, &folder).with_context(|| format!("cannot make {shown}"))?;
+    }
+    let program = folder.join("edu");
+    compile(&tree.root.join("guests/linux/edu.c"), &program)?;
+    let mut archive = Archive::default();
+    for name in ["bin", "dev", "lib", "proc", "sys"] {
+        archive.folder(name);
+    }
+    archive.file("init", &read(&tree.root.join("guests/linux/init"))?);
+    archive.file("bin/edu", &read(&program)?);
+    archive.file("bin/busybox", &read(&folder.join("busybox"))?);
+    for name in MODULES {
+        archive.file(&format!("lib/{name}"), &read(&folder.join(name))?);
+    }
+    crate::bundle::write(&folder.join("initramfs.cpio"), &archive.finish())
+}
+
+/// Whether the guest, its kernel and the hypervisor counted the same interrupts, by what they print.
+///
+/// # Errors
+/// Who counted what, or whose count is missing.
+pub fn agree(console: &[String]) -> Result<(), String> {
+    let count = |line: &str, before: &str| -> Option<u64> {
+        let (_, rest) = console.iter().find(|text| text.contains(line))?.split_once(before)?;
+        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    let counts = [
+        ("raised by the guest", count("edu: PASS", "raised ")),
+        ("told by uio", count("edu: PASS", "uio told ")),
+        ("in /proc/interrupts", count("edu: PASS", "/proc/interrupts counted ")),
+        ("accepted at the line", count("ledger ", "accepted wire ")),
+        ("delivered to the guest", count("ledger ", "= delivered ")),
+        ("completed by the guest", count("ledger ", "= eoi ")),
+    ];
+    let first = counts.first().and_then(|(_, count)| *count);
+    if first.is_some() && counts.iter().all(|(_, count)| *count == first) {
+        return Ok(());
+    }
+    let told = counts.map(|(who, count)| match count {
+        Some(count) => format!("{count} {who}"),
+        None => format!("none {who}"),
+    });
+    Err(format!("the counts differ: {}", told.join(", ")))
+}
+
+/// Downloads and unpacks what is needed into `folder`, which is made anew.
+fn fetch(package: &str, folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let packages = folder.join("packages");
+    fs::create_dir_all(&packages).with_context(|| format!("cannot make {}", packages.display()))?;
+    let mut names = kernel_packages(package)?;
+    names.push(BUSYBOX.to_owned());
+    eprintln!("setup: apt-get download {}", names.join(" "));
+    perform(Command::new("apt-get").arg("download").args(&names).current_dir(&packages))?;
+
+    let root = folder.join("root");
+    for file in files_below(&packages)? {
+        perform(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(&root))?;
+    }
+    let files = files_below(&root)?;
+    let one = |what: &str, is_it: &dyn Fn(&str) -> bool| {
+        let name = |path: &&PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(is_it);
+        files.iter().find(name).with_context(|| format!("none of {} has a {what}", names.join(", ")))
+    };
+    let kernel = one("vmlinuz", &|name| name.starts_with("vmlinuz-"))?;
+    fs::copy(kernel, folder.join("vmlinuz")).context("cannot copy the kernel")?;
+    fs::copy(one("busybox", &|name| name == "busybox")?, folder.join("busybox"))
+        .context("cannot copy busybox")?;
+    for module in MODULES {
+        let found = one(module, &|name| name.strip_suffix(".xz").unwrap_or(name) == module)?;
+        let content = match found.extension() {
+            Some(extension) if extension == "xz" => unpack(found)?,
+            _ => read(found)?,
+        };
+        crate::bundle::write(&folder.join(module), &content)?;
+    }
+    fs::remove_dir_all(&root).context("cannot remove what was unpacked")
+}
+
+/// The packages that make up the kernel `package`: itself and what it depends on that is of the kernel's own.
+fn kernel_packages(package: &str) -> Result<Vec<String>> {
+    let mut names = vec![package.to_owned()];
+    let mut next = 0;
+    while let Some(name) = names.get(next) {
+        let text = process::answer(Command::new("apt-cache").args(["depends", name]), "", LIMIT)
+            .with_context(|| format!("apt-cache depends {name}"))?;
+        let new: Vec<String> = dependencies(&text).filter(|name| !names.contains(name)).collect();
+        names.extend(new);
+        next += 1;
+    }
+    Ok(names)
+}
+
+/// What of the kernel's own stands in the answer of `apt-cache depends`.
+fn dependencies(text: &str) -> impl Iterator<Item = String> + '_ {
+    let kinds = ["linux-image-", "linux-binary-", "linux-modules-"];
+    text.lines()
+        .filter_map(|line| line.trim_start().trim_start_matches('|').strip_prefix("Depends: "))
+        .filter(move |name| kinds.iter().any(|kind| name.starts_with(kind)))
+        .map(str::to_owned)
+}
+
+/// All files below a folder, in the order of their paths.
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                files.push(entry.path());
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Runs a command whose output belongs to people.
+fn perform(command: &mut Command) -> Result<()> {
+    let shown = format!("{command:?}");
+    let status = command.stdin(Stdio::null()).stdout(std::io::stderr()).status();
+    let status = status.with_context(|| format!("cannot run {shown}"))?;
+    ensure!(status.success(), "this command failed ({status}): {shown}");
+    Ok(())
+}
+
+fn unpack(path: &Path) -> Result<Vec<u8>> {
+    let output = Command::new("xz").args(["--decompress", "--stdout"]).arg(path).output();
+    let output = output.with_context(|| format!("cannot run xz for {}", path.display()))?;
+    ensure!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
+    Ok(output.stdout)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Compiles a program of the guest, static: its RAM disk has no libraries.
+fn compile(source: &Path, program: &Path) -> Result<()> {
+    let mut command = setup::c_compiler();
+    command.args(["-static", "-O2", "-Wall", "-Wextra", "-o"]).arg(program).arg(source);
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    if !output.status.success() {
+        bail!(
+            "{} does not compile:\n{}",
+            source.display(),
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        );
+    }
+    Ok(())
+}
+
+/// A cpio archive in the "new ASCII" form, which the kernel unpacks (Linux, Documentation/driver-api/early-userspace/
+/// buffer-format.rst). Names, modes and contents are all it says, so that the same files make the same archive.
+#[derive(Debug, Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: usize,
+}
+
+impl Archive {
+    const FOLDER: u32 = 0o040_755;
+    const PROGRAM: u32 = 0o100_755;
+
+    fn folder(&mut self, name: &str) {
+        self.entry(name, Self::FOLDER, &[]);
+    }
+
+    fn file(&mut self, name: &str, content: &[u8]) {
+        self.entry(name, Self::PROGRAM, content);
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, content: &[u8]) {
+        self.entries += 1;
+        // Inode, mode, user, group, links, time, length, device, device of the node, length of the name, checksum.
+        let (inode, mode) = (self.entries, mode as usize);
+        let fields = [inode, mode, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
+        self.bytes.extend_from_slice(b"070701");
+        self.bytes.extend(fields.iter().flat_map(|field| format!("{field:08x}").into_bytes()));
+        self.padded(&[name.as_bytes(), &[0]].concat());
+        self.padded(content);
+    }
+
+    fn padded(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, &[]);
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_own_packages_are_found_among_the_dependencies() {
+        let text = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n |Depends: linux-binary-7.2-x\n  \
+                    Depends: kmod\n  Recommends: linux-image-extra\n  Depends: linux-base\n";
+        let found: Vec<_> = dependencies(text).collect();
+        assert_eq!(found, ["linux-image-6.1.0-56-cloud-amd64", "linux-binary-7.2-x"]);
+    }
+
+    #[test]
+    fn counts_agree_or_each_is_told() {
+        let lines = |uio: u32, wire: u32| {
+            vec![
+                format!(
+                    "[linux] edu: PASS raised 1000, uio told {uio}, /proc/interrupts counted 1000; a round took 9 us"
+                ),
+                format!(
+                    "ledger 00:03.0 (linux) GSI 23: accepted wire {wire} loopback 0 replay 0 = delivered 1000 + coalesced 0 + \
+                     suppressed 0 + pending 0; delivered = eoi 1000 + forced 0"
+                ),
+            ]
+        };
+        assert_eq!(agree(&lines(1000, 1000)), Ok(()));
+        let told = agree(&lines(1000, 1001)).unwrap_err();
+        assert!(
+            told.contains("1000 raised by the guest") && told.contains("1001 accepted at the line"),
+            "{told}"
+        );
+        assert!(agree(&lines(999, 1000)).is_err());
+        let silent = agree(&lines(1000, 1000)[1..]).unwrap_err();
+        assert!(silent.contains("none raised by the guest"), "{silent}");
+        assert!(agree(&[]).is_err());
+    }
+
+    #[test]
+    fn an_archive_is_what_cpio_writes() {
+        let mut archive = Archive::default();
+        archive.folder("bin");
+        archive.file("bin/x", b"hello");
+        let bytes = archive.finish();
+        assert_eq!(bytes.len() % 4, 0);
+        let header = "07070100000001000041ed0000000000000000000000010000000000000000\
+                      0000000000000000000000000000000000000004000000";
+        assert!(bytes.starts_with(header.as_bytes()), "{}", String::from_utf8_lossy(&bytes));
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(
+            text.contains("bin/x\0") && text.contains("hello\0\0\0") && text.contains("TRAILER!!!\0"),
+            "{text}"
+        );
+    }
+}
