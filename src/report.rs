@@ -10,9 +10,10 @@ use core::fmt;
 
 use levelhead::config::Rejection;
 use levelhead::decide::Finding;
-use levelhead::intx::{Registrations, Service};
+use levelhead::intx::{LineFinding, Registrations, Service, UNCLAIMED_LIMIT};
+use levelhead::irq::Vector;
 use levelhead::message::{Message, Party, Record, Refusal};
-use levelhead::pci::IntxView;
+use levelhead::pci::{Bdf, IntxView};
 
 use crate::arch::svm::enable::Unfit;
 use crate::arch::x86::paging::OutOfMemory;
@@ -121,6 +122,39 @@ impl From<StartError> for BootError {
 /// Prints a record.
 pub(crate) fn record(record: Record<'_>) {
     print(format_args!("{record}\n"));
+}
+
+/// Records what was found out about the functions on a vector's line, if anything was.
+#[cold]
+pub(crate) fn finding(machine: &Machine, vector: Vector) {
+    let Some((gsi, finding, source)) = machine.lines.take_finding(vector) else { return };
+    let sharers = fmt::from_fn(|f| {
+        let on_line = machine.lines.sources().filter_map(|source| machine.lines.source_report(source));
+        on_line.filter(|report| report.gsi == gsi).try_for_each(|report| {
+            write!(
+                f,
+                " {} of partition number {}",
+                Bdf::from_requester_id(report.info.bdf),
+                report.info.owner
+            )
+        })
+    });
+    let message = match finding {
+        LineFinding::Demoted => Message::LineDemoted,
+        LineFinding::Stopped => Message::LineStopped,
+        LineFinding::Vanished(_) => Message::DeviceVanished,
+    };
+    let place = fmt::from_fn(|f| match source.and_then(|source| machine.lines.source_report(source)) {
+        Some(report) => write!(f, "device {}", Bdf::from_requester_id(report.info.bdf)),
+        None => write!(f, "{gsi}"),
+    });
+    let what = fmt::from_fn(|f| match finding {
+        LineFinding::Demoted | LineFinding::Stopped => {
+            write!(f, "{UNCLAIMED_LIMIT} interrupts in a row that nobody claims; on the line:{sharers}")
+        }
+        LineFinding::Vanished(_) => write!(f, "it answers all-ones; on {gsi}:{sharers}"),
+    });
+    record(Record { message, place: &place, what: Some(&what), remedy: None });
 }
 
 /// Prints which function's INTx goes where.

@@ -24,7 +24,7 @@ use crate::arch::x86::lapic::{SPURIOUS_VECTOR, TIMER_VECTOR};
 use crate::machine::{Here, Machine};
 use crate::partition::end::End;
 use crate::partition::{BOOT, Partition};
-use crate::report::record;
+use crate::report::{self, record};
 
 /// How soon the CPU comes back at first when a non-maskable interrupt has to wait for the guest, in TSC ticks. Doubled
 /// each time it came too soon, so that the guest gets its instruction done however slow a world switch is.
@@ -181,10 +181,14 @@ fn leave(machine: &Machine, partition: &mut Partition, entry: &mut Entry) -> Exi
 #[inline]
 pub(crate) fn take(machine: &'static Machine, partition: &mut Partition, arrived: Arrived) {
     for vector in arrived {
-        if let Some(deliveries) = machine.lines.assert(vector, &mut machine.wires()) {
+        if let Some(mut deliveries) = machine.lines.assert(vector, &mut machine.wires()) {
             machine.apic.eoi();
             partition.counters.count_interrupt();
-            partition.deliver(machine, deliveries);
+            let unheard = deliveries.is_empty();
+            machine.deliver(partition.here(), &mut deliveries);
+            if unheard {
+                report::finding(machine, vector);
+            }
         } else {
             take_local(machine, partition, vector);
         }
@@ -201,6 +205,9 @@ pub(crate) fn serve(machine: &'static Machine, arrived: Arrived) {
             machine.apic.eoi();
         }
         if let Some(mut deliveries) = deliveries {
+            if deliveries.is_empty() {
+                report::finding(machine, vector);
+            }
             machine.deliver(here, &mut deliveries);
         }
     }
@@ -303,6 +310,10 @@ pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &'static Machine, partition: &
         take(machine, partition, arrived);
         replace_now(cpu, machine, partition, source, Notifier::None, Completion::Reset);
         close_source(cpu, machine, partition, source);
+    }
+    // What came to light beside a delivery, or at an EOI.
+    for line in machine.lines.line_reports() {
+        report::finding(machine, line.vector);
     }
 }
 

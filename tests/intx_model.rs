@@ -10,11 +10,13 @@ mod support;
 
 use std::collections::{HashSet, VecDeque};
 
-use levelhead::intx::{Budget, Completion, Gate, MaskReasons, Notifier, Outcome, SourceId};
+use levelhead::intx::{
+    Budget, Completion, Gate, LineFinding, MaskReasons, Notifier, Outcome, SourceId, UNCLAIMED_LIMIT,
+};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_assert, proptest};
 use proptest::prop_oneof;
 use support::world::{Op, World, paced, world};
-use support::{Device, PINS, pin};
+use support::{Device, GSI, PINS, pin, vector};
 
 const GATES: [Gate; 3] = [Gate::RteMask, Gate::DirectedEoi, Gate::Function];
 
@@ -346,4 +348,129 @@ fn n6_i8_a_throttled_source_takes_its_neighbour_along_at_a_gate_of_the_line_only
             assert!(heard, "{gate}");
         });
     }
+}
+
+/// Takes vectors, and no deliveries are raised, until none comes any more. How many came.
+fn host_interrupts(world: &mut World<'_>) -> u32 {
+    let mut taken = 0;
+    while world.apply(Op::TakeVector) {
+        taken += 1;
+        assert!(taken <= 2 * UNCLAIMED_LIMIT, "it is never found out");
+    }
+    taken
+}
+
+/// What was found out about the line, which must be found once.
+fn finding(world: &World<'_>) -> LineFinding {
+    let (gsi, finding, _) = world.table.take_finding(vector()).expect("something was found out");
+    assert_eq!((gsi, world.table.take_finding(vector())), (GSI, None));
+    finding
+}
+
+/// Normal life behind an RTE mask: one host interrupt for each time the guest is served.
+fn lives_on_at_the_line(world: &mut World<'_>) {
+    world.gate = Gate::RteMask;
+    world.check();
+    for _ in 0..100 {
+        let sent = world.board.counts.sent;
+        world.all(&[Op::Device(0, true), Op::TakeVector, Op::Raise, Op::GuestTake(0)]);
+        world.all(&[Op::Device(0, false), Op::GuestEoi(0)]);
+        assert_eq!(world.board.counts.sent, sent + 1);
+    }
+}
+
+/// A function that goes on asserting under DisINTx, alone on its line: found out within the stated number of interrupts, and
+/// silenced by the line's entry from then on. The delivery it had is completed as if nothing had been.
+#[test]
+fn n14_a_function_that_disintx_does_not_silence_is_silenced_by_its_line() {
+    world(Gate::Function, 1, |world| {
+        world.board.devices[0].deaf = true;
+        world.bring(pin(0));
+        world.apply(Op::Device(0, true));
+        assert_eq!(host_interrupts(world), 1 + UNCLAIMED_LIMIT);
+        assert_eq!(finding(world), LineFinding::Demoted);
+        let report = world.table.line_reports().next().expect("one line");
+        assert_eq!((report.state.gate, report.unclaimed), (Gate::RteMask, UNCLAIMED_LIMIT.into()));
+        world.gate = Gate::RteMask;
+        world.all(&[Op::Raise, Op::GuestTake(0), Op::Device(0, false), Op::GuestEoi(0)]);
+        lives_on_at_the_line(world);
+    });
+}
+
+/// A function whose INTx Status never shows that it asserts: its first interrupt does not pass the probation, and the line's
+/// entry, which needs no Status, delivers it.
+#[test]
+fn n13_n14_a_function_whose_status_shows_nothing_is_heard_by_its_line() {
+    world(Gate::Function, 1, |world| {
+        world.board.devices[0].mute = true;
+        world.bring(pin(0));
+        world.apply(Op::Device(0, true));
+        for _ in 0..UNCLAIMED_LIMIT {
+            assert!(world.apply(Op::TakeVector), "it asserts");
+            assert!(!world.apply(Op::Raise), "and nobody can tell");
+        }
+        assert_eq!(finding(world), LineFinding::Demoted);
+        world.gate = Gate::RteMask;
+        world.all(&[Op::TakeVector, Op::Raise, Op::GuestTake(0), Op::Device(0, false), Op::GuestEoi(0)]);
+        lives_on_at_the_line(world);
+    });
+}
+
+/// The same on a shared line, by a source or by somebody who is none: the line is stopped within the stated number of
+/// interrupts, and every source is quarantined; the books balance.
+#[test]
+fn n14_a_liar_on_a_shared_line_stops_it() {
+    for liar in 0..2 {
+        for deaf in [true, false] {
+            world(Gate::Function, 2, |world| {
+                world.board.devices[liar].deaf = deaf;
+                world.board.devices[liar].mute = !deaf;
+                world.all(&[Op::Replace(0, pin(0), Completion::Handover), Op::Poll]);
+                world.all(&[Op::Replace(1, pin(1), Completion::Handover), Op::Poll]);
+                world.apply(Op::Device(liar, true));
+                assert_eq!(host_interrupts(world), UNCLAIMED_LIMIT + u32::from(deaf));
+                assert_eq!(finding(world), LineFinding::Stopped);
+                assert!(world.board.chip.rte_masked);
+                for source in 0..2 {
+                    let report = world.table.source_report(SourceId(source)).expect("assigned");
+                    assert!(report.state.reasons.contains(MaskReasons::QUARANTINE), "source {source}");
+                    report.account.balance().expect("the books balance");
+                }
+            });
+        }
+    }
+}
+
+/// Interrupts that nobody claims are counted, and one that somebody claims in between begins the count anew.
+#[test]
+fn n14_an_assertion_that_is_withdrawn_is_counted_and_held_against_nobody() {
+    world(Gate::Function, 2, |world| {
+        world.all(&[Op::Replace(0, pin(0), Completion::Handover), Op::Poll]);
+        world.all(&[Op::Replace(1, pin(1), Completion::Handover), Op::Poll]);
+        for round in 1..=3 {
+            for _ in 1..UNCLAIMED_LIMIT {
+                world.all(&[Op::Device(0, true), Op::Device(0, false), Op::TakeVector]);
+            }
+            let unclaimed = world.table.line_reports().next().expect("one line").unclaimed;
+            assert_eq!(unclaimed, round * u64::from(UNCLAIMED_LIMIT - 1));
+            world.all(&[Op::Device(1, true), Op::TakeVector, Op::Raise, Op::GuestTake(1)]);
+            world.all(&[Op::Device(1, false), Op::GuestEoi(1)]);
+        }
+        assert_eq!(world.table.take_finding(vector()), None);
+    });
+}
+
+/// A function that is gone is found by the interrupt of a neighbour, and named once.
+#[test]
+fn n15_a_function_that_vanished_is_quarantined_and_named() {
+    world(Gate::Function, 2, |world| {
+        world.all(&[Op::Replace(0, pin(0), Completion::Handover), Op::Poll]);
+        world.all(&[Op::Replace(1, pin(1), Completion::Handover), Op::Poll]);
+        world.all(&[Op::Vanish(0), Op::Device(1, true), Op::TakeVector, Op::Raise, Op::GuestTake(1)]);
+        let found = world.table.take_finding(vector());
+        assert!(matches!(found, Some((_, LineFinding::Vanished(_), Some(SourceId(0))))), "{found:?}");
+        let reads = world.board.counts.status_reads;
+        world.all(&[Op::Device(1, false), Op::GuestEoi(1)]);
+        assert_eq!(world.board.counts.status_reads, reads + 1, "the one that is gone is left alone");
+    });
 }

@@ -7,9 +7,10 @@
 
 use core::fmt;
 
+use super::event::{Effects, Event};
 use super::gate::{Gate, Sample};
 use super::ledger::Completion;
-use super::line::{Effects, Event, Line};
+use super::line::Line;
 use super::notifier::{Control, Entered, Notifier, NotifierSlot, Retiring};
 use super::sharers::{MAX_SHARERS, Sharer, SharerSet};
 use crate::irq::{Gsi, Vector};
@@ -153,8 +154,8 @@ impl Handler {
         for sharer in effects.notify {
             self.notify(line, sharer, deliveries, io);
         }
-        if !effects.sample.is_empty() {
-            self.ask(line, effects.sample, deliveries, io);
+        if !effects.sample.is_empty() || effects.unclaimed {
+            self.ask(line, effects.sample, matches!(event, Event::Wire { .. }), deliveries, io);
         }
         if !effects.overdrawn.is_empty() {
             self.time(line, effects.overdrawn, deliveries, io);
@@ -162,18 +163,22 @@ impl Handler {
         effects.changed
     }
 
-    /// Function gates only: reads Status of each of `sharers` and goes by it.
+    /// Function gates only: reads Status of each of `sharers` and goes by it. If it was the vector that asks, and none of them
+    /// asserts, nobody claims it.
     #[inline(never)]
     fn ask<'t>(
         &'t self,
         line: &mut Line,
         sharers: SharerSet,
+        wire: bool,
         deliveries: &mut Deliveries<'t>,
         io: &mut impl LineIo,
     ) {
+        let mut heard = false;
         // What one answer asks for beyond these was asked for already: a step asks for all whose gate may open.
         for sharer in sharers {
             let sample = self.seat(sharer).map_or(Sample::Absent, |seat| io.intx_status(seat.info.bdf));
+            heard |= sample == Sample::High;
             let effects = line.step(Event::Sampled { sharer, sample });
             self.carry_out(&effects, io);
             for sharer in effects.notify {
@@ -182,6 +187,10 @@ impl Handler {
             if !effects.overdrawn.is_empty() {
                 self.time(line, effects.overdrawn, deliveries, io);
             }
+        }
+        if wire && !heard {
+            let effects = line.step(Event::Unclaimed);
+            self.carry_out(&effects, io);
         }
     }
 

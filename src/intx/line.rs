@@ -20,12 +20,14 @@
 
 use alloc::boxed::Box;
 
+use super::event::{Effects, Event};
 use super::gate::{Gate, Sample};
 use super::ledger::{Account, Completion, Ledger, count};
-use super::notifier::{Notifier, Parity, Retired};
+use super::notifier::{Notifier, Parity};
 use super::reasons::MaskReasons;
 use super::sharers::{MAX_SHARERS, Sharer, SharerSet};
 use super::storm::{Budget, Meter, Outcome, Storm, Verdict};
+use super::suspicion::{LineFinding, Suspicion};
 
 /// Where an assertion came from, while the slot is being asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,6 +96,8 @@ pub struct LineState {
     pub held: bool,
     /// Function gate only: whose DisINTx is set.
     pub disintx: SharerSet,
+    /// Function gate only: the RTE is masked for good, since somebody asserts whom nothing else silences.
+    pub stopped: bool,
     /// The sources, by place; meaningful where `present`.
     pub sources: [SourceState; MAX_SHARERS],
 }
@@ -108,145 +112,6 @@ impl LineState {
     }
 }
 
-/// What happened.
-#[derive(Clone, Copy, Debug)]
-pub enum Event {
-    /// The line's vector arrived.
-    Wire {
-        /// Whether storm budgets count. A line on which nobody has one is spared the look at them.
-        metered: bool,
-    },
-    /// The clock that [`Effects::overdrawn`] asked for.
-    Timed {
-        /// For whom.
-        sharer: Sharer,
-        /// What it shows.
-        now: u64,
-    },
-    /// Time has passed: a throttled source whose pause is over is admitted again.
-    Resume {
-        /// Whose.
-        sharer: Sharer,
-        /// What the clock shows.
-        now: u64,
-    },
-    /// The INTx Status that [`Effects::sample`] asked for.
-    Sampled {
-        /// Whose.
-        sharer: Sharer,
-        /// What it shows.
-        sample: Sample,
-    },
-    /// The slot that [`Effects::notify`] asked to enter was entered.
-    Notified {
-        /// Whose.
-        sharer: Sharer,
-        /// What it showed, possibly nothing.
-        target: Notifier,
-        /// In which epoch.
-        parity: Parity,
-    },
-    /// The guest's EOI reached the virtual pin while this source held it high, or the owner of a poll counter
-    /// completed by hypercall.
-    Eoi {
-        /// Whose.
-        sharer: Sharer,
-        /// The notifier it came through; one that is not in service makes the EOI stale.
-        from: Notifier,
-    },
-    /// The guest masked or unmasked the virtual redirection table entry of a pin.
-    VirtualRte {
-        /// Whose.
-        sharer: Sharer,
-        /// The pin; a change of any other pin than the notifier's is nothing to the source.
-        pin: Notifier,
-        /// The mask bit now.
-        masked: bool,
-    },
-    /// Somebody has reasons to silence the source. Only [`MaskReasons::GIVEN`] count.
-    Mask {
-        /// Whose.
-        sharer: Sharer,
-        /// Why.
-        reasons: MaskReasons,
-    },
-    /// Somebody takes reasons back. Only [`MaskReasons::GIVEN`] count.
-    Unmask {
-        /// Whose.
-        sharer: Sharer,
-        /// Which.
-        reasons: MaskReasons,
-    },
-    /// Software asserts in the device's stead.
-    Loopback {
-        /// Whose.
-        sharer: Sharer,
-    },
-    /// A grace period is over: nobody delivers to the old notifier any more. Deliveries of its epoch that are
-    /// still in service end here.
-    Retired {
-        /// Whose.
-        sharer: Sharer,
-        /// The notifier now.
-        notifier: Notifier,
-        /// The epoch that ended.
-        parity: Parity,
-        /// Whether the slot handed over the mark of an assertion that had met no notifier.
-        marked: bool,
-        /// Whether the virtual RTE of the notifier of now is masked.
-        virtual_rte_masked: bool,
-        /// How deliveries of the old epoch are booked.
-        how: Completion,
-    },
-}
-
-impl Event {
-    /// The event that reports the end of a slot's grace period.
-    pub const fn retired(
-        sharer: Sharer,
-        retired: &Retired,
-        virtual_rte_masked: bool,
-        how: Completion,
-    ) -> Self {
-        Self::Retired {
-            sharer,
-            notifier: retired.new,
-            parity: retired.parity,
-            marked: retired.marked,
-            virtual_rte_masked,
-            how,
-        }
-    }
-}
-
-/// What must be done, in the order the module's head gives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[must_use = "the line believes that its effects were carried out"]
-pub struct Effects {
-    /// Close: mask the RTE.
-    pub mask_rte: bool,
-    /// Close: set these functions' DisINTx.
-    pub set_disintx: SharerSet,
-    /// Lower this source's level on this virtual pin.
-    pub lower: Option<(Sharer, Notifier)>,
-    /// Enter these sources' slots and report [`Event::Notified`].
-    pub notify: SharerSet,
-    /// After [`Event::Notified`]: the slot was empty and the assertion must leave its mark there.
-    pub mark: bool,
-    /// Open: clear these functions' DisINTx.
-    pub clear_disintx: SharerSet,
-    /// Open: unmask the RTE.
-    pub unmask_rte: bool,
-    /// Open: send the withheld EOI.
-    pub directed_eoi: bool,
-    /// Read these functions' INTx Status and report [`Event::Sampled`], one after the other.
-    pub sample: SharerSet,
-    /// Read the clock and report [`Event::Timed`] for each of these, one after the other: their storm budgets are used up.
-    pub overdrawn: SharerSet,
-    /// Whether the event changed a reason set or a service state; false for what was stale, idempotent or refused.
-    pub changed: bool,
-}
-
 /// The storm budgets of a line's sources, by place.
 type Meters = [Option<Meter>; MAX_SHARERS];
 
@@ -258,6 +123,7 @@ pub struct Line {
     /// None on a line on which nobody has a storm budget, which so stays as small as the others are.
     meters: Option<Box<Meters>>,
     interrupts: u64,
+    suspicion: Suspicion,
 }
 
 impl Line {
@@ -277,9 +143,16 @@ impl Line {
             rte_masked: true,
             held: false,
             disintx: SharerSet::EMPTY,
+            stopped: false,
             sources: [SourceState::NEW; MAX_SHARERS],
         };
-        Self { state, ledgers: [NO_ENTRIES; MAX_SHARERS], meters: None, interrupts: 0 }
+        Self {
+            state,
+            ledgers: [NO_ENTRIES; MAX_SHARERS],
+            meters: None,
+            interrupts: 0,
+            suspicion: Suspicion::NONE,
+        }
     }
 
     /// The protocol state.
@@ -290,6 +163,16 @@ impl Line {
     /// How often the line's vector arrived.
     pub const fn interrupts(&self) -> u64 {
         self.interrupts
+    }
+
+    /// How often its vector arrived and no source asserted.
+    pub const fn unclaimed(&self) -> u64 {
+        self.suspicion.unclaimed
+    }
+
+    /// Takes what was found out about the line's functions, to record it.
+    pub const fn take_finding(&mut self) -> Option<LineFinding> {
+        self.suspicion.finding.take()
     }
 
     /// What the line knows of a source, or `None` if the place is not taken.
@@ -375,6 +258,7 @@ impl Line {
         let mut effects = Effects::default();
         match event {
             Event::Wire { metered } => self.wire(metered, &mut effects),
+            Event::Unclaimed => self.unclaimed_wire(&mut effects),
             Event::Timed { sharer, now } => self.timed(sharer, now, &mut effects),
             Event::Resume { sharer, now } => self.resume(sharer, now, &mut effects),
             Event::Sampled { sharer, sample } => {
@@ -463,6 +347,35 @@ impl Line {
                 begin(sharer, source, Origin::Device, effects);
             }
         }
+        effects.unclaimed = self.state.gate == Gate::Function && effects.sample.is_empty();
+    }
+
+    /// The vector arrived and nobody who is open asserts. Once that is nothing: an assertion may be withdrawn, or a vector be
+    /// on its way when its gate closes. Again and again it means that a function lies (N14): its DisINTx does not silence it,
+    /// or its Status does not show that it asserts. Alone on the line it is silenced by the line from then on; among others
+    /// nobody can tell which it is, and the line is stopped.
+    #[cold]
+    fn unclaimed_wire(&mut self, effects: &mut Effects) {
+        if !self.suspicion.grows() || self.state.stopped {
+            return;
+        }
+        let present = self.state.present;
+        let alone = present.first().filter(|first| SharerSet::only(*first) == present);
+        if alone.is_some() {
+            self.state.gate = Gate::RteMask;
+            effects.clear_disintx = self.state.disintx;
+            self.state.disintx = SharerSet::EMPTY;
+            self.suspicion.finding = Some(LineFinding::Demoted);
+        } else {
+            self.state.stopped = true;
+            for sharer in present {
+                if let Some(source) = self.state.sources.get_mut(sharer.index()) {
+                    source.reasons |= MaskReasons::QUARANTINE;
+                }
+            }
+            self.suspicion.finding = Some(LineFinding::Stopped);
+        }
+        effects.changed = true;
     }
 
     /// Status of a function whose reason set is empty: its gate is open and the vector asks whether it was this one, or
@@ -475,13 +388,16 @@ impl Line {
         if !self.state.present.contains(sharer) {
             return false;
         }
-        let Self { state, ledgers, meters, .. } = self;
+        let Self { state, ledgers, meters, suspicion, .. } = self;
         let Some((source, ledger)) = seat(state, ledgers, sharer) else { return false };
         if !source.reasons.is_empty() {
             return false;
         }
         match sample {
             Sample::High => {
+                if !opening {
+                    suspicion.in_a_row = 0;
+                }
                 count(if opening { &mut ledger.accepted.replay } else { &mut ledger.accepted.wire });
                 if within_budget(meters, sharer) {
                     begin(sharer, source, Origin::Device, effects);
@@ -497,6 +413,7 @@ impl Line {
             Sample::Absent => {
                 source.reasons |= MaskReasons::QUARANTINE;
                 effects.changed = true;
+                suspicion.finding = Some(LineFinding::Vanished(sharer));
             }
         }
         true
@@ -632,7 +549,7 @@ impl Line {
         }
         let wanted = match self.state.gate {
             _ if self.state.present.is_empty() => true,
-            Gate::Function => false,
+            Gate::Function => self.state.stopped,
             Gate::RteMask => !union.is_empty(),
             Gate::DirectedEoi => {
                 let held_alone = self.state.held && union == MaskReasons::IN_SERVICE;

@@ -66,6 +66,7 @@
 //! `docs/intx.md` tells the whole story and which test proves which promise.
 
 pub mod deadline;
+pub mod event;
 pub mod gate;
 pub mod handler;
 pub mod ledger;
@@ -74,19 +75,22 @@ pub mod notifier;
 pub mod reasons;
 pub mod sharers;
 pub mod storm;
+pub mod suspicion;
 pub mod table;
 
 pub use deadline::{EoiWatch, Overdue};
+pub use event::{Effects, Event};
 pub use gate::{Gate, Sample, Sharing};
 pub use handler::{
     Deliveries, Delivery, LineIo, Registrations, Replacement, Replacing, SourceId, SourceInfo,
 };
 pub use ledger::{Account, Completed, Completion, Imbalance, Ledger, count};
-pub use line::{Effects, Event, Line, LineState, Service, SourceState};
+pub use line::{Line, LineState, Service, SourceState};
 pub use notifier::{Control, Entered, Notifier, NotifierSlot, Parity, Retired, Retiring};
 pub use reasons::MaskReasons;
 pub use sharers::{MAX_SHARERS, Sharer, SharerSet};
 pub use storm::{Budget, Meter, Outcome, Storm};
+pub use suspicion::{LineFinding, UNCLAIMED_LIMIT};
 pub use table::{
     AssignError, LineReport, LineTable, MAX_SOURCES, ReplaceError, SourceReport, Sources, Targets,
 };

@@ -6,14 +6,16 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use super::event::Event;
 use super::gate::{Gate, Sharing};
 use super::handler::{Deliveries, Handler, LineIo, Registrations, Replacing, Seat, SourceId, SourceInfo};
 use super::ledger::{Account, Completion};
-use super::line::{Event, Line, LineState, SourceState};
+use super::line::{Line, LineState, SourceState};
 use super::notifier::{Control, Notifier, NotifierSlot, SlotSnapshot};
 use super::reasons::MaskReasons;
 use super::sharers::Sharer;
 use super::storm::{Budget, Meter, Storm};
+use super::suspicion::LineFinding;
 use crate::irq::{Gsi, Pin, Vector};
 use crate::sync::{AtomicU64, Ordering};
 
@@ -118,6 +120,8 @@ pub struct LineReport {
     pub state: LineState,
     /// How often its vector arrived.
     pub interrupts: u64,
+    /// How often of these no source asserted, as far as that can be told: at gates of functions.
+    pub unclaimed: u64,
     /// Its handler's registrations.
     pub registrations: Registrations,
 }
@@ -459,15 +463,31 @@ impl LineTable {
         Some(SourceReport { info, gsi: handler.gsi, state, account, meter, slot })
     }
 
+    /// Takes what was found out about the functions on a line, to record it: the line, the finding, and the source that it is
+    /// about, if it is about one. To be asked when a vector brought no delivery, which all findings do.
+    pub fn take_finding(&self, vector: Vector) -> Option<(Gsi, LineFinding, Option<SourceId>)> {
+        let handler = self.lines.iter().find(|handler| handler.is_in_use() && handler.vector == vector)?;
+        let finding = handler.line.with(Line::take_finding)?;
+        let source = match finding {
+            LineFinding::Vanished(sharer) => {
+                Some(handler.seats.get(sharer.index())?.as_ref().map(|seat| seat.source)?)
+            }
+            LineFinding::Demoted | LineFinding::Stopped => None,
+        };
+        Some((handler.gsi, finding, source))
+    }
+
     /// Every line that has or had a source.
     pub fn line_reports(&self) -> impl Iterator<Item = LineReport> + '_ {
         self.lines.iter().map(|handler| {
-            let (state, interrupts) = handler.line.with(|line| (*line.state(), line.interrupts()));
+            let (state, interrupts, unclaimed) =
+                handler.line.with(|line| (*line.state(), line.interrupts(), line.unclaimed()));
             LineReport {
                 gsi: handler.gsi,
                 vector: handler.vector,
                 state,
                 interrupts,
+                unclaimed,
                 registrations: handler.registrations,
             }
         })

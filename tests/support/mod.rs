@@ -35,12 +35,22 @@ pub(crate) struct Device {
     pub(crate) disintx: bool,
     /// It was pulled out: reads are all-ones.
     pub(crate) absent: bool,
+    /// It lies: DisINTx does not silence it.
+    pub(crate) deaf: bool,
+    /// It lies: INTx Status stays clear.
+    pub(crate) mute: bool,
 }
 
 impl Device {
     /// Whether the device asserts, were it not for DisINTx.
     pub(crate) fn asserts(&self) -> bool {
         self.asserted && !self.absent
+    }
+
+    /// Whether it asserts and INTx Status says so.
+    #[cfg(not(loom))]
+    pub(crate) fn shows(&self) -> bool {
+        self.asserted && !self.mute
     }
 }
 
@@ -110,7 +120,7 @@ impl Board {
 
     /// Whether the wire is asserted: the wired-OR of the devices that may drive it.
     pub(crate) fn wire(&self) -> bool {
-        self.devices.iter().any(|device| device.asserts() && !device.disintx)
+        self.devices.iter().any(|device| device.asserts() && (!device.disintx || device.deaf))
     }
 
     /// The IO-APIC sends while the wire is asserted, the entry unmasked and the last message EOIed (82093AA 3.2.4).
@@ -209,7 +219,7 @@ impl LineIo for Board {
         self.counts.status_reads += 1;
         match &self.devices[usize::from(bdf)] {
             Device { absent: true, .. } => Sample::Absent,
-            Device { asserted: true, .. } => Sample::High,
+            Device { asserted: true, mute: false, .. } => Sample::High,
             Device { .. } => Sample::Low,
         }
     }

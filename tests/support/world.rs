@@ -318,7 +318,7 @@ impl<'t> World<'t> {
             } else if expected.reasons().is_empty() {
                 if device.absent {
                     expected.given |= MaskReasons::QUARANTINE;
-                } else if device.asserted {
+                } else if device.shows() {
                     expected.assert(now, replacing, self.board.clock);
                 }
             }
