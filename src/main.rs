@@ -77,7 +77,9 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
     #[expect(unsafe_code, reason = "loads descriptor tables")]
     let mut cpu = unsafe { ThisCpu::initialise(CpuId(0), &mut space, &mut frames) }?;
     memory::settle();
-    if let Some(name) = loader.value("selftest").filter(|name| *name != "smp-vmrun") {
+    let test = loader.value("selftest");
+    let rounds = test.map(selftest::smp_vmrun::rounds).transpose()?.flatten();
+    if let (Some(name), None) = (test, rounds) {
         return selftest::fault(name);
     }
 
@@ -103,12 +105,12 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
         features.bits,
         frames.free_bytes() >> 20,
     );
-    if loader.value("selftest").is_some() {
+    if let Some(rounds) = rounds {
         if cpus.len() < 2 {
             let message = Message::SelftestCpus;
             return Err(Refusal::new(message, "command line: selftest=smp-vmrun", message.meaning()).into());
         }
-        return Ok(selftest::smp_vmrun::run(&mut cpu, cpus, apic, &mut space, &mut frames)?);
+        return Ok(selftest::smp_vmrun::run(rounds, &mut cpu, cpus, apic, &mut space, &mut frames)?);
     }
 
     // Partitions: judge the bundle, find and assign their devices, install their lines, load their images.

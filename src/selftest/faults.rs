@@ -29,7 +29,7 @@ pub(crate) fn fault(name: &str) -> Result<Verdict, BootError> {
         #[expect(clippy::panic, reason = "the report of a panic is what is wanted")]
         "panic" => panic!("on request"),
         _ => {
-            let right = "write one of smp-vmrun, undefined, write-text, run-data, stack-overflow, panic";
+            let right = "write one of smp-vmrun, smp-vmrun:ROUNDS, undefined, write-text, run-data, stack-overflow, panic";
             return Err(option_value("selftest", name, right).into());
         }
     }

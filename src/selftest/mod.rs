@@ -3,7 +3,7 @@
 //!
 //! | name | what happens | expected |
 //! | --- | --- | --- |
-//! | `smp-vmrun` | all CPUs in VMRUN kick each other | exact counts |
+//! | `smp-vmrun`, `smp-vmrun:ROUNDS` | all CPUs in VMRUN kick each other | exact counts |
 //! | `undefined`, `write-text`, `run-data`, `stack-overflow`, `panic` | the hypervisor itself does wrong | a report, status 41 |
 
 mod faults;

@@ -1,4 +1,4 @@
-//! `selftest=smp-vmrun`: the ground under several CPUs.
+//! `selftest=smp-vmrun` or `selftest=smp-vmrun:ROUNDS`: the ground under several CPUs.
 //!
 //! Every CPU runs a small guest that is busy in VMRUN and then halts, all at once, and tokens go round the ring of CPUs by
 //! IPI, half of them clockwise and half the other way. Each token has a vector of its own, so no two kicks can merge: a
@@ -6,12 +6,14 @@
 //! late ones are counted, and one that never arrives ends the test with a number instead of a hang.
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use levelhead::addr::{GuestPhys, HostPhys, PAGE_BYTES};
 use levelhead::frames::Frames;
 use levelhead::irq::{ApicId, CpuId, Vector};
+use levelhead::message::Refusal;
 use levelhead::svm::{ExitCode, Memory, NestedTables, Setup};
 use levelhead::sync::Lock;
 use log::{error, info};
@@ -24,9 +26,12 @@ use crate::arch::x86::paging::{AddressSpace, OutOfMemory, direct};
 use crate::boot::smp::{self, StartError};
 use crate::console;
 use crate::rt::exit::Verdict;
+use crate::setup::option_value;
 
-/// How often each token goes round. With 4 CPUs there are 8 tokens: 104,000 kicks for each CPU.
+/// How often each token goes round when nobody says. With 4 CPUs there are 8 tokens: 104,000 kicks for each CPU.
 const ROUNDS: u32 = 13_000;
+/// The most that may be asked for: the kicks of [`MAX_CPUS`] CPUs can be counted.
+const MOST_ROUNDS: u32 = 1_000_000;
 /// Token `n` is vector `FIRST_TOKEN + n`; it starts at CPU `n / 2`.
 const FIRST_TOKEN: u8 = 0xd0;
 const MAX_CPUS: usize = 8;
@@ -94,12 +99,52 @@ struct Ring {
     apics: Vec<ApicId>,
     apic: LocalApic,
     rate: TimerRate,
+    /// How often each token goes round, at most [`MOST_ROUNDS`].
+    rounds: u32,
+}
+
+impl Ring {
+    /// How many CPUs sit in it, at most [`MAX_CPUS`].
+    fn count(&self) -> usize {
+        self.apics.len()
+    }
+
+    /// Kicks that each CPU receives.
+    fn kicks(&self) -> u32 {
+        2 * self.count() as u32 * self.rounds
+    }
+
+    /// Every CPU was interrupted as often as it should be, or somebody lost a token for good.
+    fn finished(&self) -> bool {
+        let done = |station: &Station| station.interrupts.load(Ordering::Acquire) >= self.kicks();
+        let failed = |station: &Station| {
+            station.lost.load(Ordering::Acquire) + station.broken.load(Ordering::Acquire) > 0
+        };
+        STATIONS.iter().take(self.count()).all(done) || STATIONS.iter().any(failed)
+    }
 }
 
 static SEATS: Lock<[Option<Box<Seat>>; MAX_CPUS]> = Lock::new([const { None }; MAX_CPUS]);
 
+/// How many rounds the self-test called `name` is to play; none if it is another one.
+///
+/// # Errors
+/// When it is this one, and the number of rounds is none that it can play.
+pub(crate) fn rounds(name: &str) -> Result<Option<u32>, Refusal> {
+    let Some(rest) = name.strip_prefix("smp-vmrun") else { return Ok(None) };
+    if rest.is_empty() {
+        return Ok(Some(ROUNDS));
+    }
+    let Some(number) = rest.strip_prefix(':') else { return Ok(None) };
+    match number.parse() {
+        Ok(rounds @ 1..=MOST_ROUNDS) => Ok(Some(rounds)),
+        _ => Err(option_value("selftest", name, &format!("write smp-vmrun:1 to smp-vmrun:{MOST_ROUNDS}"))),
+    }
+}
+
 /// Runs the test on all CPUs, at most [`MAX_CPUS`].
 pub(crate) fn run(
+    rounds: u32,
     cpu: &mut ThisCpu,
     cpus: Vec<(CpuId, ApicId)>,
     apic: LocalApic,
@@ -109,7 +154,7 @@ pub(crate) fn run(
     let rate = apic.measure_timer(10_000_000);
     let apics: Vec<ApicId> = cpus.iter().map(|(_, apic)| *apic).take(MAX_CPUS).collect();
     let count = apics.len();
-    let ring: &'static Ring = Box::leak(Box::new(Ring { apics, apic, rate }));
+    let ring: &'static Ring = Box::leak(Box::new(Ring { apics, apic, rate, rounds }));
     for index in 0..count {
         let seat = Box::new(seat(ring, frames)?);
         SEATS.with(|seats| {
@@ -120,7 +165,7 @@ pub(crate) fn run(
     }
     smp::start(cpus.into_iter().take(MAX_CPUS).skip(1), &ring.apic, space, frames, play_for_ever)?;
     play(cpu);
-    Ok(report(count))
+    Ok(report(ring))
 }
 
 fn seat(ring: &'static Ring, frames: &mut Frames) -> Result<Seat, OutOfMemory> {
@@ -178,7 +223,7 @@ fn play(cpu: &mut ThisCpu) {
     for token in [2 * me, 2 * me + 1] {
         player.send(token);
     }
-    while !finished(count) {
+    while !ring.finished() {
         seat.world.enter(cpu);
         own.entries.fetch_add(1, Ordering::Relaxed);
         let exit = ExitCode::new(seat.world.vmcb.exit_code());
@@ -219,19 +264,6 @@ fn play(cpu: &mut ThisCpu) {
     ring.apic.disarm_timer();
 }
 
-/// Every CPU was interrupted as often as it should be, or somebody lost a token for good.
-fn finished(count: usize) -> bool {
-    let done = |station: &Station| station.interrupts.load(Ordering::Acquire) >= kicks(count);
-    let failed =
-        |station: &Station| station.lost.load(Ordering::Acquire) + station.broken.load(Ordering::Acquire) > 0;
-    STATIONS.iter().take(count).all(done) || STATIONS.iter().any(failed)
-}
-
-/// Kicks that each CPU receives.
-fn kicks(count: usize) -> u32 {
-    2 * count as u32 * ROUNDS
-}
-
 /// One CPU's part in the ring.
 struct Player {
     me: usize,
@@ -252,7 +284,7 @@ impl Player {
         else {
             return;
         };
-        if hops.load(Ordering::Acquire) < count as u32 * ROUNDS {
+        if hops.load(Ordering::Acquire) < count as u32 * self.ring.rounds {
             hops.fetch_add(1, Ordering::AcqRel);
             self.ring.apic.send(*apic, vector);
         }
@@ -284,20 +316,20 @@ impl Player {
 }
 
 /// Prints one row per CPU and judges.
-fn report(count: usize) -> Verdict {
+fn report(ring: &Ring) -> Verdict {
+    let (count, kicks) = (ring.count(), ring.kicks());
     let mut good = count > 1;
     for (cpu, station) in STATIONS.iter().take(count).enumerate() {
         let read = |counter: &AtomicU32| counter.load(Ordering::Acquire);
         let (interrupts, lost, loops) =
             (read(&station.interrupts), read(&station.lost), read(&station.loops));
         info!(
-            "smp-vmrun cpu={cpu} kicks={} interrupts={interrupts} late={} lost={lost} torn={} entries={} loops={loops}",
-            kicks(count),
+            "smp-vmrun cpu={cpu} kicks={kicks} interrupts={interrupts} late={} lost={lost} torn={} entries={} loops={loops}",
             read(&station.late),
             read(&station.torn),
             read(&station.entries),
         );
-        good &= interrupts == kicks(count) && lost == 0 && loops > 0 && read(&station.broken) == 0;
+        good &= interrupts == kicks && lost == 0 && loops > 0 && read(&station.broken) == 0;
     }
     console::print(format_args!("levelhead: verdict {}\n", if good { "PASS" } else { "BUG" }));
     if good { Verdict::Pass } else { Verdict::Bug }
