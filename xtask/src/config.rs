@@ -88,7 +88,7 @@ pub struct ImageFile {
 ///
 /// # Errors
 /// Everything that is wrong with it, one record each: file, line, column, key, what is wrong, what would be right.
-/// A file whose syntax is wrong is not judged any further.
+/// A file whose syntax is wrong is not judged any further, unless keys are there twice and no more.
 pub fn load(path: &Path, guests: Guests<'_>) -> Result<LoadedConfig, Problems> {
     let shown = path.display().to_string();
     let content = text_of(path)?;

@@ -138,7 +138,8 @@ fn configuration() -> String {
            * A function without an interrupt pin needs neither `gsi` nor `vpin`.\n\
            * The *line* is `gsi`, if it is there. Else the firmware's `_PRT` says where the function's pin leads, when the machine \
            boots. QEMU's `q35` answers\n  (slot 3: GSI 23, slot 5: 21, slot 6: 22); its `pc` does not, and needs `gsi`.\n\
-           * Each line has one function. Two functions on one line are refused.\n\
+           * Up to 8 functions may share a line, also when their partitions differ; those of one partition may share a virtual \
+           pin as well.\n  `mask` (above) says how they are told apart.\n\
            * The *virtual pin* is `vpin`, if it is there, else the number of the line. A guest's IO-APIC has the inputs 0 to 23, so \
            a line from 24 on\n  needs `vpin`. The Interrupt Line register of the function reads the pin.\n\n\
            ## Lines for QEMU\n\n\

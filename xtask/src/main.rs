@@ -49,9 +49,10 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lexopt::prelude::{Long, Short, Value, ValueExt as _};
 
 use build::Tree;
@@ -97,6 +98,7 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --list                 only list them
       --json                 one JSON object per line, as for `test`
 
+  bench                      list what can be measured
   bench intx                 count instructions and VM exits per interrupt, bare and under Levelhead
       --json                 as a JSON array
       --setup --qemu PATH --verbose     as above
@@ -154,6 +156,7 @@ enum Verb {
     Contract(contract::Options),
     Mutants(mutants::Options),
     Bench(bench::Options),
+    Benches,
     Facts(facts::Options),
     Symbolise(symbols::Options),
     Doctor(doctor::Options),
@@ -207,6 +210,10 @@ fn perform(verb: &Verb) -> Result<()> {
         Verb::Contract(options) => contract::run(&tree, options),
         Verb::Mutants(options) => mutants::run(&tree, options),
         Verb::Bench(options) => bench::intx(&tree, options),
+        Verb::Benches => {
+            bench::list();
+            Ok(())
+        }
         Verb::Facts(options) => facts::facts(&tree, options),
         Verb::Symbolise(options) => symbols::symbolise(&tree, options),
         Verb::Doctor(options) => doctor::doctor(&tree, options),
@@ -253,6 +260,12 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
     }
 }
 
+/// The number that follows `option`.
+fn number<T: FromStr<Err: fmt::Display>>(words: &mut lexopt::Parser, option: &str) -> Result<T> {
+    let word = words.value()?.string()?;
+    word.parse().map_err(|error| anyhow!("{option} {word}: {error}; it takes a number, as in `{option} 2`"))
+}
+
 /// A verb that takes no words.
 fn alone(words: &mut lexopt::Parser, verb: Verb) -> Result<Verb> {
     match words.next()? {
@@ -294,14 +307,14 @@ fn parse_run(words: &mut lexopt::Parser, boot: Boot) -> Result<Verb> {
             Long("machine") => options.machine = Some(words.value()?.string()?),
             Long("cpu") => options.cpu = Some(words.value()?.string()?),
             Long("memory") => options.memory = Some(words.value()?.string()?),
-            Long("smp") => options.smp = Some(words.value()?.parse()?),
+            Long("smp") => options.smp = Some(number(words, "--smp")?),
             Long("device") => options.devices.push(words.value()?.string()?),
             Long("qemu") => options.qemu = Some(words.value()?.into()),
-            Long("port") if boot == Boot::Gdb => port = Some(words.value()?.parse()?),
+            Long("port") if boot == Boot::Gdb => port = Some(number(words, "--port")?),
             Long("log") if boot == Boot::Facts => log = Some(PathBuf::from(words.value()?)),
             Short('o') | Long("output") if boot == Boot::Facts => out = Some(PathBuf::from(words.value()?)),
             Long("timeout") if boot != Boot::Gdb => {
-                let seconds: u64 = words.value()?.parse()?;
+                let seconds: u64 = number(words, "--timeout")?;
                 ensure!(seconds > 0, "--timeout 0 leaves no time to run");
                 options.timeout = Duration::from_secs(seconds);
             }
@@ -332,8 +345,8 @@ fn parse_test(words: &mut lexopt::Parser) -> Result<Verb> {
             Long("host") => options.classes.push(test::Class::Host),
             Long("model") => options.classes.push(test::Class::Model),
             Long("qemu") => options.classes.push(test::Class::Qemu),
-            Long("fuzz-rounds") => options.fuzz.rounds = Some(words.value()?.parse()?),
-            Long("seed") => options.fuzz.seed = Some(words.value()?.parse()?),
+            Long("fuzz-rounds") => options.fuzz.rounds = Some(number(words, "--fuzz-rounds")?),
+            Long("seed") => options.fuzz.seed = Some(number(words, "--seed")?),
             Short('h') | Long("help") => return Ok(Verb::Help),
             Value(filter) => options.filters.push(filter.string()?),
             other => return Err(other.unexpected().into()),
@@ -398,8 +411,14 @@ fn parse_bench(words: &mut lexopt::Parser) -> Result<Verb> {
     }
     match subject.as_deref() {
         Some("intx") => Ok(Verb::Bench(options)),
-        Some(other) => bail!("there is no bench {other:?}; `bench intx` is the one there is"),
-        None => bail!("bench what? `cargo xtask bench intx`"),
+        Some(other) => {
+            let names = bench::BENCHES.map(|(name, _)| format!("`bench {name}`")).join(", ");
+            bail!("there is no bench {other:?}; there is {names}")
+        }
+        None => {
+            ensure!(!options.json, "usage: cargo xtask bench NAME --json; `bench` alone lists the names");
+            Ok(Verb::Benches)
+        }
     }
 }
 
@@ -583,11 +602,12 @@ mod tests {
             (&["fly"][..], "run, gdb, test, gate, contract"),
             (&["run", "--fly"], "--fly"),
             (&["run", "a", "b"], "\"b\""),
-            (&["run", "--smp", "many"], "many"),
+            (&["run", "--smp", "many"], "--smp many: invalid digit found in string; it takes a number"),
+            (&["gdb", "--port", "70000"], "--port 70000: number too large"),
             (&["run", "--timeout", "0"], "--timeout"),
             (&["gdb", "--timeout", "9"], "--timeout"),
-            (&["test", "--seed", "today"], "today"),
-            (&["bench"], "bench intx"),
+            (&["test", "--seed", "today"], "--seed today"),
+            (&["bench", "--json"], "bench NAME"),
             (&["facts", "--log", "a", "demo"], "no machine is booted"),
             (&["facts", "--log", "a", "--smp", "2"], "no machine is booted"),
             (&["facts", "--append", "log=off"], "--append"),
@@ -614,6 +634,11 @@ mod tests {
         let doctor = parse(["doctor", "--json", "--qemu", "q"]).unwrap();
         assert!(matches!(doctor, Verb::Doctor(options) if options.json && options.qemu == Some("q".into())));
         assert!(matches!(parse(["bench", "intx", "--json"]).unwrap(), Verb::Bench(_)));
+        assert!(matches!(parse(["bench"]).unwrap(), Verb::Benches));
+        for (name, _) in bench::BENCHES {
+            assert!(matches!(parse(["bench", name]).unwrap(), Verb::Bench(_)), "{name}");
+            assert!(HELP.contains(&format!("\n  bench {name} ")), "{name}");
+        }
         assert!(matches!(parse(["gate", "no-std", "--json"]).unwrap(), Verb::Gate(_)));
         let contract = parse(["contract", "i5", "--json"]).unwrap();
         assert!(matches!(contract, Verb::Contract(options) if options.json && options.numbers == ["I5"]));

@@ -75,10 +75,13 @@ pub enum Event<'a> {
     Tick,
 }
 
+/// The program of util-linux that has another one killed when its parent is gone.
+pub const BINDER: &str = "setpriv";
+
 /// A command that runs `program` and is killed with the thread that starts it, however that ends: also by a signal that
 /// nobody can catch. Setting this up takes a word from util-linux; where that is missing, only what we can catch ends it.
 pub fn bound(program: &Path) -> Command {
-    match setup::find("setpriv") {
+    match setup::find(BINDER) {
         Some(setpriv) => {
             let mut command = Command::new(setpriv);
             command.args(["--pdeathsig", "KILL", "--"]).arg(program);

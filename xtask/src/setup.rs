@@ -162,6 +162,9 @@ pub fn parse_version(text: &str) -> Option<&str> {
     after.split_whitespace().next()
 }
 
+/// The first QEMU whose emulated CPU has an x2APIC.
+pub const X2APIC_QEMU: (u32, u32) = (9, 0);
+
 /// Reads `7.2`, also with more behind it (`7.2.22`).
 pub fn parse_major_minor(text: &str) -> Option<(u32, u32)> {
     let mut parts = text.split('.');

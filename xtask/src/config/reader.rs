@@ -171,12 +171,18 @@ impl<'t> Reader<'t> {
 
     /// Parses the text and hands its top table to `read`.
     ///
+    /// Of a line, the first thing wrong with its syntax is told: the rest are the parser's guesses at what was meant.
+    ///
     /// # Errors
-    /// What is wrong with the syntax; `read` has not been called then.
+    /// What is wrong with the syntax; `read` has not been called then, unless keys are there twice and no more.
     pub fn document<T>(&mut self, read: impl FnOnce(&mut Table<'_, 't>) -> T) -> Result<T, Problems> {
         let (document, errors) = DeTable::parse_recoverable(self.text);
-        for error in errors {
-            let span = error.span().unwrap_or_default();
+        let mut errors: Vec<_> =
+            errors.iter().map(|error| (error.span().unwrap_or_default(), error)).collect();
+        errors.sort_by_key(|(span, _)| span.start);
+        errors.dedup_by_key(|(span, _)| self.line(span.start));
+        let readable = errors.iter().all(|(_, error)| error.message() == DUPLICATE);
+        for (span, error) in errors {
             let mistake = match self.text.get(span.clone()) {
                 Some(key) if error.message() == DUPLICATE && !key.contains('\n') => Mistake::new(
                     Message::TomlSyntax,
@@ -187,7 +193,9 @@ impl<'t> Reader<'t> {
             };
             self.problem(span, String::new(), mistake);
         }
-        self.finish()?;
+        if !readable {
+            self.finish()?;
+        }
         let span = document.span();
         Ok(self.table(&KeyPath::root(), span, document.get_ref(), read))
     }
@@ -215,6 +223,11 @@ impl<'t> Reader<'t> {
         let mut problems = std::mem::take(&mut self.problems);
         problems.sort_by_key(|problem| problem.span.start);
         Err(Problems(problems.iter().map(|problem| self.describe(problem)).collect()))
+    }
+
+    /// The line of that byte, counted from 0.
+    fn line(&self, byte: usize) -> usize {
+        self.text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
     }
 
     fn problem(&mut self, span: Range<usize>, path: String, mistake: Mistake) {
@@ -482,15 +495,18 @@ pub fn choice<T: Copy + fmt::Display>(value: &DeValue<'_>, choices: &[T], noun: 
 
 /// What one of `names` stands for. `noun` completes "is no ...".
 pub fn one_of<T: Copy>(value: &DeValue<'_>, names: &[(&str, T)], noun: &str) -> Read<T> {
-    let written = text(value)?;
+    let words: Vec<String> = names.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+    let all = match words.split_last() {
+        Some((last, first)) => format!("write {} or {last}", first.join(", ")),
+        None => String::new(),
+    };
+    let Some(written) = value.as_str() else { return Err(Mistake::type_of(value, all)) };
     if let Some((_, choice)) = names.iter().find(|(name, _)| *name == written) {
         return Ok(*choice);
     }
-    let words: Vec<String> = names.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-    let remedy = match (nearest(&written, names.iter().map(|(name, _)| *name)), words.split_last()) {
-        (Some(known), _) => format!("did you mean \"{known}\"?"),
-        (None, Some((last, first))) => format!("write {} or {last}", first.join(", ")),
-        (None, None) => String::new(),
+    let remedy = match nearest(written, names.iter().map(|(name, _)| *name)) {
+        Some(known) => format!("did you mean \"{known}\"?"),
+        None => all,
     };
     Err(Mistake::value(format!("{written:?} is no {noun}"), remedy))
 }

@@ -369,11 +369,26 @@ fn wrong_syntax_is_told_in_one_go_too() {
     assert!(broken.len() > 1, "{broken:?}");
     assert!(broken[0].starts_with("2:8: "), "{broken:?}");
     assert!(broken.iter().all(|line| line.ends_with("; to do: correct the TOML syntax")), "{broken:?}");
-    let twice = errors("[[partition]]\nname = 'a'\nname = 'b'\n");
-    assert_eq!(
-        twice,
-        ["3:1: ERROR Config/toml-syntax: file: name is there twice; to do: write each key of a table once"]
-    );
+    let lines: Vec<_> = broken.iter().filter_map(|line| line.split(':').next()).collect();
+    assert_eq!(lines, ["2", "4"], "the first of each line: {broken:?}");
+}
+
+#[test]
+fn a_key_that_is_there_twice_hides_nothing_else() {
+    let broken =
+        errors("[[partition]]\nname = 'a'\nname = 'b'\ncpus = [0]\nmemory = 'much'\nkernel = 'guest:echo'\n");
+    let twice =
+        "3:1: ERROR Config/toml-syntax: file: name is there twice; to do: write each key of a table once";
+    assert_eq!(broken[0], twice);
+    assert!(broken[1].starts_with("5:10: ERROR Config/wrong-value: partition[0].memory: "), "{broken:?}");
+    assert_eq!(broken.len(), 2, "{broken:?}");
+}
+
+#[test]
+fn a_word_of_a_few_is_named_whatever_stands_there() {
+    let broken = errors(&format!("{GOOD}[[partition.device]]\nbdf = '00:07.0'\nnever-eoi = true\n"));
+    let expected = "partition[0].device[0].never-eoi: a boolean may not stand here; to do: write \"hold\", \"complete\" or \"quarantine\"";
+    assert!(broken.iter().any(|line| line.ends_with(expected)), "{broken:?}");
 }
 
 #[test]

@@ -17,6 +17,9 @@ use crate::setup;
 const LIMIT: Duration = Duration::from_secs(20);
 /// What every QEMU since then is tested with.
 const OLDEST_TESTED: (u32, u32) = (7, 2);
+/// The versions whose `amd-iommu` was seen to drop every interrupt of the IO-APIC, also while it is switched off: it puts
+/// its window together from memory regions that do not exist yet.
+const LOSES_INTERRUPTS: [&str; 1] = ["10.0.2"];
 /// The questions. Each answer carries its question's name.
 const QUESTIONS: &str = r#"{"execute":"qmp_capabilities"}
 {"execute":"query-target","id":"target"}
@@ -43,12 +46,13 @@ const MACHINES: [(&str, Need, &str); 3] = [
 const CPU: [(&str, &str, Need, &str); 3] = [
     ("svm", "SVM", Need::Needed, "everything: Levelhead runs guests by it"),
     ("npt", "nested paging", Need::Needed, "everything: a guest's memory is its own by it"),
-    ("x2apic", "x2APIC under TCG", Need::Useful, "the hypervisor's own x2APIC (QEMU 9.0 or newer has it)"),
+    ("x2apic", "x2APIC under TCG", Need::Useful, "the hypervisor's own x2APIC"),
 ];
-const DEVICES: [(&str, Need, &str); 7] = [
+const DEVICES: [(&str, Need, &str); 8] = [
     ("isa-debug-exit", Need::Needed, "the verdict of every run"),
     ("edu", Need::Needed, "the demonstration and the QEMU cases: the device that interrupts"),
     ("pci-testdev", Need::Needed, "the demonstration and the QEMU cases: the device without a pin"),
+    ("e1000e", Need::Needed, "the QEMU cases: the device that resets in D3hot"),
     ("pci-serial", Need::Useful, "trying another device: a UART with INTx"),
     ("pci-bridge", Need::Needed, "the QEMU cases: routing behind bridges"),
     ("amd-iommu", Need::Useful, "trying DMA remapping, which Levelhead does not do yet"),
@@ -68,10 +72,16 @@ pub(super) fn findings(wanted: Option<&Path>) -> Vec<Finding> {
     judge(emulator.as_ref().map_err(Clone::clone), kvm_device())
 }
 
-/// What is to be done where QEMU lacks something.
+/// What is to be done where QEMU lacks something that all have with which Levelhead is tested.
 fn another() -> Cure {
-    let text = "name another QEMU by --qemu or LEVELHEAD_QEMU: qemu-system-x86_64 of 7.2 or newer, with TCG";
-    Cure::Advice(text.to_owned())
+    since(OLDEST_TESTED)
+}
+
+/// What is to be done where QEMU lacks something that came with a version.
+fn since((major, minor): (u32, u32)) -> Cure {
+    Cure::Advice(format!(
+        "name another QEMU by --qemu or LEVELHEAD_QEMU: qemu-system-x86_64 of {major}.{minor} or newer, with TCG"
+    ))
 }
 
 /// What a QEMU said.
@@ -145,6 +155,13 @@ impl Emulator {
             }
         }
         emulator
+    }
+}
+
+impl Emulator {
+    /// Its version, if that is one whose `amd-iommu` loses interrupts. Nothing that could be asked tells.
+    fn loses_interrupts(&self) -> Option<&str> {
+        self.version.as_deref().ok().filter(|version| LOSES_INTERRUPTS.contains(version))
     }
 }
 
@@ -249,11 +266,21 @@ fn judge(emulator: Result<&Emulator, (String, Cure)>, kvm: Result<(), String>) -
     findings.push(feature("CPU max", Need::Needed, "run, and nearly every QEMU case", max, another()));
     for (switch, name, need, purpose) in CPU {
         let has = features.map(|features| offered(features.cpu.get(switch) == Some(&true)));
-        findings.push(feature(&format!("CPU max: {name}"), need, purpose, has, another()));
+        let cure = if switch == "x2apic" { since(setup::X2APIC_QEMU) } else { another() };
+        findings.push(feature(&format!("CPU max: {name}"), need, purpose, has, cure));
     }
     for (name, need, purpose) in DEVICES {
         let has = features.map(|features| offered(features.devices.contains(name)));
-        findings.push(feature(&format!("device {name}"), need, purpose, has, another()));
+        let broken = emulator.filter(|_| name == "amd-iommu").and_then(Emulator::loses_interrupts);
+        let (has, cure) = match (has, broken) {
+            (Some(Ok(_)), Some(version)) => {
+                let wrong = format!("offered, but with {version} it drops every interrupt of the IO-APIC");
+                let cure = "use 7.2 for it, as --qemu or LEVELHEAD_QEMU name it";
+                (Some(Err(wrong)), Cure::Advice(cure.to_owned()))
+            }
+            (has, _) => (has, another()),
+        };
+        findings.push(feature(&format!("device {name}"), need, purpose, has, cure));
     }
     let icount =
         features.and(emulator).map(|emulator| emulator.icount.clone().map(|()| "offered".to_owned()));
@@ -409,6 +436,33 @@ mod tests {
         assert_eq!(get(&findings, "version").state, State::Missing);
         assert_eq!(get(&findings, "version").need, Need::Useful);
         assert_eq!(get(&findings, "accelerator kvm").found, "built in, but /dev/kvm: denied");
+    }
+
+    #[test]
+    fn a_remedy_names_the_version_that_has_what_is_missing() {
+        let findings = examine(Path::new(FAKE), Duration::from_secs(60));
+        let cure = |name: &str| match &get(&findings, name).cure {
+            Some(Cure::Advice(text)) => text.clone(),
+            other => panic!("{name}: {other:?}"),
+        };
+        assert!(cure("CPU max: x2APIC under TCG").contains(" 9.0 or newer"));
+        assert!(cure("machine microvm").contains(" 7.2 or newer"));
+    }
+
+    #[test]
+    fn the_iommu_that_loses_interrupts_is_none_to_try() {
+        let iommu = |version: &str, device: Option<&str>| {
+            let mut emulator = Emulator::ask(Path::new(FAKE), Duration::from_secs(60));
+            emulator.version = Ok(version.to_owned());
+            emulator.features.as_mut().unwrap().devices.extend(device.map(str::to_owned));
+            get(&judge(Ok(&emulator), Ok(())), "device amd-iommu").clone()
+        };
+        assert_eq!(iommu("7.2.22", Some("amd-iommu")).state, State::Present);
+        let broken = iommu("10.0.2", Some("amd-iommu"));
+        assert_eq!((broken.state, broken.need), (State::Missing, Need::Useful));
+        assert!(broken.found.contains("10.0.2 it drops every interrupt"), "{}", broken.found);
+        assert!(matches!(broken.cure, Some(Cure::Advice(text)) if text.starts_with("use 7.2")));
+        assert_eq!(iommu("10.0.2", None).found, "not offered");
     }
 
     #[test]
