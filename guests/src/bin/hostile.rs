@@ -217,8 +217,9 @@ fn bad_port() {
         _ => 0..0,
     };
     let mine = |port| {
-        let (com1, config) = (0x3f8..0x400, 0xcf8..0xd00);
+        let (com1, power, config) = (0x3f8..0x400, 0x600..0x602, 0xcf8..0xd00);
         com1.contains(&port)
+            || power.contains(&port)
             || config.contains(&port)
             || (exit..exit + 4).contains(&port)
             || testdev.contains(&port)
@@ -238,8 +239,11 @@ fn bad_port() {
         let value = unsafe { in32(port) };
         check!(value == u32::MAX, "port {port:#x} reads as {value:#x}");
     }
-    // Resets by the keyboard controller, port 92h and CF9h; CF9h lies among the ports of configuration space.
-    for (port, value) in [(0x64, 0xfe), (0x92, 0x01), (0xcf9, 0x06), (0xb2, 0xff), (0x80, 0x55)] {
+    // Resets by the keyboard controller and port 92h; at CF9h, which would be obeyed, the kind of a reset and no reset; at
+    // the sleep control register a sleep that was not offered.
+    for (port, value) in
+        [(0x64, 0xfe), (0x92, 0x01), (0xcf9, 0x0a), (0x600, 0x2c), (0xb2, 0xff), (0x80, 0x55)]
+    {
         // SAFETY: what would answer on a bare machine is not the guest's, and reaches no memory.
         unsafe { out8(port, value) };
     }
@@ -566,7 +570,8 @@ fn every_msr() {
 /// Memory for string accesses; what it holds does not matter.
 static BUFFER: [AtomicU32; 1024] = [const { AtomicU32::new(0x2020_2020) }; 1024];
 
-/// Reads and writes every port in every width, but for the exit port and a device's own.
+/// Reads and writes every port in every width, but for the exit port and a device's own. What would power the guest off or
+/// reset it is left out of what is written.
 fn every_port() {
     let exit = cmdline::number("exit-port").unwrap_or(0xf4);
     let testdev = match Function::find(0x1b36, 0x0005).map(|function| function.bar(1)) {
@@ -581,10 +586,11 @@ fn every_port() {
         // SAFETY: nothing behind any of these ports can reach memory, in this width either.
         unsafe { out16(port, value as u16) };
         // SAFETY: nothing behind any of these ports can reach memory, in this width either.
-        unsafe { out8(port, value as u8) };
+        unsafe { out8(port, value as u8 & !ends_the_guest(port)) };
         // SAFETY: a read of such a port changes nothing of this program's.
         let values = (unsafe { in32(port) }, unsafe { in16(port) }, unsafe { in8(port) });
-        let known = (0x3f5..0x400).contains(&port) || (0xcf5..0xd00).contains(&port) || port == 0xe9;
+        let known = [0x3f5..0x400, 0x600..0x602, 0xcf5..0xd00].iter().any(|ports| ports.contains(&port))
+            || port == 0xe9;
         check!(known || values == (u32::MAX, u16::MAX, u8::MAX), "port {port:#x} reads as {values:x?}");
     }
     for port in [0_u16, 0x1234, 0xfff0] {
@@ -604,6 +610,15 @@ fn every_port() {
     serial::init();
     // SAFETY: the address register of configuration space reaches no memory.
     unsafe { out32(0xcf8, 0) };
+}
+
+/// The bit that powers the guest off or resets it when written to that port.
+const fn ends_the_guest(port: u16) -> u8 {
+    match port {
+        0x600 => 1 << 5,
+        0xcf9 => 1 << 2,
+        _ => 0,
+    }
 }
 
 /// Reads and writes every register, and what lies between them, of the pages of the interrupt controllers, and pages of the
