@@ -316,7 +316,9 @@ fn timer_once(rounds: u32) {
 fn timer_periodic(rounds: u32) {
     ENTRIES.store(0, Relaxed);
     disable_interrupts();
-    lapic::start_timer_periodic(TIMER, 5000);
+    // Long enough for the handler to end before the next one is due, also where a CPU is emulated slowly: else nothing but
+    // the handler would ever run.
+    lapic::start_timer_periodic(TIMER, 100_000);
     while ENTRIES.load(Relaxed) < rounds {
         halt_until_interrupt();
     }
