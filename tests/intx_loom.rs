@@ -16,38 +16,25 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "support/explore.rs"]
+mod explore;
 mod support;
 
-use core::sync::atomic::{AtomicBool as Flag, AtomicU64 as Counter, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool as Flag, Ordering::Relaxed};
 use std::sync::Arc;
 
+use explore::explore;
 use levelhead::intx::{
     Completion, Control, Deliveries, Gate, LineIo, LineTable, MaskReasons, Notifier, NotifierSlot, Replacing,
     Retired, Sample, SourceId,
 };
 use levelhead::irq::{Gsi, Pin, Vector};
 use loom::cell::UnsafeCell;
-use loom::model::Builder;
 use loom::sync::Mutex;
 use loom::thread;
 use support::{Board, assign_all, pin, vector};
 
 const SOURCE: SourceId = SourceId(0);
-
-/// Explores `model` and says how far.
-fn explore(name: &str, bound: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = Builder::new();
-    builder.preemption_bound = bound;
-    let interleavings = Arc::new(Counter::new(0));
-    let counted = Arc::clone(&interleavings);
-    builder.check(move || {
-        counted.fetch_add(1, Relaxed);
-        model();
-    });
-    let bound =
-        bound.map_or("no bound".to_owned(), |bound| format!("at most {bound} preemptions per thread"));
-    println!("{name}: {} interleavings, {bound}", interleavings.load(Relaxed));
-}
 
 /// What a notifier stands for. Using it after it was torn down, or at the same time, is what the grace period forbids; of
 /// the cell loom reports an order that only happened to be right as well.

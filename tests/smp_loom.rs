@@ -5,29 +5,17 @@
 #![cfg(loom)]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/explore.rs"]
+mod explore;
+
 use core::sync::atomic::{AtomicU64 as Counter, Ordering::Relaxed};
 use std::sync::Arc;
 
+use explore::explore;
 use levelhead::virq::Doorbell;
-use loom::model::Builder;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
-
-/// Explores `model` and says how far.
-fn explore(name: &str, bound: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = Builder::new();
-    builder.preemption_bound = bound;
-    let interleavings = Arc::new(Counter::new(0));
-    let counted = Arc::clone(&interleavings);
-    builder.check(move || {
-        counted.fetch_add(1, Relaxed);
-        model();
-    });
-    let bound =
-        bound.map_or("no bound".to_owned(), |bound| format!("at most {bound} preemptions per thread"));
-    println!("{name}: {} interleavings, {bound}", interleavings.load(Relaxed));
-}
 
 /// A virtual CPU as others reach it: its chips, its bell, and the vector that waits in the local APIC of the CPU that runs
 /// it, where a second one of the same number merges with the first.
