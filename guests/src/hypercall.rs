@@ -54,6 +54,8 @@ pub mod error {
     pub const BAD_ADDRESS: i64 = -6;
     /// Zero, too long, or too short.
     pub const BAD_LENGTH: i64 = -7;
+    /// Another notifier of the machine is being replaced.
+    pub const BUSY: i64 = -8;
     /// A value does not fit its argument.
     pub const BAD_ARGUMENT: i64 = -10;
 }
@@ -304,11 +306,19 @@ impl Ledger {
     }
 }
 
-/// Makes a call that touches no memory but what the arguments were made for, and that must succeed.
+/// How often a call is made again that met somebody else's replacement. That takes as long as the deliveries under way do.
+const MOST_TRIES: u32 = 1_000_000;
+
+/// Makes a call that touches no memory but what the arguments were made for, and that must succeed: at once, or when another
+/// partition has replaced its notifier.
 fn expect(function: u64, arguments: Registers) -> Registers {
-    // SAFETY: only reached under Levelhead; the only call here that writes memory writes a cell made for it.
-    match unsafe { call(function, arguments) } {
-        Ok(results) => results,
-        Err(code) => fail!("hypercall {function} with {arguments:x?}: error {code}"),
+    for _ in 0..MOST_TRIES {
+        // SAFETY: only reached under Levelhead; the only call here that writes memory writes a cell made for it.
+        match unsafe { call(function, arguments) } {
+            Ok(results) => return results,
+            Err(error::BUSY) => core::hint::spin_loop(),
+            Err(code) => fail!("hypercall {function} with {arguments:x?}: error {code}"),
+        }
     }
+    fail!("hypercall {function} with {arguments:x?}: busy for ever")
 }

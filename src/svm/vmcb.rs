@@ -160,16 +160,6 @@ impl Vmcb {
         control.clean = 0;
     }
 
-    /// Sets every segment a program uses: its code's, and one for all of its data and its stack.
-    const fn set_segments(&mut self, code: Segment, data: Segment) {
-        self.save.cs = code;
-        self.save.ds = data;
-        self.save.es = data;
-        self.save.ss = data;
-        self.save.fs = data;
-        self.save.gs = data;
-    }
-
     /// Starts the guest in flat 32-bit protected mode with paging and interrupts off: the state Multiboot1 (0.6.96
     /// 3.2) and PVH demand at an image's entry.
     pub const fn start_protected32(&mut self, entry: GuestPhys) {
@@ -177,7 +167,7 @@ impl Vmcb {
         const CODE: u16 = 0xc9b;
         const DATA: u16 = 0xc93;
         self.reset_save_area();
-        self.set_segments(Segment::flat(0x10, CODE), Segment::flat(0x18, DATA));
+        self.save.set_segments(Segment::flat(0x10, CODE), Segment::flat(0x18, DATA));
         self.save.cr0 = cr0::PE | cr0::ET;
         self.save.rip = entry.raw();
     }
@@ -190,7 +180,7 @@ impl Vmcb {
         const CODE: u16 = 0xa9b;
         const DATA: u16 = 0xc93;
         self.reset_save_area();
-        self.set_segments(Segment::flat(0x10, CODE), Segment::flat(0x18, DATA));
+        self.save.set_segments(Segment::flat(0x10, CODE), Segment::flat(0x18, DATA));
         self.save.gdtr = Segment {
             selector: 0,
             attributes: 0,
@@ -210,7 +200,7 @@ impl Vmcb {
         const CODE: u16 = 0x9b;
         const DATA: u16 = 0x93;
         self.reset_save_area();
-        self.set_segments(Segment::real((page as u16) << 8, CODE), Segment::real(0, DATA));
+        self.save.set_segments(Segment::real((page as u16) << 8, CODE), Segment::real(0, DATA));
         self.save.cr0 = cr0::ET;
         self.save.rip = 0;
     }

@@ -110,6 +110,18 @@ pub(super) struct Save {
     reserved_698: [u64; (0x1000 - 0x698) / 8], // 0x698
 }
 
+impl Save {
+    /// Sets every segment a program uses: its code's, and one for all of its data and its stack.
+    pub(super) const fn set_segments(&mut self, code: Segment, data: Segment) {
+        self.cs = code;
+        self.ds = data;
+        self.es = data;
+        self.ss = data;
+        self.fs = data;
+        self.gs = data;
+    }
+}
+
 impl Control {
     pub(super) const ZERO: Self = Self {
         cr_intercepts: 0,
