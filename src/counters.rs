@@ -1,6 +1,6 @@
 //! Live counters: a page of the image that somebody outside reads while the machine runs.
 //!
-//! Each slot has one writer, the CPU that runs the partition, so that counting is a plain load and store. The observer
+//! The CPUs that run a partition count in its slot. The observer
 //! (`cargo xtask run`, through the emulator's monitor) finds the page by its symbol [`SYMBOL`], trusts it when it begins
 //! with [`MAGIC`] and [`VERSION`], and takes each word as it stands: no two of them belong together.
 //!
@@ -84,10 +84,10 @@ impl Slot {
         Self { interrupts: AtomicU64::new(0), stage: AtomicU64::new(0) }
     }
 
-    /// Counts an interrupt. For the slot's one writer.
+    /// Counts an interrupt.
     #[inline]
     pub fn count_interrupt(&self) {
-        self.interrupts.store(self.interrupts.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many were counted.

@@ -35,6 +35,9 @@ pub const HYPERVISOR_FEATURES: u32 = 0x4000_0001;
 pub struct GuestView {
     /// The virtual local APIC's identifier.
     pub apic_id: u32,
+    /// How many virtual CPUs the guest has, 1 to 255: each one core of one thread in one package, whose identifiers count
+    /// from 0.
+    pub vcpus: u32,
     /// The guest's CR4 now: OSXSAVE and OSPKE mirror it.
     pub cr4: u64,
     /// Whether there is an XCR0, and with it XSAVE and what needs it.
@@ -68,8 +71,11 @@ const L1_ECX_NEEDS_XSAVE: u32 = bits(&[12, 26, 28, 29]);
 /// SSE3, PCLMULQDQ, SSSE3, FMA, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, AVX, F16C, RDRAND.
 const L1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 26, 28, 29, 30]);
 /// FPU, VME, DE, PSE, TSC, MSR, PAE, CMPXCHG8B, APIC, SYSENTER, MTRR (Linux ties the PAT to it), PGE, CMOV, PAT,
-/// PSE36, CLFLUSH, MMX, FXSR, SSE, SSE2. Not MCE and MCA, not HTT: there is one thread.
+/// PSE36, CLFLUSH, MMX, FXSR, SSE, SSE2. Not MCE and MCA.
 const L1_EDX: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 8, 9, 11, 12, 13, 15, 16, 17, 19, 23, 24, 25, 26]);
+
+/// HTT: the package has several logical processors, threads or cores (APM3 E.3.2).
+const L1_EDX_HTT: u32 = 1 << 28;
 
 // Leaf 6.
 /// The local APIC timer never stops, because it is virtual.
@@ -96,6 +102,8 @@ const LD_1_EAX: u32 = bits(&[0, 1, 2]);
 // Leaf 0x8000_0001.
 /// LAHF, AltMovCr8, LZCNT, SSE4A, misaligned SSE, PREFETCH, XOP, FMA4, TBM.
 const E1_ECX: u32 = bits(&[0, 4, 5, 6, 7, 8, 11, 16, 21]);
+/// CmpLegacy: the logical processors of leaf 1 are cores (APM3 E.4.2).
+const E1_ECX_CMP_LEGACY: u32 = 1 << 1;
 /// What leaf 1 has too, SYSCALL, NX, AMD's MMX, 1 GiB pages, RDTSCP, long mode, 3DNow!. Not FFXSR.
 const E1_EDX: u32 =
     bits(&[0, 1, 2, 3, 4, 5, 6, 8, 9, 11, 12, 13, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29, 30, 31]);
@@ -115,8 +123,8 @@ pub fn filter(leaf: u32, subleaf: u32, host: Leaf, view: &GuestView) -> Leaf {
     match leaf {
         0 => Leaf { eax: host.eax.min(LAST_BASIC), ..host },
         1 => features(host, view),
-        // Cache parameters in Intel's form; the topology in EAX is one thread of one core.
-        4 => Leaf { eax: host.eax & 0x3fff, ..host },
+        // Cache parameters in Intel's form; the topology in EAX is threads that share the cache, and cores.
+        4 => Leaf { eax: host.eax & 0x3fff | view.vcpus.saturating_sub(1) << 26, ..host },
         6 => Leaf { eax: L6_EAX_ARAT, ..Leaf::ZERO },
         7 => structured_features(subleaf, host, view),
         0xb => topology(subleaf, view),
@@ -124,11 +132,11 @@ pub fn filter(leaf: u32, subleaf: u32, host: Leaf, view: &GuestView) -> Leaf {
         HYPERVISOR_BASE => signature(),
         HYPERVISOR_FEATURES => Leaf { eax: view.abi_version, ebx: view.abi_features, ecx: 0, edx: 0 },
         0x8000_0000 => Leaf { eax: host.eax.min(LAST_EXTENDED), ..host },
-        0x8000_0001 => Leaf { ecx: host.ecx & E1_ECX, edx: host.edx & E1_EDX, ..host },
+        0x8000_0001 => extended_features(host, view),
         // Name, caches and TLBs.
         0x8000_0002..=0x8000_0006 | 0x8000_0019 | 0x8000_001a => host,
         0x8000_0007 => Leaf { edx: host.edx & E7_EDX, ..Leaf::ZERO },
-        0x8000_0008 => address_sizes(host),
+        0x8000_0008 => address_sizes(host, view),
         0x8000_0021 => Leaf { eax: host.eax & E21_EAX, ..Leaf::ZERO },
         // Among them 5 (MONITOR), 0xa (performance), 0x8000_000a (SVM), 0x8000_001e (topology).
         _ => Leaf::ZERO,
@@ -140,11 +148,16 @@ const fn features(host: Leaf, view: &GuestView) -> Leaf {
     let passed = if view.xsave { L1_ECX } else { L1_ECX & !L1_ECX_NEEDS_XSAVE };
     Leaf {
         eax: host.eax,
-        // Initial APIC identifier, one logical processor, CLFLUSH size, brand index.
-        ebx: view.apic_id << 24 | 1 << 16 | host.ebx & 0xffff,
+        // Initial APIC identifier, logical processors, CLFLUSH size, brand index.
+        ebx: view.apic_id << 24 | (view.vcpus & 0xff) << 16 | host.ebx & 0xffff,
         ecx: host.ecx & passed | L1_ECX_APIC_X2 | L1_ECX_HYPERVISOR | os_xsave,
-        edx: host.edx & L1_EDX,
+        edx: host.edx & L1_EDX | if view.vcpus > 1 { L1_EDX_HTT } else { 0 },
     }
+}
+
+const fn extended_features(host: Leaf, view: &GuestView) -> Leaf {
+    let legacy = if view.vcpus > 1 { E1_ECX_CMP_LEGACY } else { 0 };
+    Leaf { ecx: host.ecx & E1_ECX | legacy, edx: host.edx & E1_EDX, ..host }
 }
 
 const fn structured_features(subleaf: u32, host: Leaf, view: &GuestView) -> Leaf {
@@ -161,14 +174,19 @@ const fn structured_features(subleaf: u32, host: Leaf, view: &GuestView) -> Leaf
     }
 }
 
-/// One thread in one core: the levels "thread" (1) and "core" (2) with one processor each.
+/// Bits of an APIC identifier that number the cores.
+const fn core_bits(view: &GuestView) -> u32 {
+    u32::BITS.saturating_sub(view.vcpus.saturating_sub(1).leading_zeros())
+}
+
+/// The levels "thread" (1), one in each core, and "core" (2), all in one package.
 const fn topology(subleaf: u32, view: &GuestView) -> Leaf {
-    let level = match subleaf {
-        0 => 1,
-        1 => 2,
-        _ => 0,
+    let (level, shift, processors) = match subleaf {
+        0 => (1, 0, 1),
+        1 => (2, core_bits(view), view.vcpus),
+        _ => (0, 0, 0),
     };
-    Leaf { eax: 0, ebx: if level == 0 { 0 } else { 1 }, ecx: subleaf & 0xff | level << 8, edx: view.apic_id }
+    Leaf { eax: shift, ebx: processors, ecx: subleaf & 0xff | level << 8, edx: view.apic_id }
 }
 
 const fn extended_state(subleaf: u32, host: Leaf) -> Leaf {
@@ -190,11 +208,12 @@ const fn signature() -> Leaf {
     }
 }
 
-const fn address_sizes(host: Leaf) -> Leaf {
+const fn address_sizes(host: Leaf, view: &GuestView) -> Leaf {
     let linear = host.eax >> 8 & 0xff;
     let linear = if linear > LINEAR_BITS { LINEAR_BITS } else { linear };
-    // ECX zero: one core, and the APIC identifier says nothing about more.
-    Leaf { eax: host.eax & 0xff | linear << 8, ebx: host.ebx & E8_EBX, ecx: 0, edx: 0 }
+    // Cores but one, and how many bits of the APIC identifier number them (APM3 E.4.7).
+    let cores = view.vcpus.saturating_sub(1) & 0xff | core_bits(view) << 12;
+    Leaf { eax: host.eax & 0xff | linear << 8, ebx: host.ebx & E8_EBX, ecx: cores, edx: 0 }
 }
 
 #[cfg(test)]
@@ -203,7 +222,8 @@ mod tests {
     use proptest::prelude::*;
 
     const ALL: Leaf = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
-    const VIEW: GuestView = GuestView { apic_id: 5, cr4: 0, xsave: true, abi_version: 1, abi_features: 0x7 };
+    const VIEW: GuestView =
+        GuestView { apic_id: 5, vcpus: 1, cr4: 0, xsave: true, abi_version: 1, abi_features: 0x7 };
 
     fn ask(leaf: u32, subleaf: u32) -> Leaf {
         filter(leaf, subleaf, ALL, &VIEW)
@@ -299,6 +319,18 @@ mod tests {
         assert_eq!(ask(0xb, 2), Leaf { eax: 0, ebx: 0, ecx: 2, edx: 5 });
         assert_eq!(ask(4, 0).eax, 0x3fff);
         assert_eq!(ask(0x8000_0008, 0).ecx, 0);
+    }
+
+    #[test]
+    fn topology_of_six_cores() {
+        let view = GuestView { vcpus: 6, ..VIEW };
+        let ask = |leaf, subleaf| filter(leaf, subleaf, ALL, &view);
+        assert_eq!((ask(1, 0).ebx >> 16, ask(1, 0).edx >> 28 & 1), (5 << 8 | 6, 1));
+        assert_eq!(ask(0x8000_0001, 0).ecx >> 1 & 1, 1, "CmpLegacy");
+        assert_eq!(ask(0xb, 0), Leaf { eax: 0, ebx: 1, ecx: 0x100, edx: 5 });
+        assert_eq!(ask(0xb, 1), Leaf { eax: 3, ebx: 6, ecx: 0x201, edx: 5 });
+        assert_eq!(ask(4, 0).eax, 5 << 26 | 0x3fff);
+        assert_eq!(ask(0x8000_0008, 0).ecx, 3 << 12 | 5);
     }
 
     #[test]

@@ -17,16 +17,17 @@ use levelhead::hypercall::{ABI_VERSION, feature};
 use levelhead::intx::{MaskReasons, count};
 use levelhead::message::Message;
 use levelhead::pci::config_ports::PortRead;
-use levelhead::pci::{Access as ConfigAccess, Bdf};
-use levelhead::svm::Fault;
+use levelhead::pci::{Bdf, Effect};
+use levelhead::svm::{Fault, Stale};
 use levelhead::vcpu::{Exit, Gpr, IoAccess, NestedFault, Width};
-use levelhead::virq::{Outcome, VirtualLapic};
+use levelhead::virq::{Outcome, Requests};
 use levelhead::x86::{self, GeneralProtection, exception};
 
 use crate::arch::x86::cpu::{cpuid as host_cpuid, has_xcr0, tsc};
-use crate::machine::{Chips, Machine};
+use crate::machine::Machine;
 use crate::partition::end::End;
-use crate::partition::{BOOT, Partition};
+use crate::partition::platform::Platform;
+use crate::partition::vcpu::VirtualCpu;
 use crate::run::{Next, program_timer};
 
 /// Elements of a repeated string port access in one exit, so that an exit stays short.
@@ -87,7 +88,7 @@ impl From<levelhead::virq::GeneralProtection> for Trouble {
     }
 }
 
-impl Partition {
+impl VirtualCpu {
     /// Deals with one exit of the guest's own doing.
     #[inline]
     pub(crate) fn handle<'m>(&mut self, machine: &'m Machine, exit: Exit) -> Next<'m> {
@@ -101,10 +102,11 @@ impl Partition {
                     Err(trouble) => self.give_up(trouble, exit),
                 };
             }
-            Exit::Io(io) => match self.io(machine, io) {
-                Ok(Some(end)) => return Next::End(end),
-                Ok(None) => Ok(()),
-                Err(trouble) => Err(trouble),
+            Exit::Io(io) => match (self.io(machine, io), self.awaited.take()) {
+                (Ok(Some(end)), _) => return Next::End(end),
+                (Ok(None), Some(change)) => return Next::Forgotten(change),
+                (Ok(None), None) => Ok(()),
+                (Err(trouble), _) => Err(trouble),
             },
             Exit::Hypercall => {
                 count(&mut self.exits.hypercall);
@@ -205,7 +207,7 @@ impl Partition {
         }
         let (linear, size, user) = (vmcb.linear_rip(), vmcb.code_size(), vmcb.cpl() == 3);
         let paging = self.paging();
-        self.pages.fetch(&self.ram, paging, linear, size, user)
+        self.pages.fetch(&self.partition.ram, paging, linear, size, user)
     }
 
     #[inline(always)]
@@ -241,7 +243,8 @@ impl Partition {
         let host = host_cpuid(leaf, subleaf);
         let host = Leaf { eax: host.eax, ebx: host.ebx, ecx: host.ecx, edx: host.edx };
         let view = GuestView {
-            apic_id: 0,
+            apic_id: self.id.0.into(),
+            vcpus: self.partition.vcpus().into(),
             cr4: vmcb.cr4(),
             xsave: has_xcr0(),
             abi_version: ABI_VERSION as u32,
@@ -255,6 +258,7 @@ impl Partition {
         Ok(())
     }
 
+    #[inline(never)]
     fn write_cr8(&mut self) -> Result<(), Trouble> {
         count(&mut self.exits.other);
         let write = cr8_write(&self.current_code()?, self.world.vmcb.code_size())?;
@@ -263,7 +267,8 @@ impl Partition {
             Gpr::Rsp => self.world.vmcb.rsp(),
             other => self.world.frame.regs[other],
         };
-        let class = self.chips(|chips| chips.set_cr8(BOOT, value).map(|()| chips.cr8(BOOT)))?;
+        let id = self.id;
+        let class = self.chips(|chips| chips.set_cr8(id, value).map(|()| chips.cr8(id)))?;
         self.priority_is(class);
         self.world.vmcb.retire(write.length);
         Ok(())
@@ -295,8 +300,9 @@ impl Partition {
     fn read_msr(&mut self) -> Result<(), Trouble> {
         count(&mut self.exits.msr);
         let number = self.world.frame.regs[Gpr::Rcx] as u32;
+        let id = self.id;
         let value = if msrs::is_local_apic(number) {
-            self.chips(|chips| chips.read_msr(BOOT, number, tsc()))?
+            self.chips(|chips| chips.read_msr(id, number, tsc()))?
         } else {
             msrs::read(number, &self.registers(), tsc())?
         };
@@ -316,11 +322,15 @@ impl Partition {
             self.write_other_msr(number, value)?;
             return self.skip(Intercepted::Wrmsr);
         }
+        let id = self.id;
         let (outcome, cr8) = self.chips(|chips| {
-            let outcome = chips.write_msr(BOOT, number, value, tsc())?;
-            Ok::<_, Trouble>((outcome, chips.cr8(BOOT)))
+            let outcome = chips.write_msr(id, number, value, tsc())?;
+            Ok::<_, Trouble>((outcome, chips.cr8(id)))
         })?;
         self.skip(Intercepted::Wrmsr)?;
+        if number == x86::msr::APIC_BASE {
+            self.local_apic_moved();
+        }
         self.follow(machine, outcome, cr8);
         Ok(())
     }
@@ -343,10 +353,11 @@ impl Partition {
     fn follow(&mut self, machine: &Machine, outcome: Outcome, cr8: u64) {
         self.priority_is(cr8);
         if let Some(changed) = outcome.rte {
-            if changed.masked_before != changed.masked_after {
-                self.virtual_rte(machine, changed.pin, changed.masked_after);
-            }
-            self.settle(machine, changed.pin);
+            machine.settle(self.here(), self.partition.index, changed.pin);
+        }
+        let others = outcome.kicked.without(self.id);
+        if !others.is_empty() {
+            machine.kick(self.partition.receiver, others, Requests::LOOK);
         }
         if !outcome.completed.is_empty() {
             self.complete(machine, outcome.completed);
@@ -361,10 +372,8 @@ impl Partition {
     #[inline]
     fn device_access(&mut self, machine: &Machine, fault: NestedFault) -> Result<(), Trouble> {
         count(&mut self.exits.mmio);
-        let lapic = |chips: &mut Chips| chips.lapic(BOOT).map(VirtualLapic::mmio_base);
-        let lapic = self.chips(lapic).unwrap_or(GuestPhys::new(u64::MAX));
         let delivering = self.world.vmcb.interrupted_a_delivery();
-        let place = Place::find(fault, delivering, lapic, BAR_WINDOW).map_err(Trouble::End)?;
+        let place = Place::find(fault, delivering, self.local_apic, BAR_WINDOW).map_err(Trouble::End)?;
         let vmcb = &mut self.world.vmcb;
         let size = vmcb.code_size();
         let rip = vmcb.rip();
@@ -372,8 +381,9 @@ impl Partition {
         let operation = self.decoded.decode(rip, &code, size)?;
         // 1 to 8.
         let bytes = operation.width().bytes() as u8;
+        let id = self.id;
         let loaded =
-            if operation.reads() { self.chips(|chips| place.read(chips, BOOT, bytes, tsc())) } else { 0 };
+            if operation.reads() { self.chips(|chips| place.read(chips, id, bytes, tsc())) } else { 0 };
         let vmcb = &mut self.world.vmcb;
         let regs = &mut self.world.frame.regs;
         vmcb.load_into(regs);
@@ -385,13 +395,37 @@ impl Partition {
             vmcb.retire(outcome.advance);
         }
         if let Some(value) = outcome.store {
+            if let Place::IoApic(_) = place {
+                self.write_io_apic(machine, place, bytes, value);
+                return Ok(());
+            }
             let (outcome, cr8) = self.chips(|chips| {
-                let outcome = place.write(chips, BOOT, bytes, value, tsc());
-                (outcome, chips.cr8(BOOT))
+                let outcome = place.write(chips, id, bytes, value, tsc());
+                (outcome, chips.cr8(id))
             });
             self.follow(machine, outcome, cr8);
         }
         Ok(())
+    }
+
+    /// A write to the IO-APIC, which may change an entry: the lines behind it hear of that before anybody writes another, and
+    /// before the pin is looked at again.
+    #[inline(never)]
+    fn write_io_apic(&mut self, machine: &Machine, place: Place, bytes: u8, value: u64) {
+        let id = self.id;
+        let (outcome, cr8) = self.partition.entries.with(|()| {
+            let (outcome, cr8) = self.chips(|chips| {
+                let outcome = place.write(chips, id, bytes, value, tsc());
+                (outcome, chips.cr8(id))
+            });
+            if let Some(changed) = outcome.rte
+                && changed.masked_before != changed.masked_after
+            {
+                self.virtual_rte(machine, changed.pin, changed.masked_after);
+            }
+            (outcome, cr8)
+        });
+        self.follow(machine, outcome, cr8);
     }
 
     // Ports.
@@ -445,9 +479,9 @@ impl Partition {
             if io.input {
                 let value = self.port_in(machine, io.port, io.width).to_le_bytes();
                 element.iter_mut().zip(value).for_each(|(to, from)| *to = from);
-                self.ram.write(at, element).map_err(|_| Trouble::End(Message::StringNoMemory))?;
+                self.partition.ram.write(at, element).map_err(|_| Trouble::End(Message::StringNoMemory))?;
             } else {
-                self.ram.read(at, element).map_err(|_| Trouble::End(Message::StringNoMemory))?;
+                self.partition.ram.read(at, element).map_err(|_| Trouble::End(Message::StringNoMemory))?;
                 let value = element.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
                 if let Some(end) = self.port_out(machine, io.port, io.width, value) {
                     return Ok(Some(end));
@@ -476,7 +510,7 @@ impl Partition {
         let access = Access { kind, user, alignment_check: vmcb.rflags() & x86::rflags::AC != 0 };
         // Page fault error code: present, write, user, reserved (APM2 8.4.2).
         let code = u32::from(write) << 1 | u32::from(user) << 2;
-        match paging.translate(&self.ram, linear, access) {
+        match paging.translate(&self.partition.ram, linear, access) {
             Ok(found) => Ok(found.address),
             Err(WalkError::NotPresent { .. }) => Err(Trouble::PageFault { linear, code }),
             Err(WalkError::Protection) => Err(Trouble::PageFault { linear, code: code | 1 }),
@@ -502,49 +536,57 @@ impl Partition {
     }
 
     fn port_in(&mut self, machine: &Machine, port: u16, width: Width) -> u64 {
-        let read = self.ports.read(port, width);
-        self.follow_com1(machine);
-        u64::from(match read {
-            PortRead::Value(value) => value,
-            PortRead::Register(bdf, access) => self
-                .functions
-                .iter()
-                .find(|function| function.config.bdf() == bdf)
-                .map_or(u32::MAX, |function| function.config.read(&machine.config, access)),
+        self.partition.platform.with(|platform| {
+            let read = platform.ports.read(port, width);
+            self.follow_com1(machine, platform);
+            u64::from(match read {
+                PortRead::Value(value) => value,
+                PortRead::Register(bdf, access) => platform.read_config(&machine.config, bdf, access),
+            })
         })
     }
 
-    fn follow_com1(&mut self, machine: &Machine) {
-        if let Some(output) = self.ports.com1_output() {
+    /// The pin follows with the platform held, so that it follows two virtual CPUs in the order in which COM1 saw them.
+    fn follow_com1(&self, machine: &Machine, platform: &mut Platform) {
+        if let Some(output) = platform.ports.com1_output() {
             machine.com1(self.here(), output);
         }
     }
 
     fn port_out(&mut self, machine: &Machine, port: u16, width: Width, value: u32) -> Option<End> {
-        let written = self.ports.write(port, width, value);
-        self.follow_com1(machine);
-        match written {
-            PortWrite::Nothing => {}
-            PortWrite::Text(byte) => self.put(byte),
-            PortWrite::Register(bdf, access, value) => self.write_config(machine, bdf, access, value),
-            PortWrite::PowerOff => return Some(End::PoweredOff),
-            PortWrite::Reset => return Some(End::Reset),
-            PortWrite::Exit(code) => return Some(End::Code { code, by_hypercall: false }),
+        let written = self.partition.platform.with(|platform| {
+            let written = platform.ports.write(port, width, value);
+            self.follow_com1(machine, platform);
+            match written {
+                PortWrite::Nothing => None,
+                PortWrite::Text(byte) => {
+                    platform.put(byte);
+                    None
+                }
+                PortWrite::Register(bdf, access, value) => {
+                    platform.write_config(bdf, access, value).map(|changed| Ok((bdf, changed)))
+                }
+                PortWrite::PowerOff => Some(Err(End::PoweredOff)),
+                PortWrite::Reset => Some(Err(End::Reset)),
+                PortWrite::Exit(code) => Some(Err(End::Code { code, by_hypercall: false })),
+            }
+        });
+        match written? {
+            Ok((bdf, (effect, stale))) => {
+                self.config_written(machine, bdf, effect, stale);
+                None
+            }
+            Err(end) => Some(end),
         }
-        None
     }
 
     // Configuration space.
 
-    fn write_config(&mut self, machine: &Machine, bdf: Bdf, access: ConfigAccess, value: u32) {
-        let Some(function) = self.functions.iter_mut().find(|function| function.config.bdf() == bdf) else {
-            return;
-        };
-        let effect = function.config.write(access, value);
-        let source = function.source;
-        if effect.remap {
-            self.remap();
-        }
+    /// What follows from a write to a function's registers.
+    fn config_written(&mut self, machine: &Machine, bdf: Bdf, effect: Effect, stale: Stale) {
+        self.forget(machine, stale);
+        let function = self.partition.functions.iter().find(|function| function.bdf == bdf);
+        let source = function.and_then(|function| function.source);
         if let (Some(disabled), Some(source)) = (effect.dis_intx, source) {
             let reason = MaskReasons::GUEST_DISINTX;
             if disabled {

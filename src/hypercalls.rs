@@ -1,32 +1,36 @@
 //! What each hypercall does. The form of a call was judged by the library ([`levelhead::hypercall`]); here the source, the
 //! target and the memory it names are looked up among the partition's own.
 
+use core::sync::atomic::Ordering;
+
 use levelhead::addr::GuestPhys;
 use levelhead::emulate::GuestMemory;
 use levelhead::hypercall::{
     ABI_VERSION, Buffer, Call, CallError, Caller, LedgerRecord, Reply, SourceId as Index, SourceInfo, Target,
     answer, feature,
 };
-use levelhead::intx::{Completion, MaskReasons, Notifier, Service, SourceId, SourceReport, count};
+use levelhead::intx::{Completion, MaskReasons, Notifier, Service, SourceId, SourceReport};
 use levelhead::virq::PINS;
 
 use crate::machine::Machine;
 use crate::partition::end::End;
 use crate::partition::ram::Word;
+use crate::partition::vcpu::VirtualCpu;
 use crate::partition::{Function, Partition};
 use crate::run::Next;
 
 /// Bytes of a console write that are copied at a time.
 const TEXT_CHUNK: usize = 64;
 
-impl Partition {
+impl VirtualCpu {
     /// Carries out the call in the guest's registers; RIP is behind the instruction already.
+    #[inline(never)]
     pub(crate) fn hypercall<'m>(&mut self, machine: &'m Machine) -> Next<'m> {
         self.world.vmcb.load_into(&mut self.world.frame.regs);
         let caller = Caller {
             cpl: self.world.vmcb.cpl(),
             code_size: self.world.vmcb.code_size(),
-            user_hypercalls: self.user_hypercalls,
+            user_hypercalls: self.partition.user_hypercalls,
         };
         let reply = match Call::decode(&self.world.frame.regs, caller) {
             Err(error) => Err(error),
@@ -52,9 +56,10 @@ impl Partition {
     }
 
     /// Calls that need no waiting.
+    #[inline(never)]
     fn answer_now(&mut self, machine: &Machine, call: Call) -> Reply {
         match call {
-            Call::Version => Ok([ABI_VERSION, feature::OFFERED, self.functions.len() as u64]),
+            Call::Version => Ok([ABI_VERSION, feature::OFFERED, self.partition.functions.len() as u64]),
             Call::SourceInfo(index) => self.source_info(machine, index).map(|info| info.encode()),
             Call::Mask(index) => {
                 let source = self.source(index)?;
@@ -83,7 +88,10 @@ impl Partition {
             }
             Call::ReadLedger(index, buffer) => {
                 let record = self.ledger(machine, index)?;
-                self.ram.write(buffer.address, &record.to_bytes()).map_err(|_| CallError::BadAddress)?;
+                self.partition
+                    .ram
+                    .write(buffer.address, &record.to_bytes())
+                    .map_err(|_| CallError::BadAddress)?;
                 Ok([LedgerRecord::BYTES as u64, 0, 0])
             }
             Call::ConsoleWrite(buffer) => self.console_write(buffer),
@@ -106,8 +114,8 @@ impl Partition {
                     };
                     match machine.lines.replace(control, source, new, Completion::Handover) {
                         Ok(replacing) => {
-                            if let Some(function) = self.function_mut(index) {
-                                count(&mut function.replacements);
+                            if let Ok(function) = self.function(index) {
+                                function.replacements.fetch_add(1, Ordering::Relaxed);
                             }
                             return Next::Replace(replacing);
                         }
@@ -123,13 +131,9 @@ impl Partition {
         Next::Enter
     }
 
-    fn function(&self, index: Index) -> Result<&Function, CallError> {
+    fn function(&self, index: Index) -> Result<&'static Function, CallError> {
         let at = usize::try_from(index.0).map_err(|_| CallError::BadSource)?;
-        self.functions.get(at).ok_or(CallError::BadSource)
-    }
-
-    fn function_mut(&mut self, index: Index) -> Option<&mut Function> {
-        usize::try_from(index.0).ok().and_then(|at| self.functions.get_mut(at))
+        self.partition.functions.get(at).ok_or(CallError::BadSource)
     }
 
     fn source(&self, index: Index) -> Result<SourceId, CallError> {
@@ -139,18 +143,20 @@ impl Partition {
     fn target(&self, target: Target) -> Result<New, CallError> {
         match target {
             Target::VirtualPin(vpin) if vpin.0 < PINS => {
-                Ok(New::Notifier(Notifier::Pin { partition: self.index, vpin }))
+                Ok(New::Notifier(Notifier::Pin { partition: self.partition.index, vpin }))
             }
             Target::VirtualPin(_) => Err(CallError::BadTarget),
-            Target::PollCounter(at) => self.ram.word(at).map(New::Counter).ok_or(CallError::BadTarget),
+            Target::PollCounter(at) => {
+                self.partition.ram.word(at).map(New::Counter).ok_or(CallError::BadTarget)
+            }
         }
     }
 
     fn source_info(&self, machine: &Machine, index: Index) -> Result<SourceInfo, CallError> {
         let function = self.function(index)?;
         let mut info = SourceInfo {
-            bdf: function.config.bdf().requester_id(),
-            intx_pin: function.config.interrupt_pin().map_or(0, |pin| pin.register()),
+            bdf: function.bdf.requester_id(),
+            intx_pin: function.interrupt_pin.map_or(0, |pin| pin.register()),
             virtual_pin: None,
             gsi: None,
             has_notifier: false,
@@ -179,7 +185,11 @@ impl Partition {
         let source = function.source.ok_or(CallError::NoIntx)?;
         let report = machine.lines.source_report(source).ok_or(CallError::BadSource)?;
         let line = machine.lines.line_reports().find(|line| line.gsi == report.gsi);
-        Ok(record(&report, function.replacements, line.map_or(0, |line| line.registrations.installed)))
+        Ok(record(
+            &report,
+            Partition::replacements(function),
+            line.map_or(0, |line| line.registrations.installed),
+        ))
     }
 
     fn console_write(&mut self, buffer: Buffer) -> Reply {
@@ -192,10 +202,10 @@ impl Partition {
                 let bytes = buffer.bytes.saturating_sub(done).min(TEXT_CHUNK as u64);
                 let Some(part) = chunk.get_mut(..bytes as usize) else { break };
                 let at: Option<GuestPhys> = buffer.address.checked_add(done);
-                let read = at.ok_or(CallError::BadAddress).map(|at| self.ram.read(at, part));
+                let read = at.ok_or(CallError::BadAddress).map(|at| self.partition.ram.read(at, part));
                 read?.map_err(|_| CallError::BadAddress)?;
                 if print {
-                    part.iter().for_each(|byte| self.put(*byte));
+                    self.partition.platform.with(|platform| part.iter().for_each(|byte| platform.put(*byte)));
                 }
                 done = done.saturating_add(bytes);
             }

@@ -157,6 +157,12 @@ impl Rte {
         Self(if masked { self.0 | Self::MASKED } else { self.0 & !Self::MASKED })
     }
 
+    /// The same entry for another destination.
+    #[must_use]
+    pub const fn with_destination(self, destination: u8) -> Self {
+        Self(self.0 & !(0xff << Self::DESTINATION_SHIFT) | (destination as u64) << Self::DESTINATION_SHIFT)
+    }
+
     /// The same entry with Remote IRR as given; only a chip, real or virtual, changes it.
     #[must_use]
     pub const fn with_remote_irr(self, set: bool) -> Self {
@@ -169,6 +175,11 @@ impl Rte {
 pub const fn low_register(pin: Pin) -> u8 {
     let pin = if pin.0 > 119 { 119 } else { pin.0 };
     REG_RTE_BASE + 2 * pin
+}
+
+/// The index of a pin's high register.
+pub const fn high_register(pin: Pin) -> u8 {
+    low_register(pin) + 1
 }
 
 /// The register writes, index and value, that give `pin` a whole new entry whatever it holds now; from first to last.

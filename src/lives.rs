@@ -11,10 +11,10 @@ use levelhead::restart::Restart;
 
 use crate::arch::x86::cpu::{ThisCpu, tsc};
 use crate::machine::Machine;
-use crate::partition::Partition;
 use crate::partition::revive::Revival;
+use crate::partition::vcpu::VirtualCpu;
 use crate::report::record;
-use crate::run::{self, take};
+use crate::run::{self, take, take_turn};
 
 /// Bytes of guest memory that are written before the CPU looks at its interrupts again.
 const STEP_BYTES: usize = 256 << 10;
@@ -23,32 +23,36 @@ const STEP_BYTES: usize = 256 << 10;
 pub(crate) fn restart(
     cpu: &mut ThisCpu,
     machine: &'static Machine,
-    partition: &mut Partition,
+    vcpu: &mut VirtualCpu,
     due: Restart,
 ) -> bool {
-    let Some(mut revival) = partition.revival.take() else { return false };
+    let partition = vcpu.partition;
+    let Some(mut revival) = partition.revival.with(Option::take) else { return false };
     let pause = revival.clock.ticks_per_ms.get().saturating_mul(due.pause_ms);
-    wait_until(cpu, machine, partition, tsc().saturating_add(pause));
-    reset_functions(cpu, machine, partition, &mut revival);
-    let renewed = restore_memory(cpu, machine, partition, &revival) && partition.renew(cpu, &revival).is_ok();
+    wait_until(cpu, machine, vcpu, tsc().saturating_add(pause));
+    reset_functions(cpu, machine, vcpu, &mut revival);
+    let renewed = restore_memory(cpu, machine, vcpu, &revival);
     if renewed {
-        open_sources(cpu, machine, partition);
-        partition.tell(format_args!("started again, restart {}", due.number));
+        partition.renew();
+        open_sources(cpu, machine, vcpu);
+        partition
+            .platform
+            .with(|platform| platform.tell(format_args!("started again, restart {}", due.number)));
     } else {
         let place = format_args!("partition {}", partition.name);
         let what = format_args!("it cannot be put back to its beginning");
         record(Record { message: Message::InternalError, place: &place, what: Some(&what), remedy: None });
     }
-    partition.revival = Some(revival);
+    partition.revival.with(|slot| *slot = Some(revival));
     renewed
 }
 
 /// Sleeps until the TSC shows `until`, taking interrupts.
-fn wait_until(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Partition, until: u64) {
+fn wait_until(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu, until: u64) {
     while let Some(left) = until.checked_sub(tsc()).filter(|left| *left > 0) {
         machine.apic.arm_timer(machine.rate, left);
         let arrived = cpu.idle();
-        take(machine, partition, arrived);
+        take(machine, vcpu, arrived);
     }
     machine.apic.disarm_timer();
 }
@@ -57,7 +61,7 @@ fn wait_until(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Part
 fn reset_functions(
     cpu: &mut ThisCpu,
     machine: &'static Machine,
-    partition: &mut Partition,
+    vcpu: &mut VirtualCpu,
     revival: &mut Revival,
 ) {
     for reset in &mut revival.resets {
@@ -69,10 +73,13 @@ fn reset_functions(
             Progress::Over => None,
         });
         let Some(until) = waits.min() else { break };
-        wait_until(cpu, machine, partition, until);
+        wait_until(cpu, machine, vcpu, until);
     }
     for (bdf, outcome) in revival.resets.iter().flat_map(|reset| reset.outcomes()) {
-        partition.judge_reset(bdf, outcome);
+        let Some(function) = vcpu.partition.functions.iter().find(|function| function.bdf == bdf) else {
+            continue;
+        };
+        vcpu.partition.platform.with(|platform| platform.judge_reset(bdf, &function.policy, outcome));
     }
 }
 
@@ -80,25 +87,23 @@ fn reset_functions(
 fn restore_memory(
     cpu: &mut ThisCpu,
     machine: &'static Machine,
-    partition: &mut Partition,
+    vcpu: &mut VirtualCpu,
     revival: &Revival,
 ) -> bool {
     let mut at = 0;
-    while let Some(next) = partition.ram.clear_from(at, STEP_BYTES as u64) {
+    while let Some(next) = vcpu.partition.ram.clear_from(at, STEP_BYTES as u64) {
         at = next;
-        let arrived = cpu.window();
-        take(machine, partition, arrived);
+        take_turn(cpu, machine, vcpu);
     }
     for placement in &revival.boot.placements {
         let mut to = Some(placement.at);
         for step in placement.bytes.chunks(STEP_BYTES) {
             let Some(at): Option<GuestPhys> = to else { return false };
-            if partition.ram.write(at, step).is_err() {
+            if vcpu.partition.ram.write(at, step).is_err() {
                 return false;
             }
             to = at.checked_add(step.len() as u64);
-            let arrived = cpu.window();
-            take(machine, partition, arrived);
+            take_turn(cpu, machine, vcpu);
         }
     }
     true
@@ -106,18 +111,17 @@ fn restore_memory(
 
 /// Lets each source lead to its first notifier again, whose virtual entry is masked: a line that is still asserted waits
 /// until the guest unmasks it, and then counts as a new assertion (I48).
-fn open_sources(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Partition) {
-    for index in 0..partition.functions.len() {
-        let Some(function) = partition.functions.get(index) else { continue };
+fn open_sources(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) {
+    let partition = vcpu.partition;
+    for function in &partition.functions {
         let Some((source, vpin)) = function.source.zip(function.vpin) else { continue };
-        let (lost, lifted) = (function.lost, function.lifted());
+        let (lost, lifted) = partition.platform.with(|platform| platform.after_reset(function.bdf));
         if lost {
             machine.lines.mask(source, MaskReasons::QUARANTINE, &mut machine.wires());
         }
         let target = Notifier::Pin { partition: partition.index, vpin };
-        run::replace_now(cpu, machine, partition, source, target, Completion::Handover);
-        let lifted = if lost { lifted - MaskReasons::QUARANTINE } else { lifted };
+        run::replace_now(cpu, machine, vcpu, source, target, Completion::Handover);
         let (_, deliveries) = machine.lines.unmask(source, lifted, &mut machine.wires());
-        partition.deliver(machine, deliveries);
+        vcpu.deliver(machine, deliveries);
     }
 }

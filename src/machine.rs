@@ -3,7 +3,8 @@
 //! Built once at boot and shared by reference; nothing in it allocates afterwards. [`Wires`] is where the library's rules
 //! for lines touch hardware on one side and a partition's virtual pin on the other, whoever's CPU it happens on.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use levelhead::config::COM1_PIN;
 use levelhead::decide::MAX_SOURCES;
@@ -12,7 +13,9 @@ use levelhead::intx::{Control, Deliveries, LineIo, LineTable, Notifier, Sample, 
 use levelhead::irq::{ApicId, Gsi, Pin, Vector};
 use levelhead::pci::{Bdf, ConfigSpace, DisIntx, Offset};
 use levelhead::sync::Lock;
-use levelhead::virq::{Contributor, Doorbell, LapicModel, PinSet, Settled, Vcpu, VcpuSet, VirtualChips};
+use levelhead::virq::{
+    Contributor, Doorbell, LapicModel, MAX_VCPUS, PinSet, Requests, Settled, Vcpu, VcpuSet, VirtualChips,
+};
 
 use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::cpu::tsc;
@@ -21,10 +24,8 @@ use crate::arch::x86::lapic::{KICK_VECTOR, LocalApic, TimerRate};
 use crate::order::{Hold, Ordered, Rank};
 use crate::partition::ram::PollCounter;
 
-/// Virtual CPUs of a partition.
-pub(crate) const VCPUS: usize = 1;
 /// A partition's interrupt chips.
-pub(crate) type Chips = VirtualChips<VCPUS>;
+pub(crate) type Chips = VirtualChips;
 
 /// Counters in guests' memory that notifiers may lead to.
 pub(crate) const POLL_COUNTERS: u16 = MAX_SOURCES as u16 * 2;
@@ -65,11 +66,13 @@ pub(crate) struct Here {
 /// A partition's receiving end, which any CPU may reach: its interrupt chips and the way to those who run it.
 #[derive(Debug)]
 pub(crate) struct Receiver {
-    model: LapicModel,
     chips: Ordered<Chips>,
-    doors: [Door; VCPUS],
+    /// By virtual CPU.
+    doors: Vec<Door>,
     /// Pins to be completed without the guest, as it made them deliver NMI or INIT, by whichever of its CPUs comes first.
     due: AtomicU32,
+    /// How often something was taken from the guest that its CPUs may have kept.
+    changes: AtomicU64,
 }
 
 /// The way to a virtual CPU.
@@ -77,23 +80,42 @@ pub(crate) struct Receiver {
 struct Door {
     apic: ApicId,
     bell: Doorbell,
+    /// Up to which change it has forgotten what it may have kept.
+    forgot: AtomicU64,
 }
 
 impl Receiver {
-    /// The receiving end of a partition whose virtual CPUs run on these CPUs.
-    pub(crate) fn new(cpus: [ApicId; VCPUS], model: LapicModel) -> Self {
+    /// The receiving end of a partition whose virtual CPUs run on these CPUs, at most [`MAX_VCPUS`].
+    pub(crate) fn new(cpus: impl Iterator<Item = ApicId>, model: LapicModel) -> Self {
+        let door = |apic| Door { apic, bell: Doorbell::new(), forgot: AtomicU64::new(0) };
+        let doors: Vec<Door> = cpus.take(MAX_VCPUS.into()).map(door).collect();
         Self {
-            model,
-            chips: Ordered::new(Rank::Chips, Chips::new(model)),
-            doors: cpus.map(|apic| Door { apic, bell: Doorbell::new() }),
+            chips: Ordered::new(Rank::Chips, Chips::new(doors.len() as u8, model)),
+            doors,
             due: AtomicU32::new(0),
+            changes: AtomicU64::new(0),
         }
     }
 
-    /// Makes the chips what they are at power-up. No notifier leads here, and no virtual CPU runs.
+    /// Makes the chips what they are at power-up, and forgets what was asked of the virtual CPUs, none of which runs. No notifier
+    /// leads here.
     pub(crate) fn renew(&self) {
-        self.chips(|chips| *chips = Chips::new(self.model));
+        self.chips(Chips::renew);
         self.due.store(0, Ordering::Release);
+        for door in &self.doors {
+            let _ = door.bell.answer();
+            door.forgot.store(0, Ordering::Release);
+        }
+    }
+
+    /// How many virtual CPUs the partition has.
+    pub(crate) fn vcpus(&self) -> u8 {
+        // At most MAX_VCPUS.
+        self.doors.len() as u8
+    }
+
+    fn numbered(&self) -> impl Iterator<Item = (Vcpu, &Door)> {
+        (0..=u8::MAX).map(Vcpu).zip(&self.doors)
     }
 
     /// Runs `body` with the chips, alone. Nothing of a line and of no other partition is reached from in there.
@@ -102,17 +124,33 @@ impl Receiver {
         self.chips.with(body)
     }
 
-    /// `vcpu` is about to look at what it has to do. Returns the pins that wait for a completion without the guest; one
-    /// completion a look bounds what a device that keeps asserting can cost.
+    /// `vcpu` is about to look at what it has to do: what it was asked for since the last time.
     #[inline]
-    pub(crate) fn answer(&self, vcpu: Vcpu) -> PinSet {
-        if let Some(door) = self.doors.get(usize::from(vcpu.0)) {
-            door.bell.answer();
-        }
-        if self.due.load(Ordering::Relaxed) == 0 {
-            return PinSet::EMPTY;
-        }
+    pub(crate) fn answer(&self, vcpu: Vcpu) -> Requests {
+        self.doors.get(usize::from(vcpu.0)).map_or(Requests::NONE, |door| door.bell.answer())
+    }
+
+    /// The pins that wait for a completion without the guest. One completion a look bounds what a device that keeps
+    /// asserting can cost.
+    pub(crate) fn take_due(&self) -> PinSet {
         PinSet::from_bits(self.due.swap(0, Ordering::AcqRel))
+    }
+
+    /// How often something was taken from the guest. Whoever forgets all it kept after asking has forgotten all of that.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// `vcpu`, which is not in the guest, uses nothing any more that it kept before this change.
+    pub(crate) fn forgot(&self, vcpu: Vcpu, change: u64) {
+        if let Some(door) = self.doors.get(usize::from(vcpu.0)) {
+            door.forgot.fetch_max(change, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether every virtual CPU but `asking` has forgotten what it kept before this change.
+    pub(crate) fn all_forgot(&self, asking: Vcpu, change: u64) -> bool {
+        self.numbered().all(|(vcpu, door)| vcpu == asking || door.forgot.load(Ordering::Acquire) >= change)
     }
 }
 
@@ -132,7 +170,10 @@ impl Machine {
                 && let Some(contributor) = Contributor::new(delivery.source().0)
             {
                 let settled = receiver.chips(|chips| chips.assert_pin(vpin, contributor));
-                self.follow(here, partition, receiver, vpin, settled);
+                let elsewhere = self.follow(here, partition, receiver, vpin, settled);
+                if !elsewhere.is_empty() {
+                    self.aim(delivery.source(), receiver, settled.takers);
+                }
             } else if let Notifier::Poll { counter } = delivery.target() {
                 self.count(counter);
             }
@@ -169,29 +210,66 @@ impl Machine {
         }
     }
 
-    /// Sees to it that those who took a pin's message look.
+    /// Sees to it that those who took a pin's message look. Returns those who do so on another CPU.
     #[inline(always)]
-    fn follow(&self, here: Here, partition: u8, receiver: &Receiver, vpin: Pin, settled: Settled) {
+    fn follow(&self, here: Here, partition: u8, receiver: &Receiver, vpin: Pin, settled: Settled) -> VcpuSet {
+        let own = partition == here.partition;
         if settled.completion_due {
-            // Before anybody is told: whoever looks finds it.
-            receiver.due.fetch_or(PinSet::of(vpin).bits(), Ordering::AcqRel);
+            self.complete_later(receiver, vpin, if own { Some(here.vcpu) } else { None });
         }
-        let told = settled.takers;
-        let told = if partition == here.partition { told.without(here.vcpu) } else { told };
+        let told = if own { settled.takers.without(here.vcpu) } else { settled.takers };
         if !told.is_empty() {
-            self.kick(receiver, told);
+            self.kick(receiver, told, Requests::LOOK);
+        }
+        told
+    }
+
+    /// Leaves a pin to whichever CPU of its partition looks next; `here` does so before its next entry.
+    #[cold]
+    fn complete_later(&self, receiver: &Receiver, vpin: Pin, here: Option<Vcpu>) {
+        receiver.due.fetch_or(PinSet::of(vpin).bits(), Ordering::AcqRel);
+        if let Some(door) = here.and_then(|vcpu| receiver.doors.get(usize::from(vcpu.0))) {
+            door.bell.note(Requests::LOOK);
+        }
+    }
+
+    /// The message of `source` was taken elsewhere: if by one virtual CPU, the line is to lead there from its next unmasking
+    /// on, so that the next one needs no kick.
+    #[cold]
+    fn aim(&self, source: SourceId, receiver: &Receiver, takers: VcpuSet) {
+        let door = takers.only().and_then(|vcpu| receiver.doors.get(usize::from(vcpu.0)));
+        let destination = door.and_then(|door| u8::try_from(door.apic.0).ok());
+        if let (Some(destination), Some(gsi)) = (destination, self.lines.gsi(source)) {
+            self.io_apics.with(|chips| chips.aim(gsi, destination));
         }
     }
 
     /// Makes virtual CPUs that run elsewhere look at what they have to do.
     #[inline(never)]
-    fn kick(&self, receiver: &Receiver, vcpus: VcpuSet) {
+    pub(crate) fn kick(&self, receiver: &Receiver, vcpus: VcpuSet, requests: Requests) {
         let Some(vector) = Vector::new(KICK_VECTOR) else { return };
-        for (vcpu, door) in (0..).map(Vcpu).zip(&receiver.doors) {
-            if vcpus.contains(vcpu) && door.bell.ring() {
+        for (vcpu, door) in receiver.numbered() {
+            if vcpus.contains(vcpu) && door.bell.ring(requests) {
                 self.apic.send(door.apic, vector);
             }
         }
+    }
+
+    /// Asks all virtual CPUs of a partition but `here` for something.
+    pub(crate) fn kick_others(&self, here: Here, receiver: &Receiver, requests: Requests) {
+        let others = receiver.numbered().map(|(vcpu, _)| vcpu).filter(|vcpu| *vcpu != here.vcpu);
+        self.kick(receiver, others.fold(VcpuSet::EMPTY, VcpuSet::with), requests);
+    }
+
+    /// Has the other CPUs of `here`'s guest forget what they may have kept. The change to wait for, see
+    /// [`Receiver::all_forgot`], if there are others.
+    pub(crate) fn make_forget(&self, here: Here, receiver: &Receiver) -> Option<u64> {
+        if receiver.vcpus() == 1 {
+            return None;
+        }
+        let change = receiver.changes.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        self.kick_others(here, receiver, Requests::FORGET);
+        Some(change)
     }
 }
 

@@ -130,9 +130,9 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
     if loader.words().any(|word| word == setup::FACTS) {
         return system.report_facts();
     }
-    let (machine, placed) = system.build()?;
-    report::lines(machine, &placed);
+    let ready = system.build()?;
+    report::lines(ready.machine, &ready.partitions);
 
     // And run.
-    launch::run_all(&mut cpu, machine, &cpus, placed, space, frames)
+    launch::run_all(&mut cpu, &cpus, ready, space, frames)
 }

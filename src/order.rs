@@ -14,12 +14,14 @@ use crate::arch::x86::cpu::held_rank;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub(crate) enum Rank {
+    /// What the virtual CPUs of a partition change one at a time; one such lock at a time.
+    Guest = 1,
     /// A line. Held inside the library, for as long as a call into the table has its `Wires`.
-    Line = 1,
+    Line = 2,
     /// A partition's interrupt chips.
-    Chips = 2,
+    Chips = 3,
     /// The physical IO-APICs.
-    IoApics = 3,
+    IoApics = 4,
 }
 
 /// That a lock is held, or may be.

@@ -2,7 +2,6 @@
 //!
 //! What is wrong is a record of the catalogue (`levelhead::message`).
 
-use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use alloc::{format, vec};
@@ -26,7 +25,6 @@ use crate::partition::Partition;
 use crate::partition::end::End;
 use crate::platform::tables::FirmwareError;
 use crate::rt::exit::Verdict;
-use crate::system::Placed;
 
 /// Why the machine ends before a guest ran: everything that was found wrong, at least one thing.
 #[derive(Debug)]
@@ -158,13 +156,13 @@ pub(crate) fn finding(machine: &Machine, vector: Vector) {
 }
 
 /// Prints which function's INTx goes where.
-pub(crate) fn lines(machine: &Machine, placed: &[Placed]) {
+pub(crate) fn lines(machine: &Machine, partitions: &[&Partition]) {
     print(format_args!(
         "  device   partition        line     vector  gate      notifier               handler\n"
     ));
-    for (_, partition) in placed {
+    for partition in partitions {
         for function in &partition.functions {
-            let bdf = function.config.bdf();
+            let bdf = function.bdf;
             let Some(report) = function.source.and_then(|source| machine.lines.source_report(source)) else {
                 print(format_args!("  {bdf}  {:<16} no INTx\n", partition.name));
                 continue;
@@ -190,7 +188,7 @@ pub(crate) fn lines(machine: &Machine, placed: &[Placed]) {
 pub(crate) fn close(machine: &Machine, partition: &Partition) -> bool {
     let mut balanced = true;
     for function in &partition.functions {
-        let bdf = function.config.bdf();
+        let bdf = function.bdf;
         let Some(report) = function.source.and_then(|source| machine.lines.source_report(source)) else {
             print(format_args!("ledger {bdf} ({}): no INTx\n", partition.name));
             continue;
@@ -202,7 +200,7 @@ pub(crate) fn close(machine: &Machine, partition: &Partition) -> bool {
             Some(line) => write!(f, "{}", line.state.gate),
             None => f.write_str("gone"),
         });
-        let book = ledger_record(&report, function.replacements, installed);
+        let book = ledger_record(&report, Partition::replacements(function), installed);
         let even = report.account.balance().is_ok() && book.is_balanced();
         let verdict = if even { "balanced" } else { "NOT BALANCED" };
         balanced &= even;
@@ -246,7 +244,7 @@ pub(crate) fn close(machine: &Machine, partition: &Partition) -> bool {
 
 /// Prints what the partition cost.
 pub(crate) fn stats(machine: &Machine, partition: &Partition) {
-    let exits = &partition.exits;
+    let exits = partition.exits();
     let accesses = machine.io_apics.with(|chips| chips.accesses);
     print(format_args!(
         "stats partition={} exits.interrupt={} exits.msr={} exits.mmio={} exits.hlt={} exits.io={} exits.cpuid={} \
@@ -269,7 +267,7 @@ pub(crate) fn stats(machine: &Machine, partition: &Partition) {
 }
 
 /// A partition that runs no more.
-pub(crate) type Ended = (Box<Partition>, End);
+pub(crate) type Ended = (&'static Partition, End);
 
 /// The closing words of the machine: every partition's end and books, then one verdict line.
 pub(crate) fn verdict(machine: &Machine, ended: &[Option<Ended>]) -> Verdict {

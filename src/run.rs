@@ -1,4 +1,4 @@
-//! The run loop: one CPU, one guest, from entry to exit and back. The only place where lines (`intx`), virtual pins
+//! The run loop: one CPU, one virtual CPU, from entry to exit and back. The only place where lines (`intx`), virtual pins
 //! (`virq`) and the world switch (`arch::svm`) meet, carrying plain values between them.
 //!
 //! ```text
@@ -8,21 +8,22 @@
 //! ```
 
 use core::fmt;
+use core::hint::spin_loop;
 
-use levelhead::decide::MAX_SOURCES;
 use levelhead::hypercall::answer;
 use levelhead::intx::{Completion, MaskReasons, Notifier, Replacing, SourceId, count};
 use levelhead::irq::{Gsi, Vector};
 use levelhead::message::{Message, Record};
 use levelhead::svm::{self, NmiMask, interrupted_delivery};
 use levelhead::vcpu::Exit;
-use levelhead::virq::{Event, Exited, Interruptibility, NmiWindow};
+use levelhead::virq::{Event, Exited, Interruptibility, NmiWindow, Rest};
 use levelhead::x86::rflags;
 
 use crate::arch::x86::cpu::{Arrived, ThisCpu, tsc};
 use crate::arch::x86::lapic::{SPURIOUS_VECTOR, TIMER_VECTOR};
 use crate::machine::{Here, Machine};
 use crate::partition::end::End;
+use crate::partition::vcpu::VirtualCpu;
 use crate::partition::{BOOT, Partition};
 use crate::report::{self, record};
 
@@ -46,6 +47,8 @@ pub(crate) enum Next<'m> {
     Halt,
     /// Wait for the last delivery to a notifier that was replaced, then answer the hypercall.
     Replace(Replacing<'m>),
+    /// Wait until the other CPUs of the guest have forgotten what they kept before this change.
+    Forgotten(u64),
     /// The guest is over.
     End(End),
 }
@@ -61,64 +64,84 @@ struct Entry {
     watching: bool,
     /// How often the timer was armed for the non-maskable interrupt that waits.
     retries: u32,
+    /// The last entry offered a vector.
+    offers: bool,
 }
 
-/// Runs a guest until it ends. Out of line, as the gate `no-panic` begins here.
+/// Runs a virtual CPU until its guest ends. How, if it was this one that ended it. Out of line, as the gate `no-panic` begins
+/// here.
 #[inline(never)]
-pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Partition) -> End {
+pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) -> Option<End> {
     let mut entry = Entry::default();
-    program_timer(machine, partition);
-    loop {
-        partition.answer(machine);
-        prepare(machine, partition, &mut entry);
-        partition.world.enter(cpu);
-        let exit = leave(machine, partition, &mut entry);
+    program_timer(machine, vcpu);
+    while vcpu.answer(machine) {
+        if !prepare(machine, vcpu, &mut entry) {
+            entry = Entry::default();
+            match start(cpu, machine, vcpu) {
+                Wait::Over => continue,
+                Wait::Left => return None,
+                Wait::Dead => return Some(End::Halted),
+            }
+        }
+        vcpu.world.enter(cpu);
+        let exit = leave(machine, vcpu, &mut entry);
         let next = match exit {
             Exit::Interrupt => {
-                count(&mut partition.exits.interrupt);
+                count(&mut vcpu.exits.interrupt);
                 let arrived = cpu.window();
-                take(machine, partition, arrived);
+                take(machine, vcpu, arrived);
                 Next::Enter
             }
             // Taken by the host's own stub as soon as GIF was set; there is nothing to do for the guest.
             Exit::Nmi | Exit::Smi | Exit::Init | Exit::InterruptWindow => {
-                count(&mut partition.exits.other);
+                count(&mut vcpu.exits.other);
                 Next::Enter
             }
             Exit::Iret => {
-                count(&mut partition.exits.other);
-                let vmcb = &mut partition.world.vmcb;
+                count(&mut vcpu.exits.other);
+                let vmcb = &mut vcpu.world.vmcb;
                 vmcb.intercept_iret(false);
                 entry.nmi = NmiMask::Returning { rip: vmcb.rip(), rsp: vmcb.rsp() };
                 Next::Enter
             }
-            other => partition.handle(machine, other),
+            other => vcpu.handle(machine, other),
         };
         match next {
             Next::Enter => {}
             Next::Inject(fault) => entry.forced = Some(svm::Event::Exception(fault)),
-            Next::Halt => {
-                if let Some(end) = halt(cpu, machine, partition) {
-                    return end;
+            Next::Halt => match halt(cpu, machine, vcpu) {
+                Wait::Over => {}
+                Wait::Left => return None,
+                Wait::Dead => return Some(End::Halted),
+            },
+            Next::Replace(replacing) => replace(cpu, machine, vcpu, replacing),
+            Next::Forgotten(change) => {
+                if !await_forgotten(cpu, machine, vcpu, change) {
+                    return None;
                 }
             }
-            Next::Replace(replacing) => replace(cpu, machine, partition, replacing),
-            Next::End(end) => return end,
+            Next::End(end) => return Some(end),
         }
     }
+    None
 }
 
-/// Decides what the next entry carries and writes it into the control block.
+/// Decides what the next entry carries and writes it into the control block. Whether there is to be an entry at all: not
+/// after an INIT.
 #[inline]
-fn prepare(machine: &Machine, partition: &mut Partition, entry: &mut Entry) {
+fn prepare(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> bool {
     let forced = entry.forced.take();
-    let vmcb = &mut partition.world.vmcb;
+    let id = vcpu.id;
+    let vmcb = &mut vcpu.world.vmcb;
     let state = Interruptibility {
         nmi_blocked: entry.nmi.blocks(vmcb.rip(), vmcb.rsp()),
         shadow: vmcb.interrupt_shadow(),
         event_taken: forced.is_some(),
     };
-    let injection = partition.receiver.chips(|chips| chips.before_entry(BOOT, state));
+    let injection = vcpu.partition.receiver.chips(|chips| chips.before_entry(id, state));
+    if injection.reset {
+        return false;
+    }
     if let Some(event) = forced {
         vmcb.inject(event);
     }
@@ -155,12 +178,14 @@ fn prepare(machine: &Machine, partition: &mut Partition, entry: &mut Entry) {
         machine.apic.arm_timer(machine.rate, NMI_RETRY_TICKS << entry.retries.min(NMI_RETRY_DOUBLINGS));
         entry.retries = entry.retries.saturating_add(1);
     }
+    entry.offers = injection.offer.is_some();
+    true
 }
 
 /// Reads what the exit tells about events under way; says why the guest stopped.
 #[inline]
-fn leave(machine: &Machine, partition: &mut Partition, entry: &mut Entry) -> Exit {
-    let vmcb = &mut partition.world.vmcb;
+fn leave(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> Exit {
+    let vmcb = &mut vcpu.world.vmcb;
     let offer_stands = vmcb.virtual_interrupt_pending();
     let mut exited = Exited { offer_stands, interrupted: None };
     match interrupted_delivery(vmcb.exit_int_info(), offer_stands) {
@@ -169,9 +194,13 @@ fn leave(machine: &Machine, partition: &mut Partition, entry: &mut Entry) -> Exi
     }
     let exit = vmcb.exit();
     vmcb.exited();
-    let taken = partition.receiver.chips(|chips| chips.after_exit(BOOT, exited));
-    if !taken.is_empty() {
-        partition.complete(machine, taken);
+    // Nothing was offered and nothing struck: nothing for the chips to learn.
+    if entry.offers || exited.interrupted.is_some() {
+        let id = vcpu.id;
+        let taken = vcpu.chips(|chips| chips.after_exit(id, exited));
+        if !taken.is_empty() {
+            vcpu.complete(machine, taken);
+        }
     }
     exit
 }
@@ -179,18 +208,18 @@ fn leave(machine: &Machine, partition: &mut Partition, entry: &mut Entry) -> Exi
 /// Handles the vectors of one window, from the highest to the lowest. Each source is silenced before its own EOI at the
 /// local APIC, so that nothing can arrive twice.
 #[inline]
-pub(crate) fn take(machine: &'static Machine, partition: &mut Partition, arrived: Arrived) {
+pub(crate) fn take(machine: &'static Machine, vcpu: &mut VirtualCpu, arrived: Arrived) {
     for vector in arrived {
         if let Some(mut deliveries) = machine.lines.assert(vector, &mut machine.wires()) {
             machine.apic.eoi();
-            partition.counters.count_interrupt();
+            vcpu.partition.counters.count_interrupt();
             let unheard = deliveries.is_empty();
-            machine.deliver(partition.here(), &mut deliveries);
+            machine.deliver(vcpu.here(), &mut deliveries);
             if unheard {
                 report::finding(machine, vector);
             }
         } else {
-            take_local(machine, partition, vector);
+            take_local(machine, vcpu, vector);
         }
     }
 }
@@ -213,44 +242,81 @@ pub(crate) fn serve(machine: &'static Machine, arrived: Arrived) {
     }
 }
 
-/// A vector of the hypervisor's own, or one that nobody expects.
+/// A vector of the hypervisor's own, or one that nobody expects. A kick has done its work by being there.
 #[cold]
-fn take_local(machine: &'static Machine, partition: &mut Partition, vector: Vector) {
+fn take_local(machine: &'static Machine, vcpu: &mut VirtualCpu, vector: Vector) {
     // A spurious interrupt is not in service and takes no EOI (APM2 16.4.7).
     if vector.get() == SPURIOUS_VECTOR {
         return;
     }
     machine.apic.eoi();
     if vector.get() == TIMER_VECTOR {
-        let now = tsc();
-        partition.chips(|chips| chips.advance_timer(BOOT, now));
-        partition.look(machine, now);
-        program_timer(machine, partition);
+        let (id, now) = (vcpu.id, tsc());
+        vcpu.chips(|chips| chips.advance_timer(id, now));
+        vcpu.look(machine, now);
+        program_timer(machine, vcpu);
     }
 }
 
 /// Lets the CPU's timer interrupt when the guest's timer is due, or a look at its devices.
-pub(crate) fn program_timer(machine: &Machine, partition: &Partition) {
-    let guest = partition.chips(|chips| chips.deadline(BOOT));
-    match guest.into_iter().chain(partition.next_look()).min() {
+pub(crate) fn program_timer(machine: &Machine, vcpu: &VirtualCpu) {
+    let guest = vcpu.chips(|chips| chips.deadline(vcpu.id));
+    match guest.into_iter().chain(vcpu.next_look()).min() {
         Some(deadline) => machine.apic.arm_timer(machine.rate, deadline.saturating_sub(tsc())),
         None => machine.apic.disarm_timer(),
     }
 }
 
-/// Sleeps until something wakes the guest. An end if nothing can.
-fn halt(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Partition) -> Option<End> {
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    /// By what was waited for.
+    Over,
+    /// By another virtual CPU that ended the guest.
+    Left,
+    /// Not: nothing can end it any more.
+    Dead,
+}
+
+/// Sleeps until something wakes the guest.
+fn halt(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) -> Wait {
     loop {
-        partition.answer(machine);
-        let enabled = partition.world.vmcb.rflags() & rflags::IF != 0;
-        if partition.chips(|chips| chips.wakes(BOOT, enabled)) {
-            return None;
+        if !vcpu.answer(machine) {
+            return Wait::Left;
         }
-        if !enabled {
-            return Some(End::Halted);
+        let (id, enabled) = (vcpu.id, vcpu.world.vmcb.rflags() & rflags::IF != 0);
+        match vcpu.chips(|chips| chips.rest(id, enabled)) {
+            Rest::Wakes => return Wait::Over,
+            Rest::Sleeps => {}
+            Rest::ForEver => return Wait::Dead,
         }
         let arrived = cpu.idle();
-        take(machine, partition, arrived);
+        take(machine, vcpu, arrived);
+    }
+}
+
+/// Sleeps until a start-up message comes, of which an INIT has made the virtual CPU dependent, and acts on it.
+#[inline(never)]
+fn start(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) -> Wait {
+    let id = vcpu.id;
+    loop {
+        if !vcpu.answer(machine) {
+            return Wait::Left;
+        }
+        let (page, rest) = vcpu.chips(|chips| {
+            chips.take_init(id);
+            (chips.take_startup(id), chips.rest(id, false))
+        });
+        if let Some(page) = page {
+            vcpu.start_at(page);
+            program_timer(machine, vcpu);
+            return Wait::Over;
+        }
+        if rest == Rest::ForEver {
+            return Wait::Dead;
+        }
+        let arrived = cpu.idle();
+        take(machine, vcpu, arrived);
     }
 }
 
@@ -258,14 +324,14 @@ fn halt(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Partition)
 fn replace(
     cpu: &mut ThisCpu,
     machine: &'static Machine,
-    partition: &mut Partition,
+    vcpu: &mut VirtualCpu,
     replacing: Replacing<'static>,
 ) {
-    retire(cpu, machine, partition, replacing);
-    let regs = &mut partition.world.frame.regs;
-    partition.world.vmcb.load_into(regs);
+    retire(cpu, machine, vcpu, replacing);
+    let regs = &mut vcpu.world.frame.regs;
+    vcpu.world.vmcb.load_into(regs);
     answer(regs, Ok([0; 3]));
-    partition.world.vmcb.store_from(regs);
+    vcpu.world.vmcb.store_from(regs);
 }
 
 /// Waits until nobody uses the old notifier any more. Deliveries to it may be in flight on other CPUs, which need nothing
@@ -273,43 +339,68 @@ fn replace(
 fn retire(
     cpu: &mut ThisCpu,
     machine: &'static Machine,
-    partition: &mut Partition,
+    vcpu: &mut VirtualCpu,
     mut replacing: Replacing<'static>,
 ) {
     loop {
         match replacing.poll(&mut machine.wires()) {
             Ok(done) => {
                 machine.control.with(|control| *control = Some(done.control));
-                partition.deliver(machine, done.deliveries);
+                vcpu.deliver(machine, done.deliveries);
                 return;
             }
             Err(unfinished) => {
                 replacing = unfinished;
-                let arrived = cpu.window();
-                take(machine, partition, arrived);
+                take_turn(cpu, machine, vcpu);
             }
         }
     }
 }
 
-/// Silences every source of a guest that runs no more, and closes its books: what was in service ends as a reset.
+/// Waits until the guest's other CPUs have forgotten what they kept before `change`. Each was kicked and does so on its way
+/// out of the guest or out of its sleep, at the latest when the exit that it is at is dealt with; this one takes its own
+/// interrupts and answers its own bell meanwhile, so that two that wait for each other both go on. Whether the guest is
+/// still to run.
 #[inline(never)]
-pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Partition) {
-    machine.apic.disarm_timer();
-    partition.last_look(machine);
-    if let Some(forcing) = partition.take_forcing() {
-        retire(cpu, machine, partition, forcing);
+fn await_forgotten(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu, change: u64) -> bool {
+    while !vcpu.partition.receiver.all_forgot(vcpu.id, change) {
+        if !vcpu.answer(machine) {
+            return false;
+        }
+        take_turn(cpu, machine, vcpu);
     }
-    let sources: [Option<SourceId>; MAX_SOURCES as usize] = {
-        let mut all = partition.functions.iter().filter_map(|function| function.source);
-        core::array::from_fn(|_| all.next())
-    };
-    for source in sources.into_iter().flatten() {
+    true
+}
+
+/// The virtual CPU enters its guest no more: what it had under way ends, and others need not wait for it.
+#[inline(never)]
+pub(crate) fn depart(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) {
+    machine.apic.disarm_timer();
+    vcpu.last_look(machine);
+    if let Some(forcing) = vcpu.take_forcing() {
+        retire(cpu, machine, vcpu, forcing);
+    }
+    vcpu.partition.receiver.forgot(vcpu.id, u64::MAX);
+    vcpu.partition.left(vcpu.id, core::mem::take(&mut vcpu.exits));
+}
+
+/// Waits until every other virtual CPU has left the guest, which each was asked to.
+#[inline(never)]
+pub(crate) fn await_deserted(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) {
+    while !vcpu.partition.is_deserted() {
+        take_turn(cpu, machine, vcpu);
+    }
+}
+
+/// Silences every source of a guest that nobody runs any more, and closes its books: what was in service ends as a reset.
+#[inline(never)]
+pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) {
+    let partition: &'static Partition = vcpu.partition;
+    for source in partition.functions.iter().filter_map(|function| function.source) {
         machine.lines.mask(source, MaskReasons::RESET, &mut machine.wires());
-        let arrived = cpu.window();
-        take(machine, partition, arrived);
-        replace_now(cpu, machine, partition, source, Notifier::None, Completion::Reset);
-        close_source(cpu, machine, partition, source);
+        take_turn(cpu, machine, vcpu);
+        replace_now(cpu, machine, vcpu, source, Notifier::None, Completion::Reset);
+        close_source(cpu, machine, vcpu, source);
     }
     // What came to light beside a delivery, or at an EOI.
     for line in machine.lines.line_reports() {
@@ -321,28 +412,29 @@ pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &'static Machine, partition: &
 pub(crate) fn replace_now(
     cpu: &mut ThisCpu,
     machine: &'static Machine,
-    partition: &mut Partition,
+    vcpu: &mut VirtualCpu,
     source: SourceId,
     new: Notifier,
     how: Completion,
 ) {
-    // Another CPU holds the right for a bounded time.
+    // Another CPU holds the right for a bounded time, and may wait for this one to take its interrupts.
     let control = loop {
         if let Some(control) = machine.control.with(Option::take) {
             break control;
         }
-        core::hint::spin_loop();
+        take_turn(cpu, machine, vcpu);
     };
     match machine.lines.replace(control, source, new, how) {
-        Ok(replacing) => retire(cpu, machine, partition, replacing),
+        Ok(replacing) => retire(cpu, machine, vcpu, replacing),
         Err((control, _)) => machine.control.with(|slot| *slot = Some(control)),
     }
 }
 
 /// Makes sure that nothing of a silent source's past is left: no interrupt of a line that is masked as a whole is still on
 /// its way (Remote IRR, I48), and its books balance (N5).
-fn close_source(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Partition, source: SourceId) {
+fn close_source(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu, source: SourceId) {
     let Some(report) = machine.lines.source_report(source) else { return };
+    let partition = vcpu.partition;
     if let Err(imbalance) = report.account.balance() {
         let what = format_args!("{imbalance:?}");
         record_bug(partition, report.gsi, Message::LedgerOpen, Some(&what));
@@ -356,9 +448,16 @@ fn close_source(cpu: &mut ThisCpu, machine: &'static Machine, partition: &mut Pa
             machine.io_apics.with(|chips| chips.let_go(report.gsi));
             return;
         }
-        let arrived = cpu.window();
-        take(machine, partition, arrived);
+        take_turn(cpu, machine, vcpu);
     }
+}
+
+/// One turn of a wait for another CPU: takes what has arrived meanwhile.
+#[inline(never)]
+pub(crate) fn take_turn(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) {
+    spin_loop();
+    let arrived = cpu.window();
+    take(machine, vcpu, arrived);
 }
 
 #[cold]

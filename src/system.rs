@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use levelhead::config;
-use levelhead::decide::{self, Plan, decide, loud, places, unrouted};
+use levelhead::decide::{self, PartitionPlan, Plan, decide, loud, places, unrouted};
 use levelhead::facts::{Facts, IoApic, MemoryKind, PlaceOnBus, Routing};
 use levelhead::frames::{Frames, Range};
 use levelhead::guest::{Fault, judge};
@@ -33,6 +33,7 @@ use crate::machine::{Here, Machine, POLL_COUNTERS, Receiver};
 use crate::order::{Ordered, Rank};
 use crate::partition::assign::{self, Assigner};
 use crate::partition::ram::PollCounter;
+use crate::partition::vcpu::VirtualCpu;
 use crate::partition::watch::shortest_ms;
 use crate::partition::{BOOT, Partition, build};
 use crate::platform::handler::Memory;
@@ -63,8 +64,15 @@ pub(crate) struct System<'a> {
     pub(crate) frames: &'a mut Frames,
 }
 
-/// A partition and the CPU it runs on.
-pub(crate) type Placed = (CpuId, Box<Partition>);
+/// A virtual CPU and the CPU that runs it.
+pub(crate) type Placed = (CpuId, Box<VirtualCpu>);
+
+/// A machine that is ready to run.
+pub(crate) struct Ready {
+    pub(crate) machine: &'static Machine,
+    pub(crate) partitions: Vec<&'static Partition>,
+    pub(crate) placed: Vec<Placed>,
+}
 
 impl System<'_> {
     /// Says which gates this machine has.
@@ -135,7 +143,7 @@ impl System<'_> {
     }
 
     /// Judges the bundle, assigns its devices, loads its images.
-    pub(crate) fn build(mut self) -> Result<(&'static Machine, Vec<Placed>), BootError> {
+    pub(crate) fn build(mut self) -> Result<Ready, BootError> {
         let module = bundle(self.loader)?;
         let (config, bundle) = config::unpack(module)?;
         // Kept for good: partitions that start again do so from it.
@@ -176,21 +184,20 @@ impl System<'_> {
             LineTable::new(Targets { partitions, pins: PINS, poll_counters: POLL_COUNTERS });
         let clock = clock(config, self.platform.pm_timer)?;
         let mut assigner = Assigner::new(&host_config, &io_apics, lines, clock);
+        let mut partitions = Vec::new();
         let mut placed: Vec<Placed> = Vec::new();
         let mut notifiers = Vec::new();
         for (index, (configured, planned)) in (0..).zip(config.partitions.iter().zip(&plan.partitions)) {
-            let (cpu, _) = planned.cpu.ok_or_else(|| {
-                let place = format!("partition {}", configured.name);
-                Refusal::new(Message::InternalError, place, "its CPU is not decided")
-            })?;
             let receiver = receivers.get(usize::from(index)).ok_or_else(|| {
                 let place = format!("partition {}", configured.name);
                 Refusal::new(Message::InternalError, place, "it has no receiving end")
             })?;
-            let (partition, first) =
+            let built =
                 build::build(index, configured, planned, &bundle, receiver, &mut assigner, self.frames)?;
-            notifiers.extend(first.into_iter().map(|(source, vpin)| (index, source, vpin)));
-            placed.push((cpu, Box::new(partition)));
+            notifiers.extend(built.notifiers.into_iter().map(|(source, vpin)| (index, source, vpin)));
+            partitions.push(built.partition);
+            let cpus = planned.cpus.iter().flatten().map(|(cpu, _)| *cpu);
+            placed.extend(cpus.zip(built.vcpus.into_iter().map(Box::new)));
         }
         let Assigner { lines, dis_intx, .. } = assigner;
         let rate = self.apic.measure_timer(TIMER_MEASURE_TICKS);
@@ -211,7 +218,7 @@ impl System<'_> {
             control = first_notifier(machine, control, partition, source, vpin)?;
         }
         machine.control.with(|slot| *slot = Some(control));
-        Ok((machine, placed))
+        Ok(Ready { machine, partitions, placed })
     }
 }
 
@@ -224,8 +231,10 @@ fn settled(plan: Plan) -> Result<Plan, BootError> {
 fn receivers(plan: &Plan) -> Result<&'static [Receiver], Refusal> {
     let physical_address_bits = (cpuid(0x8000_0008, 0).eax & 0xff) as u8;
     let model = LapicModel { x2apic: true, physical_address_bits };
-    let receivers: Option<Vec<Receiver>> =
-        plan.partitions.iter().map(|planned| Some(Receiver::new([planned.cpu?.1], model))).collect();
+    let receiver = |planned: &PartitionPlan| {
+        Some(Receiver::new(planned.cpus.as_ref()?.iter().map(|(_, apic)| *apic), model))
+    };
+    let receivers: Option<Vec<Receiver>> = plan.partitions.iter().map(receiver).collect();
     let undecided = || Refusal::new(Message::InternalError, "partitions", "a CPU is not decided");
     Ok(Vec::leak(receivers.ok_or_else(undecided)?))
 }

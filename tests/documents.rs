@@ -249,7 +249,7 @@ fn svm_is_switched_on_before_anything_needs_it() {
         &function("src/arch/svm/vmrun.rs", "activate"),
         &["enable::enable(", "vmsave rax", "wipe::wipe("],
     );
-    in_order(&function("src/launch.rs", "run_own"), &["activate(", "run::run("]);
+    in_order(&function("src/launch.rs", "run_own"), &["activate(", "live("]);
 }
 
 #[test]

@@ -12,9 +12,10 @@ use core::sync::atomic::{AtomicU64 as Counter, Ordering::Relaxed};
 use std::sync::Arc;
 
 use explore::explore;
-use levelhead::virq::Doorbell;
+use levelhead::virq::{Doorbell, Requests};
+use loom::cell::UnsafeCell;
 use loom::sync::Mutex;
-use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loom::thread;
 
 /// A virtual CPU as others reach it: its chips, its bell, and the vector that waits in the local APIC of the CPU that runs
@@ -39,7 +40,7 @@ impl Remote {
     /// Another CPU raises a pin that this virtual CPU takes.
     fn tell(&self, what: u32) {
         *self.chips.lock().unwrap() |= what;
-        if self.bell.ring() {
+        if self.bell.ring(Requests::LOOK) {
             self.sent.fetch_add(1, Relaxed);
             self.interrupt.swap(true, Ordering::AcqRel);
         }
@@ -49,7 +50,7 @@ impl Remote {
     fn run(&self) -> u32 {
         let mut found = 0;
         loop {
-            self.bell.answer();
+            let _ = self.bell.answer();
             found |= core::mem::take(&mut *self.chips.lock().unwrap());
             if !self.interrupt.swap(false, Ordering::AcqRel) {
                 return found;
@@ -95,5 +96,63 @@ fn a_bell_that_nobody_answers_interrupts_once() {
         telling.join().unwrap();
         assert_eq!(remote.sent.load(Relaxed), 1);
         assert_eq!(remote.run(), 3);
+    });
+}
+
+/// A device's registers, mapped to a guest, and a virtual CPU that keeps the translation once it has used it.
+struct Mapped {
+    table: AtomicBool,
+    registers: UnsafeCell<u32>,
+    bell: Doorbell,
+    changes: AtomicU64,
+    forgot: AtomicU64,
+}
+
+impl Mapped {
+    /// The run loop of the virtual CPU that uses the registers: before each entry it answers, and forgets if it is asked to.
+    /// As in `VirtualCpu::attend`, the number of the change is read after the answer.
+    fn enter(&self, kept: &mut bool) {
+        if self.bell.answer().contains(Requests::FORGET) {
+            let change = self.changes.load(Ordering::Acquire);
+            *kept = false;
+            self.forgot.fetch_max(change, Ordering::AcqRel);
+        }
+        *kept |= self.table.load(Ordering::Relaxed);
+        if *kept {
+            self.registers.with(|_| ());
+        }
+    }
+
+    /// Another virtual CPU of the guest takes the registers away. Whether everybody has forgotten them is looked at once: a
+    /// look that fails changes nothing.
+    fn take_away(&self) -> u64 {
+        self.table.store(false, Ordering::Relaxed);
+        let change = self.changes.fetch_add(1, Ordering::AcqRel) + 1;
+        let _kick = self.bell.ring(Requests::FORGET);
+        change
+    }
+}
+
+#[test]
+fn what_was_unmapped_is_used_by_nobody_once_all_have_forgotten() {
+    explore("a mapping is taken away from another CPU", None, || {
+        let mapped = Arc::new(Mapped {
+            table: AtomicBool::new(true),
+            registers: UnsafeCell::new(0),
+            bell: Doorbell::new(),
+            changes: AtomicU64::new(0),
+            forgot: AtomicU64::new(0),
+        });
+        let guest = Arc::clone(&mapped);
+        let running = thread::spawn(move || {
+            let mut kept = false;
+            (0..3).for_each(|_| guest.enter(&mut kept));
+        });
+        let change = mapped.take_away();
+        if mapped.forgot.load(Ordering::Acquire) >= change {
+            // Somebody else's from now on.
+            mapped.registers.with_mut(|_| ());
+        }
+        running.join().unwrap();
     });
 }

@@ -131,6 +131,7 @@ boot_gdt_pointer:
 
 .section .bss.boot, "aw", @nobits
 .balign 4096
+.globl boot_pml4
 boot_pml4:
     .skip 0x1000
 boot_pdpt:

@@ -6,15 +6,15 @@
 use core::arch::{asm, x86_64::__cpuid};
 use core::cell::Cell;
 
-/// A value of the one CPU, shared between the program and its interrupt handlers.
+/// A value that is shared between a program and its interrupt handlers, and with other CPUs.
 ///
-/// For whole values only, written before the handlers that read them can run; counters are atomics.
+/// For whole values only, written before the handlers and the CPUs that read them can run; counters are atomics.
 #[derive(Debug)]
 #[repr(transparent)]
 pub struct CpuCell<T: Copy>(Cell<T>);
 
-// SAFETY: a guest has one CPU and one thread of control. A handler may interrupt a `set` half-way, which the
-// type's rule above excludes.
+// SAFETY: one CPU writes, and whoever else reads does so when the write is over, by the type's rule above: handlers that
+// run later, and CPUs that are started later.
 unsafe impl<T: Copy> Sync for CpuCell<T> {}
 
 impl<T: Copy> CpuCell<T> {

@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cpu::CpuCell;
 use crate::fail;
+use crate::smp::MAX_CPUS;
 
 core::arch::global_asm!(include_str!("interrupts.S"));
 
@@ -182,7 +183,18 @@ const _: () = assert!(size_of::<TaskState>() == 104);
 /// Room for a stack.
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Debug)]
-struct Stack([u8; 16 * 1024]);
+pub(crate) struct Stack([u8; 16 * 1024]);
+
+impl Stack {
+    pub(crate) const EMPTY: Self = Self([0; 16 * 1024]);
+}
+
+impl CpuCell<Stack> {
+    /// The address behind the stack, where it begins to grow down.
+    pub(crate) fn top(&self) -> u64 {
+        (core::ptr::from_ref(self).expose_provenance() + size_of::<Stack>()) as u64
+    }
+}
 
 /// Interrupt stacks, by number: interrupts, exceptions, double faults.
 const INTERRUPT_STACK: u8 = 1;
@@ -190,16 +202,23 @@ const EXCEPTION_STACK: u8 = 2;
 const DOUBLE_FAULT_STACK: u8 = 3;
 const DOUBLE_FAULT: u8 = 8;
 
-static STACKS: [CpuCell<Stack>; 3] = [const { CpuCell::new(Stack([0; 16 * 1024])) }; 3];
+/// The stacks of each CPU.
+static STACKS: [[CpuCell<Stack>; 3]; MAX_CPUS] =
+    [const { [const { CpuCell::new(Stack::EMPTY) }; 3] }; MAX_CPUS];
 static TABLE: [CpuCell<Gate>; 256] = [const { CpuCell::new(Gate::EMPTY) }; 256];
-static TASK: CpuCell<TaskState> = CpuCell::new(TaskState {
-    reserved_before: 0,
-    privilege_stacks: [0; 3],
-    reserved_between: 0,
-    interrupt_stacks: [0; 7],
-    reserved_after: [0; 5],
-    io_map_base: 104,
-});
+/// Each CPU's task state.
+static TASKS: [CpuCell<TaskState>; MAX_CPUS] = [const {
+    CpuCell::new(TaskState {
+        reserved_before: 0,
+        privilege_stacks: [0; 3],
+        reserved_between: 0,
+        interrupt_stacks: [0; 7],
+        reserved_after: [0; 5],
+        io_map_base: 104,
+    })
+}; MAX_CPUS];
+/// The segment descriptors of the CPUs but 0, whose are `boot.S`'s.
+static SEGMENTS: [[CpuCell<u64>; 7]; MAX_CPUS] = [const { [const { CpuCell::new(0) }; 7] }; MAX_CPUS];
 
 unsafe extern "C" {
     /// The stub of vector 0; the others follow at 16 bytes' distance.
@@ -242,20 +261,44 @@ pub(crate) fn init() {
         set_gate(vector, Gate::new(stub(vector), stack, 0));
     }
 
-    let mut task = TASK.get();
-    let mut tops = [0; 7];
-    for (top, stack) in tops.iter_mut().zip(&STACKS) {
-        *top = ((&raw const *stack).expose_provenance() + size_of::<Stack>()) as u64;
+    // SAFETY: the table is `boot.S`'s and lives for ever.
+    load(0, unsafe { &boot_gdt });
+}
+
+/// Installs the tables on a CPU that CPU 0 started.
+pub(crate) fn init_other(cpu: usize) {
+    let Some(segments) = SEGMENTS.get(cpu) else { fail!("there is no room for CPU {cpu}") };
+    // SAFETY: the table is `boot.S`'s; what it holds beside CPU 0's task state never changes.
+    for (own, first) in segments.iter().zip(unsafe { &boot_gdt }) {
+        own.set(first.get());
     }
-    task.interrupt_stacks = tops;
-    TASK.set(task);
+    let pointer = TablePointer {
+        limit: size_of_val(segments) as u16 - 1,
+        base: core::ptr::from_ref(segments).expose_provenance() as u64,
+    };
+    // SAFETY: the same segments as in the table that is in use, and the table lives for ever.
+    unsafe { asm!("lgdt [{}]", in(reg) &raw const pointer, options(nostack)) };
+    load(cpu, segments);
+}
+
+/// Gives the running CPU, which is number `cpu`, its task state, described in `segments`, and the table of gates.
+fn load(cpu: usize, segments: &[CpuCell<u64>; 7]) {
+    let (Some(task), Some(stacks)) = (TASKS.get(cpu), STACKS.get(cpu)) else {
+        fail!("there is no room for CPU {cpu}")
+    };
+    let mut state = task.get();
+    let mut tops = [0; 7];
+    for (top, stack) in tops.iter_mut().zip(stacks) {
+        *top = stack.top();
+    }
+    state.interrupt_stacks = tops;
+    task.set(state);
 
     // A present, available 64-bit task state segment (APM2 4.8.3).
-    let base = (&raw const TASK).expose_provenance() as u64;
+    let base = core::ptr::from_ref(task).expose_provenance() as u64;
     let limit = size_of::<TaskState>() as u64 - 1;
     let low = limit | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
-    // SAFETY: the table is `boot.S`'s and lives for ever.
-    let [.., descriptor_low, descriptor_high] = unsafe { &boot_gdt };
+    let [.., descriptor_low, descriptor_high] = segments;
     descriptor_low.set(low);
     descriptor_high.set(base >> 32);
 
@@ -263,7 +306,7 @@ pub(crate) fn init() {
         limit: size_of_val(&TABLE) as u16 - 1,
         base: (&raw const TABLE).expose_provenance() as u64,
     };
-    // SAFETY: both tables are complete, and live for ever.
+    // SAFETY: both tables are complete, and live for ever; the descriptor of the task state is new.
     unsafe {
         asm!("lidt [{}]", "ltr {:x}", in(reg) &raw const pointer, in(reg) TASK_STATE, options(nostack));
     }

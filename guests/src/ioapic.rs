@@ -63,6 +63,11 @@ impl Pin {
         connected
     }
 
+    /// Sends the line to the CPU `destination` from now on, without holding it back meanwhile.
+    pub fn aim(self, destination: u32) {
+        write(self.register + 1, destination << 24);
+    }
+
     /// Holds the line back.
     pub fn mask(self) {
         write(self.register, self.low | MASKED);

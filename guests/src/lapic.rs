@@ -50,14 +50,27 @@ const PERIODIC: u32 = 1 << 17;
 
 const WINDOW: usize = 0xfee0_0000;
 
+const APIC_BASE: u32 = 0x1b;
+const X2APIC_ENABLED: u64 = 1 << 10;
+
+/// Commands for [`send`]; those without a vector of their own take one in the low 8 bits.
+pub const FIXED: u32 = 0;
+/// To the one of those addressed that runs at the lowest priority.
+pub const LOWEST_PRIORITY: u32 = 0b001 << 8;
+/// Reset, then wait for a start-up message.
+pub const INIT: u32 = 0b101 << 8;
+/// Begin at the page in the low 8 bits.
+pub const STARTUP: u32 = 0b110 << 8;
+/// The destination is a logical one, see [`logical`].
+pub const LOGICAL: u32 = 1 << 11;
+/// To every CPU but this one; the destination means nothing.
+pub const TO_OTHERS: u32 = 0b11 << 18;
+const ASSERT: u32 = 1 << 14;
+
 static MODE: CpuCell<Mode> = CpuCell::new(Mode::XApic);
 
 /// Switches the local APIC on, in the mode the command line asks for. Ends the guest if there is no such mode.
 pub fn init() -> Mode {
-    const APIC_BASE: u32 = 0x1b;
-    const X2APIC_ENABLED: u64 = 1 << 10;
-    const SOFTWARE_ENABLED: u32 = 1 << 8;
-
     let mode = match (cmdline::value("apic"), cpu::has_x2apic()) {
         (Some("x2apic") | None, true) => Mode::X2Apic,
         (Some("xapic"), _) | (None, false) => Mode::XApic,
@@ -74,17 +87,33 @@ pub fn init() -> Mode {
     }
     MODE.set(mode);
 
-    write(LINT0, MASKED);
-    write(TIMER, MASKED);
-    write(TASK_PRIORITY, 0);
     crate::interrupts::handle(SPURIOUS, |_| {
         // A real interrupt may have the vector, too.
         if in_service(SPURIOUS) {
             eoi();
         }
     });
-    write(SPURIOUS_VECTOR, SOFTWARE_ENABLED | u32::from(SPURIOUS));
+    take_interrupts();
     mode
+}
+
+/// Switches the local APIC of another CPU on, in the mode that [`init`] chose.
+pub(crate) fn enable() {
+    if mode() == Mode::X2Apic {
+        // SAFETY: the APIC base register is there, as in `init`.
+        let base = unsafe { rdmsr(APIC_BASE) };
+        // SAFETY: the step from xAPIC to x2APIC, or none, is legal.
+        unsafe { wrmsr(APIC_BASE, base | X2APIC_ENABLED) };
+    }
+    take_interrupts();
+}
+
+fn take_interrupts() {
+    const SOFTWARE_ENABLED: u32 = 1 << 8;
+    write(LINT0, MASKED);
+    write(TIMER, MASKED);
+    write(TASK_PRIORITY, 0);
+    write(SPURIOUS_VECTOR, SOFTWARE_ENABLED | u32::from(SPURIOUS));
 }
 
 /// How the registers are reached since [`init`].
@@ -139,16 +168,38 @@ pub fn self_ipi(vector: u8) {
 /// Sends a non-maskable interrupt to this CPU, by its number: the shorthand for it is for fixed vectors.
 pub fn self_nmi() {
     const NMI: u32 = 0b100 << 8;
-    const ASSERT: u32 = 1 << 14;
-    let id = id();
+    send(id(), NMI);
+}
+
+/// Sends `command` to the CPUs that `destination` names.
+pub fn send(destination: u32, command: u32) {
     match mode() {
         Mode::XApic => {
-            write(COMMAND_HIGH, id << 24);
-            write(COMMAND, NMI | ASSERT);
+            write(COMMAND_HIGH, destination << 24);
+            write(COMMAND, command | ASSERT);
         }
-        // SAFETY: the register exists in this mode; the interrupt has a handler, if only one that reports.
-        Mode::X2Apic => unsafe { wrmsr(msr(COMMAND), u64::from(id) << 32 | u64::from(NMI | ASSERT)) },
+        // SAFETY: the register exists in this mode; every vector has a handler, if only one that reports, and a CPU that is
+        // started begins where `smp` says.
+        Mode::X2Apic => unsafe {
+            wrmsr(msr(COMMAND), u64::from(destination) << 32 | u64::from(command | ASSERT));
+        },
     }
+}
+
+/// Gives this CPU its logical name: in the flat model (xAPIC) a bit of its own, in the x2APIC the one it has.
+pub fn name_logically() {
+    const LOGICAL_DESTINATION: u32 = 0xd0;
+    const DESTINATION_FORMAT: u32 = 0xe0;
+    if mode() == Mode::XApic {
+        write(DESTINATION_FORMAT, u32::MAX);
+        write(LOGICAL_DESTINATION, logical(1 << id()) << 24);
+    }
+}
+
+/// The logical destination of those CPUs, a bit for each of at most 8.
+pub fn logical(cpus: u32) -> u32 {
+    // Of the x2APIC they are the first cluster, which is number 0.
+    cpus & 0xff
 }
 
 /// Has the timer deliver `vector` once, after `count` ticks of its clock divided by 16.

@@ -5,7 +5,7 @@
 //! Levelhead cannot hide behind the same mistake here. Each one runs alike on a bare machine (QEMU's q35) and
 //! under Levelhead; what needs the hypervisor is skipped with a line that says so.
 //!
-//! One CPU, one thread of control and its interrupt handlers. A program starts with
+//! One CPU, one thread of control and its interrupt handlers; [`smp`] starts others. A program starts with
 //! `guests::guest!("name", main)`, prints its progress on COM1 with [`say!`], and ends by returning from
 //! `main` (passed) or through [`fail!`], with a code at the exit port ([`report`]).
 //!
@@ -31,6 +31,7 @@ mod mem;
 pub mod pci;
 pub mod report;
 pub mod serial;
+pub mod smp;
 pub mod testdev;
 pub mod user;
 pub mod wait;

@@ -9,6 +9,16 @@ pub fn until(condition: impl Fn() -> bool) -> bool {
     (0..PATIENCE).any(|_| condition())
 }
 
+/// The same on a guest of several CPUs: an emulator that runs them in turns goes on to the next at each look.
+#[must_use]
+pub fn yielding(condition: impl Fn() -> bool) -> bool {
+    const PATIENCE: u32 = 3_000_000;
+    (0..PATIENCE).any(|_| {
+        core::hint::spin_loop();
+        condition()
+    })
+}
+
 /// Lets enough time pass for an interrupt that is on its way: some hundred instructions. Emulators may take one a
 /// few instructions late.
 pub fn a_moment() {

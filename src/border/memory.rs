@@ -55,13 +55,7 @@ impl Place {
     /// `vcpu` reads 1 to 8 bytes here: the value in the low ones.
     // Out of line: no EOI reads, and every EOI would pay for the room it takes.
     #[inline(never)]
-    pub fn read<const VCPUS: usize>(
-        self,
-        chips: &mut VirtualChips<VCPUS>,
-        vcpu: Vcpu,
-        bytes: u8,
-        now_tsc: u64,
-    ) -> u64 {
+    pub fn read(self, chips: &mut VirtualChips, vcpu: Vcpu, bytes: u8, now_tsc: u64) -> u64 {
         match self {
             Self::LocalApic(offset) => chips.lapic_read(vcpu, offset, bytes, now_tsc),
             Self::IoApic(offset) => chips.ioapic_read(offset, bytes),
@@ -71,14 +65,7 @@ impl Place {
 
     /// `vcpu` writes the low 1 to 8 bytes of `value` here.
     #[inline(always)]
-    pub fn write<const VCPUS: usize>(
-        self,
-        chips: &mut VirtualChips<VCPUS>,
-        vcpu: Vcpu,
-        bytes: u8,
-        value: u64,
-        now_tsc: u64,
-    ) -> Outcome {
+    pub fn write(self, chips: &mut VirtualChips, vcpu: Vcpu, bytes: u8, value: u64, now_tsc: u64) -> Outcome {
         match self {
             Self::LocalApic(offset) => chips.lapic_write(vcpu, offset, bytes, value, now_tsc),
             Self::IoApic(offset) => chips.ioapic_write(offset, bytes, value),

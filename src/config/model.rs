@@ -24,7 +24,7 @@ pub struct Config {
 pub struct Partition {
     /// What reports call it; unique.
     pub name: String,
-    /// The physical CPUs it owns, one virtual CPU on each. The first one starts the guest.
+    /// The physical CPUs it owns, one virtual CPU on each, numbered in this order. The first one starts the guest.
     pub cpus: Vec<CpuId>,
     /// Guest memory in bytes, whole pages.
     pub memory_bytes: u64,

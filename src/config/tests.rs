@@ -89,12 +89,16 @@ fn each_rule_names_its_key_and_its_remedy() {
         ),
         (
             |c| c.partitions[0].cpus.clear(),
-            "ERROR Config/no-cpu: partition[0].cpus: there is no CPU; to do: name exactly one, as in `cpus = [0]`",
+            "ERROR Config/no-cpu: partition[0].cpus: there is no CPU; to do: name 1 to 32, as in `cpus = [0]` or `cpus = [0, 1]`",
         ),
         (
-            |c| c.partitions[0].cpus.push(CpuId(1)),
-            "ERROR Config/several-cpus: partition[0].cpus: 2 CPUs: several in one partition are not supported yet; to do: \
-             name exactly one, as in `cpus = [0]`",
+            |c| c.partitions[0].cpus.extend((1..33).map(CpuId)),
+            "ERROR Config/cpu-count: partition[0].cpus: 33 CPUs are too many; to do: \
+             name 1 to 32, as in `cpus = [0]` or `cpus = [0, 1]`",
+        ),
+        (
+            |c| c.partitions[0].cpus.push(CpuId(0)),
+            "ERROR Config/cpu-taken: partition[0].cpus[1]: CPU 0 is taken by partition[0].cpus[0]; to do: give each CPU to one partition",
         ),
         (
             |c| c.partitions.push(partition("other", 0)),
@@ -542,10 +546,10 @@ fn a_well_signed_lie_is_refused_by_name() {
 #[test]
 fn the_hypervisor_judges_again() {
     let mut config = demo();
-    config.partitions[0].cpus.push(CpuId(1));
+    config.partitions[0].cpus.push(CpuId(0));
     let bytes = bundle::write(&blob::encode(&config), &IMAGES).unwrap();
     let Err(Rejection::Rules(violations)) = unpack(&bytes) else { panic!("accepted") };
-    assert_eq!(violations[0].rule, Rule::SeveralCpus(2));
+    assert!(matches!(violations[0].rule, Rule::CpuTaken { cpu: CpuId(0), .. }));
     assert_eq!(
         unpack(&bundle::write(b"", &[]).unwrap()).unwrap_err().to_string(),
         "ERROR Config/bundle-config: bundle: configuration: partition at byte 0: cut off; to do: pack it again with the xtask of this \

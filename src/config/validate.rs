@@ -21,6 +21,8 @@ use super::model::{Config, Device, ImageIndex, MaskPolicy, Partition};
 
 /// The most partitions of one machine.
 pub const MAX_PARTITIONS: usize = 32;
+/// The most CPUs of one partition.
+pub const MAX_CPUS: usize = 32;
 /// The most functions of one partition: as many as a bus has devices.
 pub const MAX_DEVICES: usize = 32;
 /// The most modules of one partition.
@@ -153,8 +155,8 @@ pub enum Rule {
     },
     /// A partition has a CPU.
     NoCpu,
-    /// A partition has one CPU: more are not supported yet.
-    SeveralCpus(usize),
+    /// A partition has at most [`MAX_CPUS`] CPUs.
+    CpuCount(usize),
     /// A CPU belongs to one partition and is counted once.
     CpuTaken {
         /// The CPU.
@@ -267,9 +269,7 @@ impl fmt::Display for Rule {
             Self::NameCharacter(found) => write!(f, "{found:?} may not stand in a name"),
             Self::NameTaken { first } => write!(f, "the name is taken by {first}"),
             Self::NoCpu => f.write_str("there is no CPU"),
-            Self::SeveralCpus(found) => {
-                write!(f, "{found} CPUs: several in one partition are not supported yet")
-            }
+            Self::CpuCount(found) => write!(f, "{found} CPUs are too many"),
             Self::CpuTaken { cpu, first } => write!(f, "CPU {} is taken by {first}", cpu.0),
             Self::MemorySize(bytes) if *bytes < MIN_MEMORY_BYTES => write!(f, "{bytes} bytes are too few"),
             Self::MemorySize(bytes) => write!(f, "{bytes} bytes are too many"),
@@ -324,7 +324,7 @@ impl Rule {
             Self::NameCharacter(_) => Message::NameCharacter,
             Self::NameTaken { .. } => Message::NameTaken,
             Self::NoCpu => Message::NoCpu,
-            Self::SeveralCpus(_) => Message::SeveralCpus,
+            Self::CpuCount(_) => Message::CpuCount,
             Self::CpuTaken { .. } => Message::CpuTaken,
             Self::MemorySize(_) => Message::MemorySize,
             Self::MemoryPages(_) => Message::MemoryPages,
@@ -357,7 +357,9 @@ impl Rule {
             Self::NameLength(_) => write!(f, "use 1 to {MAX_NAME_BYTES} bytes"),
             Self::NameCharacter(_) => f.write_str("use ASCII letters, digits, `-`, `_` and `.`"),
             Self::NameTaken { .. } => f.write_str("give each partition a name of its own"),
-            Self::NoCpu | Self::SeveralCpus(_) => f.write_str("name exactly one, as in `cpus = [0]`"),
+            Self::NoCpu | Self::CpuCount(_) => {
+                write!(f, "name 1 to {MAX_CPUS}, as in `cpus = [0]` or `cpus = [0, 1]`")
+            }
             Self::CpuTaken { .. } => f.write_str("give each CPU to one partition"),
             Self::MemorySize(_) => f.write_str("use 1M to 256G"),
             Self::MemoryPages(bytes) => match page_align_up(*bytes) {
@@ -486,8 +488,8 @@ impl<'a> Judge<'a> {
     fn cpus(&mut self, path: &KeyPath, cpus: &[CpuId]) {
         match cpus.len() {
             0 => self.broken(path.clone(), Rule::NoCpu),
-            1 => {}
-            several => self.broken(path.clone(), Rule::SeveralCpus(several)),
+            1..=MAX_CPUS => {}
+            many => self.broken(path.clone(), Rule::CpuCount(many)),
         }
         for (index, &cpu) in cpus.iter().enumerate() {
             let path = path.index(index);

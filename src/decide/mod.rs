@@ -37,7 +37,7 @@ use crate::pci::route::{RouteSource, resolve};
 use crate::pci::virtual_bar::{BarPlacer, BarWindow, Placement};
 use crate::pci::{Bdf, Function, IntPin, PinRoute, VirtualConfig};
 use crate::policy::{DevicePolicy, NoReset};
-use crate::virq::Contributor;
+use crate::virq::{Contributor, MAX_VCPUS};
 
 pub use gate::{GateChoice, GateReason, Sharer, Unsilenced};
 pub use memory::claim;
@@ -51,6 +51,8 @@ pub const FIRST_LINE_VECTOR: u8 = 0x40;
 /// Devices with INTx in the whole machine: each needs a contributor number of its own at the virtual pins, beside the
 /// guest's platform.
 pub const MAX_SOURCES: u8 = Contributor::COUNT - 1;
+
+const _: () = assert!(config::MAX_CPUS <= MAX_VCPUS as usize, "each has a virtual CPU");
 
 /// Something that keeps the machine from being started as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,8 +102,8 @@ pub struct Bystander {
 /// What becomes of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionPlan {
-    /// The CPU it runs on and that CPU's local APIC; `None` when the machine has no such CPU, or is not known.
-    pub cpu: Option<(CpuId, ApicId)>,
+    /// The CPUs it runs on and their local APICs; `None` when the machine lacks one, or is not known.
+    pub cpus: Option<Vec<(CpuId, ApicId)>>,
     /// Its devices.
     pub devices: Vec<DevicePlan>,
 }
@@ -309,28 +311,32 @@ impl Planner<'_> {
     }
 
     fn partition(&mut self, path: &KeyPath, partition: &Partition, routed: &mut Partition) -> PartitionPlan {
-        let cpu = self.cpu(path, partition);
+        let cpus = self.cpus(path, partition);
         self.memory(path.key("memory"), partition.memory_bytes);
         let mut placer = BarPlacer::new(BAR_WINDOW);
         let mut devices = Vec::new();
         for (index, (device, routed)) in partition.devices.iter().zip(&mut routed.devices).enumerate() {
             let path = path.key("device").index(index);
-            devices.push(self.device(path, device, partition, cpu, &mut placer, routed));
+            devices.push(self.device(path, device, partition, cpus.as_deref(), &mut placer, routed));
         }
         together(&mut devices);
-        PartitionPlan { cpu, devices }
+        PartitionPlan { cpus, devices }
     }
 
-    /// The partition's CPU, which the machine must have.
-    fn cpu(&mut self, path: &KeyPath, partition: &Partition) -> Option<(CpuId, ApicId)> {
+    /// The partition's CPUs, which the machine must have.
+    fn cpus(&mut self, path: &KeyPath, partition: &Partition) -> Option<Vec<(CpuId, ApicId)>> {
         let facts = self.facts?;
-        let cpu = *partition.cpus.first()?;
-        let apic = facts.apic(cpu);
-        if apic.is_none() {
-            let what = format!("CPU {} does not exist; this machine has {}", cpu.0, facts.cpus.len());
-            self.refuse(path.key("cpus").index(0), Message::CpuMissing, what);
+        let mut cpus = Vec::new();
+        for (index, &cpu) in partition.cpus.iter().enumerate() {
+            match facts.apic(cpu) {
+                Some(apic) => cpus.push((cpu, apic)),
+                None => {
+                    let what = format!("CPU {} does not exist; this machine has {}", cpu.0, facts.cpus.len());
+                    self.refuse(path.key("cpus").index(index), Message::CpuMissing, what);
+                }
+            }
         }
-        Some((cpu, apic?))
+        (cpus.len() == partition.cpus.len()).then_some(cpus)
     }
 
     /// The partition's memory. Its tables come on top, so that even what passes here may find too little at boot.
@@ -353,7 +359,7 @@ impl Planner<'_> {
         path: KeyPath,
         device: &Device,
         partition: &Partition,
-        cpu: Option<(CpuId, ApicId)>,
+        cpus: Option<&[(CpuId, ApicId)]>,
         placer: &mut BarPlacer,
         routed: &mut Device,
     ) -> DevicePlan {
@@ -392,7 +398,7 @@ impl Planner<'_> {
                 routed.gsi = None;
                 Intx::None
             }
-            Some(pin) => match self.line(&path, facts, device, pin, cpu, routed) {
+            Some(pin) => match self.line(&path, facts, device, pin, cpus, routed) {
                 Ok(intx) => intx,
                 Err((path, message, what)) => {
                     self.refuse(path, message, format!("{}: {what}", device.bdf));
@@ -438,7 +444,7 @@ impl Planner<'_> {
         facts: &Facts,
         device: &Device,
         pin: IntPin,
-        cpu: Option<(CpuId, ApicId)>,
+        cpus: Option<&[(CpuId, ApicId)]>,
         routed: &mut Device,
     ) -> Result<Intx, (KeyPath, Message, String)> {
         let at_key = path.key("gsi");
@@ -466,12 +472,15 @@ impl Planner<'_> {
         let Some((vpin, vpin_reason)) = virtual_pin(device, Some(route.gsi)) else {
             return Ok(Intx::Refused);
         };
-        // Without the CPU there is nobody to be interrupted, as a finding says already.
-        let Some((_, apic)) = cpu else { return Ok(Intx::Refused) };
-        let destination = u8::try_from(apic.0).map_err(|_| {
-            let what = format!("the CPU's APIC ID {} does not fit a redirection table entry", apic.0);
-            (path.key("bdf"), Message::TargetApic, what)
-        })?;
+        // Without the CPUs there is nobody to be interrupted, as a finding says already.
+        let Some(cpus) = cpus else { return Ok(Intx::Refused) };
+        // The line may go to each of them one day.
+        if let Some((cpu, apic)) = cpus.iter().find(|(_, apic)| u8::try_from(apic.0).is_err()) {
+            let what = format!("CPU {}'s APIC ID {} does not fit a redirection table entry", cpu.0, apic.0);
+            return Err((path.key("bdf"), Message::TargetApic, what));
+        }
+        let first = cpus.first().and_then(|(_, apic)| u8::try_from(apic.0).ok());
+        let Some(destination) = first else { return Ok(Intx::Refused) };
         let vector = self.vector(route.gsi).ok_or_else(|| {
             let what = format!("more than {MAX_SOURCES} devices with INTx");
             (path.key("bdf"), Message::DeviceLimit, what)

@@ -104,7 +104,7 @@ fn every_device_gets_line_vector_virtual_pin_gate_and_bars() {
     let (plan, records) =
         decided(Some(&routed(&machine())), &[device("00:03.0"), device("00:04.0"), device("02:05.0")]);
     assert_eq!(records, [""; 0]);
-    assert_eq!(plan.partitions[0].cpu, Some((CpuId(0), ApicId(0))));
+    assert_eq!(plan.partitions[0].cpus, Some(vec![(CpuId(0), ApicId(0))]));
     let first = line(&plan, 0);
     assert_eq!((first.route.gsi, first.route.polarity), (Gsi(23), Polarity::ActiveHigh));
     assert_eq!(first.source, RouteSource::Firmware { bus: 0, device: 3, pin: IntPin::A });
@@ -143,7 +143,7 @@ fn without_facts_nothing_is_guessed_and_nothing_refused() {
     let (plan, records) = decided(None, &[device("00:03.0"), configured]);
     assert_eq!(records, [""; 0]);
     let partition = &plan.partitions[0];
-    assert_eq!(partition.cpu, None);
+    assert_eq!(partition.cpus, None);
     let gate = GateChoice::BySharers;
     assert_eq!(partition.devices[0].intx, Intx::AtBoot { gsi: None, vpin: None, gate, open: Open::Machine });
     let vpin = Some((Pin(7), VpinReason::NumberOfGsi));

@@ -447,6 +447,11 @@ impl LineTable {
         Sources(word.map_or(0, |word| word.load(Ordering::Acquire)))
     }
 
+    /// The line a source is on. Takes no lock.
+    pub fn gsi(&self, source: SourceId) -> Option<Gsi> {
+        self.place(source).map(|(handler, _)| handler.gsi)
+    }
+
     /// Every assigned source.
     pub fn sources(&self) -> impl Iterator<Item = SourceId> + '_ {
         (0..=u8::MAX).zip(&self.sources).filter_map(|(number, place)| place.map(|_| SourceId(number)))

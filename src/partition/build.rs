@@ -1,40 +1,47 @@
 //! Putting a partition together at boot: memory, image, tables, devices, the state its CPU starts in.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::AtomicU64;
 
 use levelhead::border::Ports;
 use levelhead::config::{Bundle, Partition as Configured};
 use levelhead::counters::Stage;
 use levelhead::decide::{BAR_WINDOW, PartitionPlan};
-use levelhead::device::{LineBuffer, PrintBudget};
-use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::frames::Frames;
-use levelhead::guest::acpi::{self, Platform, Route};
+use levelhead::guest::acpi::{self, Route};
 use levelhead::guest::{GuestMemory, Payload, plan};
-use levelhead::intx::SourceId;
-use levelhead::irq::Pin;
 use levelhead::message::{Message, Refusal};
 use levelhead::svm::NestedTables;
+use levelhead::sync::Lock;
+use levelhead::virq::Vcpu;
 use log::info;
 
 use super::assign::Assigner;
+use super::platform::Platform;
 use super::ram::Ram;
 use super::revive::{Revival, begin};
-use super::watch::{Watch, eoi_watch};
-use super::{COUNTERS, Exits, Function, Partition};
+use super::vcpu::VirtualCpu;
+use super::watch::Watch;
+use super::{BOOT, COUNTERS, Course, FirstNotifier, Function, Partition};
 use crate::arch::svm::nested::TablePool;
-use crate::arch::svm::vmrun::World;
+use crate::arch::svm::vmrun::{World, io_permissions};
 use crate::arch::x86::paging::OutOfMemory;
 use crate::machine::Receiver;
+use crate::order::{Ordered, Rank};
 
 /// Tables kept for BARs, wherever in their window the guest moves them: one per 2 MiB touched, and what leads there.
 const BAR_TABLES: usize = 64;
 
-/// A source and the virtual pin its notifier leads to at first.
-pub(crate) type FirstNotifier = (SourceId, Pin);
+/// A partition, its virtual CPUs, and where its sources' notifiers lead at first.
+pub(crate) struct Built {
+    pub(crate) partition: &'static Partition,
+    pub(crate) vcpus: Vec<VirtualCpu>,
+    pub(crate) notifiers: Vec<FirstNotifier>,
+}
 
 /// Builds partition number `index` as planned.
 pub(crate) fn build(
@@ -45,7 +52,7 @@ pub(crate) fn build(
     receiver: &'static Receiver,
     assigner: &mut Assigner<'_>,
     frames: &mut Frames,
-) -> Result<(Partition, Vec<FirstNotifier>), Refusal> {
+) -> Result<Built, Refusal> {
     let name = &configured.name;
     let refuse = |message: Message, what: String| Refusal::new(message, format!("partition {name}"), what);
     let bug = |what: &str, why: &dyn fmt::Debug| refuse(Message::InternalError, format!("{what}: {why:?}"));
@@ -58,7 +65,7 @@ pub(crate) fn build(
     };
     let ram = Ram::allocate(memory.ram(), configured.memory_at, frames).map_err(no_room)?;
     let mut pool = TablePool::allocate(ram.tables_needed() + BAR_TABLES, frames).map_err(no_room)?;
-    let mut world = World::allocate(frames).map_err(no_room)?;
+    let (io_address, io) = io_permissions(frames).map_err(no_room)?;
     let nested = NestedTables::new(&mut pool).ok_or(OutOfMemory).map_err(no_room)?;
     ram.map(&nested, &mut pool).map_err(|error| bug("nested tables", &error))?;
 
@@ -72,6 +79,7 @@ pub(crate) fn build(
     }
 
     let mut functions = Vec::new();
+    let mut configs = Vec::new();
     let mut routes = Vec::new();
     let mut notifiers = Vec::new();
     for device in &planned.devices {
@@ -79,62 +87,66 @@ pub(crate) fn build(
         let intx = assigned.config.interrupt_pin().zip(assigned.line);
         routes.extend(intx.map(|(pin, (_, vpin))| Route { bdf: device.bdf, pin, vpin }));
         functions.push(Function {
-            initial: assigned.config.clone(),
-            config: assigned.config,
+            bdf: assigned.config.bdf(),
+            interrupt_pin: assigned.config.interrupt_pin(),
             source: assigned.line.map(|(source, _)| source),
             vpin: assigned.line.map(|(_, vpin)| vpin),
             policy: device.policy,
-            replacements: 0,
-            eoi: eoi_watch(&device.policy, assigner.clock),
-            mapped: [None; 6],
-            reset: None,
-            lost: false,
+            replacements: AtomicU64::new(0),
         });
+        configs.push(assigned.config);
         notifiers.extend(assigned.line);
     }
+    let root = nested.root();
+    let ports = Ports::new(configured.debug_port, configured.exit_port);
+    let mut platform = Platform::new(ports, configs, (nested, pool), io, (name.clone(), configured.console));
+    // Nobody has run the guest, so nobody has kept anything.
+    let _ = platform.remap();
+    let partition: &'static Partition = Box::leak(Box::new(Partition {
+        index,
+        name: name.clone(),
+        ram,
+        receiver,
+        functions,
+        counters,
+        user_hypercalls: configured.user_hypercalls,
+        platform: Ordered::new(Rank::Guest, platform),
+        entries: Ordered::new(Rank::Guest, ()),
+        nested_root: root,
+        revives: configured.restart.restarts(),
+        revival: Lock::new(None),
+        course: Lock::new(Course::default()),
+    }));
 
-    let vcpus = u8::try_from(configured.cpus.len()).unwrap_or(u8::MAX);
-    let tables = acpi::tables(&Platform { vcpus, bars: BAR_WINDOW, routes: &routes });
-    ram.write(tables.at, &tables.bytes).map_err(|error| bug("tables outside its memory", &error))?;
+    let tables = acpi::Platform { vcpus: partition.vcpus(), bars: BAR_WINDOW, routes: &routes };
+    let tables = acpi::tables(&tables);
+    partition
+        .ram
+        .write(tables.at, &tables.bytes)
+        .map_err(|error| bug("tables outside its memory", &error))?;
     // A guest that is started again finds them again.
     boot.placements.push(tables);
 
-    begin(&mut world, &boot.entry, &nested).map_err(|error| bug("control block", &error))?;
+    let mut vcpus = Vec::new();
+    for id in (0..partition.vcpus()).map(Vcpu) {
+        let mut world = World::allocate(io_address, frames).map_err(no_room)?;
+        begin(&mut world, id, &boot.entry, root).map_err(|error| bug("control block", &error))?;
+        let watch = if id == BOOT { Watch::new(&configured.devices, assigner.clock) } else { None };
+        vcpus.push(VirtualCpu::new(id, partition, world, boot.entry, watch));
+    }
     info!(
-        "partition {name}: {} MiB{}, {:?} image, entry {:#x}, {} device(s)",
+        "partition {name}: {} CPU(s), {} MiB{}, {:?} image, entry {:#x}, {} device(s)",
+        partition.vcpus(),
         configured.memory_bytes >> 20,
         fmt::from_fn(|f| configured.memory_at.map_or(Ok(()), |at| write!(f, " at {at}"))),
         boot.protocol,
         boot.entry.rip(),
-        functions.len()
+        partition.functions.len()
     );
-    let revival = configured.restart.restarts().then_some(assigner.clock).flatten();
-    let revival =
-        revival.map(|clock| Revival::new(configured.restart, boot, &planned.devices, assigner.config, clock));
-    let mut partition = Partition {
-        index,
-        name: name.clone(),
-        world,
-        ram,
-        receiver,
-        functions,
-        ports: Ports::new(configured.debug_port, configured.exit_port),
-        pages: CodePages::new(),
-        decoded: DecodeCache::new(),
-        exits: Exits::default(),
-        counters,
-        user_hypercalls: configured.user_hypercalls,
-        mtrr_def_type: 0,
-        again: (0, 0),
-        watch: Watch::new(&configured.devices, assigner.clock),
-        nested,
-        pool,
-        console: configured.console,
-        line: LineBuffer::new(),
-        budget: PrintBudget::new(),
-        revival,
-    };
-    partition.remap();
+    if let Some(clock) = assigner.clock.filter(|_| partition.revives()) {
+        let revival = Revival::new(configured.restart, boot, &planned.devices, assigner.config, clock);
+        partition.revival.with(|slot| *slot = Some(revival));
+    }
     partition.counters.reach(Stage::Ready);
-    Ok((partition, notifiers))
+    Ok(Built { partition, vcpus, notifiers })
 }

@@ -7,7 +7,7 @@ use levelhead::message::{Message, Record};
 use levelhead::vcpu::{Exit, Gpr, GuestRegs};
 use x86_64::registers::control::Cr3;
 
-use super::{Partition, print_counted};
+use super::vcpu::VirtualCpu;
 use crate::console;
 
 /// Why a guest runs no more.
@@ -64,17 +64,15 @@ impl End {
 
     /// Prints the one record of the end: who, what, where, and the registers when they help. In one piece: other
     /// partitions print too.
-    pub(crate) fn report(self, partition: &mut Partition) {
-        let code = partition.code();
-        // One that may start again may also end again, as often as it likes.
-        let mut budget = partition.revival.is_some().then(|| core::mem::take(&mut partition.budget));
-        let report = Report { end: self, partition, code };
-        match &mut budget {
-            Some(budget) => print_counted(&partition.name, format_args!("{report}"), budget),
-            None => console::print(format_args!("{report}")),
-        }
-        if let Some(budget) = budget {
-            partition.budget = budget;
+    pub(crate) fn report(self, vcpu: &mut VirtualCpu) {
+        let code = vcpu.code();
+        let partition = vcpu.partition;
+        let report = Report { end: self, vcpu, code };
+        if partition.revives() {
+            // One that may start again may also end again, as often as it likes.
+            partition.platform.with(|platform| platform.print_counted(format_args!("{report}")));
+        } else {
+            console::print(format_args!("{report}"));
         }
     }
 }
@@ -82,14 +80,14 @@ impl End {
 /// The record of an end, as text.
 struct Report<'a> {
     end: End,
-    partition: &'a Partition,
+    vcpu: &'a VirtualCpu,
     code: Result<Code, WalkError>,
 }
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { end, partition, code } = self;
-        let vmcb = &partition.world.vmcb;
+        let Self { end, vcpu, code } = self;
+        let (partition, vmcb) = (vcpu.partition, &vcpu.world.vmcb);
         let message = end.message();
         let what = fmt::from_fn(|f| match end {
             End::Code { code, .. } => {
@@ -102,12 +100,19 @@ impl fmt::Display for Report<'_> {
             }
             End::PoweredOff | End::Halted | End::Reset => f.write_str(message.meaning()),
         });
-        let place = format_args!("partition {}", partition.name);
+        // Of several virtual CPUs the one that did it; what ends by itself is the partition's alone.
+        let place = fmt::from_fn(|f| {
+            write!(f, "partition {}", partition.name)?;
+            match end {
+                End::Fault { .. } if partition.vcpus() > 1 => write!(f, ", virtual CPU {}", vcpu.id.0),
+                _ => Ok(()),
+            }
+        });
         writeln!(f, "{}", Record { message, place: &place, what: Some(&what), remedy: None })?;
         if let End::Code { .. } | End::PoweredOff | End::Reset = end {
             return Ok(());
         }
-        let mut regs = partition.world.frame.regs;
+        let mut regs = vcpu.world.frame.regs;
         // A refused entry leaves the host's registers where the guest's were, or some of each.
         if let End::Fault { exit: Exit::Invalid, .. } = end {
             writeln!(f, "  RIP and control registers are lost")?;

@@ -6,22 +6,23 @@
 
 use alloc::vec::Vec;
 
-use levelhead::addr::GuestPhys;
-use levelhead::decide::{BAR_WINDOW, DevicePlan};
+use levelhead::addr::{GuestPhys, HostPhys};
+use levelhead::decide::DevicePlan;
 use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::guest::{BootPlan, EntryState};
-use levelhead::intx::MaskReasons;
 use levelhead::message::{Message, Record};
-use levelhead::pci::reset::{Fault, Method, Saved};
-use levelhead::pci::{Bdf, ConfigSpace, Reset};
-use levelhead::policy::{NoReset, RestartPolicy};
+use levelhead::pci::reset::{Method, Saved};
+use levelhead::pci::{ConfigSpace, Reset};
+use levelhead::policy::RestartPolicy;
 use levelhead::restart::{Restart, Restarts};
-use levelhead::svm::{Inconsistency, NestedTables, Setup};
+use levelhead::svm::{Inconsistency, Setup};
 use levelhead::vcpu::Gpr;
+use levelhead::virq::Vcpu;
 
 use super::end::End;
-use super::watch::eoi_watch;
-use super::{Function, Partition};
+use super::platform::Platform;
+use super::vcpu::VirtualCpu;
+use super::{BOOT, Partition};
 use crate::arch::svm::vmrun::World;
 use crate::arch::x86::clock::Clock;
 use crate::arch::x86::cpu::{ThisCpu, tsc};
@@ -65,16 +66,19 @@ impl Revival {
     }
 }
 
-/// Lets a guest that has not run yet begin at its image's entry.
+/// Lets virtual CPU `id` of a guest that has not run yet begin: the first at its image's entry, the others where the guest
+/// tells them to.
 pub(crate) fn begin(
     world: &mut World,
+    id: Vcpu,
     entry: &EntryState,
-    nested: &NestedTables,
+    nested_root: HostPhys,
 ) -> Result<(), Inconsistency> {
     let (io_permissions, msr_permissions) = world.permission_maps();
     world.msr.reset_for_guest();
-    world.vmcb.configure(&Setup { asid: 1, io_permissions, msr_permissions, nested_root: nested.root() });
+    world.vmcb.configure(&Setup { asid: 1, io_permissions, msr_permissions, nested_root });
     match *entry {
+        _ if id != BOOT => world.vmcb.start_real(0),
         EntryState::Protected32 { eip, eax, ebx } => {
             world.vmcb.start_protected32(GuestPhys::new(eip.into()));
             world.vmcb.set_rax(eax.into());
@@ -90,17 +94,24 @@ pub(crate) fn begin(
 
 impl Partition {
     /// A life begins.
-    pub(crate) fn note_begin(&mut self) {
-        if let Some(revival) = &mut self.revival {
-            revival.began = tsc();
-        }
+    pub(crate) fn note_begin(&self) {
+        self.revival.with(|revival| {
+            if let Some(revival) = revival {
+                revival.began = tsc();
+            }
+        });
     }
 
     /// The restart that follows on this end, if one does.
-    pub(crate) fn restart_after(&mut self, end: End) -> Option<Restart> {
-        let revival = self.revival.as_mut().filter(|_| !end.is_success())?;
-        let ran = tsc().saturating_sub(revival.began) / revival.clock.ticks_per_ms;
-        let next = revival.restarts.next(ran);
+    pub(crate) fn restart_after(&self, end: End) -> Option<Restart> {
+        if end.is_success() {
+            return None;
+        }
+        let next = self.revival.with(|revival| {
+            let revival = revival.as_mut()?;
+            let ran = tsc().saturating_sub(revival.began) / revival.clock.ticks_per_ms;
+            Some(revival.restarts.next(ran))
+        })?;
         if next.is_none() {
             let place = format_args!("partition {}", self.name);
             record(Record { message: Message::RestartsUsedUp, place: &place, what: None, remedy: None });
@@ -108,51 +119,27 @@ impl Partition {
         next
     }
 
-    /// Judges how the reset of a function went, and records what is new of it.
-    pub(crate) fn judge_reset(&mut self, bdf: Bdf, outcome: Result<(), Fault>) {
-        let name = &self.name;
-        let Some(function) = self.functions.iter_mut().find(|function| function.config.bdf() == bdf) else {
-            return;
-        };
-        let before = function.reset.replace(outcome);
-        function.lost =
-            outcome.is_err_and(|fault| !fault.is_harmless() || function.policy.no_reset == NoReset::Refuse);
-        let Err(fault) = outcome else { return };
-        if before == Some(outcome) {
-            return;
-        }
-        let message = if function.lost { Message::ResetFailed } else { Message::ResetNoEffect };
-        let place = format_args!("partition {name}, device {bdf}");
-        record(Record { message, place: &place, what: Some(&fault), remedy: None });
-    }
-
-    /// Everything but memory, functions and lines as at boot: registers, chips, ports, BARs, what is remembered of the guest.
-    pub(crate) fn renew(&mut self, cpu: &ThisCpu, revival: &Revival) -> Result<(), Inconsistency> {
-        self.world.renew(cpu);
-        begin(&mut self.world, &revival.boot.entry, &self.nested)?;
+    /// What the virtual CPUs share and no step of `lives.rs` does as at boot: chips, ports, BARs.
+    pub(crate) fn renew(&self) {
         self.receiver.renew();
-        for function in &mut self.functions {
-            function.config = function.initial.clone();
-            function.eoi = eoi_watch(&function.policy, Some(revival.clock));
-        }
-        self.remap();
-        // The last life may have moved its BARs anywhere.
-        self.nested.prune(&mut self.pool, BAR_WINDOW.start(), BAR_WINDOW.bytes());
-        self.ports.reset();
+        self.platform.with(Platform::renew);
+    }
+}
+
+impl VirtualCpu {
+    /// What is this virtual CPU's alone as at boot: registers, what is remembered of the guest.
+    pub(crate) fn renew(&mut self, cpu: &ThisCpu) -> Result<(), Inconsistency> {
+        self.world.renew(cpu);
+        begin(&mut self.world, self.id, &self.entry, self.partition.nested_root)?;
         self.pages = CodePages::new();
         self.decoded = DecodeCache::new();
         self.mtrr_def_type = 0;
         self.again = (0, 0);
+        self.awaited = None;
+        if let Some(watch) = &mut self.watch {
+            watch.renew(&self.partition.functions);
+        }
+        self.local_apic_moved();
         Ok(())
-    }
-}
-
-impl Function {
-    /// The reasons for which it is silent that end with a life: those of the hypervisor's own doing in between, and those that
-    /// the guest gave. That its device misbehaved is forgiven if its state was cleared.
-    pub(crate) fn lifted(&self) -> MaskReasons {
-        let lifted =
-            MaskReasons::RESET | MaskReasons::GUEST_DISINTX | MaskReasons::OPERATOR | MaskReasons::THROTTLE;
-        if self.reset == Some(Ok(())) { lifted | MaskReasons::QUARANTINE } else { lifted }
     }
 }

@@ -3,6 +3,7 @@
 //! Nothing here is on the way of an interrupt: a storm was stopped before it is found here, and a delivery that nobody
 //! completes has all the time there is. A partition none of whose devices has such a policy is never looked at.
 
+use alloc::vec::Vec;
 use core::fmt;
 use core::num::NonZeroU64;
 use core::ops::RangeInclusive;
@@ -15,7 +16,8 @@ use levelhead::intx::{
 use levelhead::message::{Message, Record};
 use levelhead::policy::{DevicePolicy, NeverEoi};
 
-use super::Partition;
+use super::Function;
+use super::vcpu::VirtualCpu;
 use crate::arch::x86::clock::Clock;
 use crate::machine::Machine;
 use crate::report::record;
@@ -26,6 +28,8 @@ pub(crate) struct Watch {
     /// Ticks between two looks.
     period: u64,
     last: u64,
+    /// The watch over each function's completions, where its policy asks for one.
+    eoi: Vec<Option<EoiWatch>>,
     /// A forced completion that waits for the last delivery to the notifier.
     forcing: Option<Replacing<'static>>,
 }
@@ -40,7 +44,15 @@ impl Watch {
         let (least, most) = Self::PERIOD_MS.into_inner();
         let clock = clock?;
         let period = clock.ticks_per_ms.get().saturating_mul(u64::from((shortest / 4).clamp(least, most)));
-        Some(Self { clock, period, last: 0, forcing: None })
+        let eoi = devices.iter().map(|device| eoi_watch(&device.policy, clock)).collect();
+        Some(Self { clock, period, last: 0, eoi, forcing: None })
+    }
+
+    /// As for a guest that has not run yet.
+    pub(super) fn renew(&mut self, functions: &[Function]) {
+        for (eoi, function) in self.eoi.iter_mut().zip(functions) {
+            *eoi = eoi_watch(&function.policy, self.clock);
+        }
     }
 
     fn due(&self) -> u64 {
@@ -54,7 +66,7 @@ pub(crate) fn shortest_ms(policy: &DevicePolicy) -> Option<u32> {
     pause.into_iter().chain(policy.never_eoi.map(|deadline| deadline.after_ms)).min()
 }
 
-impl Partition {
+impl VirtualCpu {
     /// When the next look is due.
     #[inline]
     pub(crate) fn next_look(&self) -> Option<u64> {
@@ -76,8 +88,9 @@ impl Partition {
         if let Some(forcing) = watch.forcing.take() {
             self.poll_forced(machine, forcing);
         }
-        for index in 0..self.functions.len() {
-            let Some(source) = self.functions.get(index).and_then(|function| function.source) else {
+        for index in 0..self.partition.functions.len() {
+            let Some(source) = self.partition.functions.get(index).and_then(|function| function.source)
+            else {
                 continue;
             };
             let (storm, deliveries) = machine.lines.resume(source, now, &mut machine.wires());
@@ -86,22 +99,26 @@ impl Partition {
             if let Some(storm) = storm {
                 self.record_storm(machine, index, &report, storm, ticks_per_ms);
             }
-            let eoi = self.functions.get_mut(index).and_then(|function| function.eoi.as_mut());
+            let eoi = self.eoi_watch(index);
             if let Some(overdue) = eoi.and_then(|eoi| eoi.look(&report.state, &report.account, elapsed))
                 && self.act(machine, source, &report, overdue.action)
             {
-                let eoi = self.functions.get_mut(index).and_then(|function| function.eoi.as_mut());
+                let eoi = self.eoi_watch(index);
                 eoi.into_iter().for_each(|eoi| eoi.acted(&report.account));
                 self.record_overdue(index, &report, overdue, ticks_per_ms);
             }
         }
     }
 
+    fn eoi_watch(&mut self, index: usize) -> Option<&mut EoiWatch> {
+        self.watch.as_mut()?.eoi.get_mut(index)?.as_mut()
+    }
+
     /// Records the storms that no look has found yet, of a guest that runs no more.
     pub(crate) fn last_look(&mut self, machine: &'static Machine) {
         let Some(ticks_per_ms) = self.watch.as_ref().map(|watch| watch.clock.ticks_per_ms) else { return };
-        for index in 0..self.functions.len() {
-            let source = self.functions.get(index).and_then(|function| function.source);
+        for index in 0..self.partition.functions.len() {
+            let source = self.partition.functions.get(index).and_then(|function| function.source);
             let Some(source) = source else { continue };
             // At the beginning of time no pause is over.
             let (storm, deliveries) = machine.lines.resume(source, 0, &mut machine.wires());
@@ -220,9 +237,9 @@ impl Partition {
     /// A device of this partition, as records name it.
     fn device(&self, index: usize) -> impl fmt::Display {
         fmt::from_fn(move |f| {
-            write!(f, "partition {}", self.name)?;
-            match self.functions.get(index) {
-                Some(function) => write!(f, ", device {}", function.config.bdf()),
+            write!(f, "partition {}", self.partition.name)?;
+            match self.partition.functions.get(index) {
+                Some(function) => write!(f, ", device {}", function.bdf),
                 None => Ok(()),
             }
         })
@@ -230,7 +247,7 @@ impl Partition {
 }
 
 /// The watch over a device's completions that its policy asks for.
-pub(crate) fn eoi_watch(policy: &DevicePolicy, clock: Option<Clock>) -> Option<EoiWatch> {
-    let (deadline, clock) = policy.never_eoi.zip(clock)?;
+fn eoi_watch(policy: &DevicePolicy, clock: Clock) -> Option<EoiWatch> {
+    let deadline = policy.never_eoi?;
     Some(EoiWatch::new(&deadline, clock.ticks_per_ms.get()))
 }

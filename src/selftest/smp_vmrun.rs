@@ -19,7 +19,7 @@ use levelhead::sync::Lock;
 use log::{error, info};
 
 use crate::arch::svm::nested::TablePool;
-use crate::arch::svm::vmrun::World;
+use crate::arch::svm::vmrun::{World, io_permissions};
 use crate::arch::x86::cpu::{ThisCpu, halt_for_ever};
 use crate::arch::x86::lapic::{LocalApic, TIMER_VECTOR, TimerRate};
 use crate::arch::x86::paging::{AddressSpace, OutOfMemory, direct};
@@ -169,7 +169,8 @@ pub(crate) fn run(
 }
 
 fn seat(ring: &'static Ring, frames: &mut Frames) -> Result<Seat, OutOfMemory> {
-    let world = World::allocate(frames)?;
+    let (io, _) = io_permissions(frames)?;
+    let world = World::allocate(io, frames)?;
     let mut pool = TablePool::allocate(8, frames)?;
     let memory = frames.allocate(2 * PAGE_BYTES, PAGE_BYTES, u64::MAX).ok_or(OutOfMemory)?;
     let tables = NestedTables::new(&mut pool).ok_or(OutOfMemory)?;

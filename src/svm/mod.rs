@@ -17,6 +17,6 @@ pub use event::{Event, Fault, interrupted_delivery};
 pub use exit::ExitCode;
 pub use nmi::NmiMask;
 pub use npt::{MapError, Mapping, Memory, NestedTables, TableStore, UnmapError};
-pub use reach::Reach;
+pub use reach::{Reach, Stale};
 pub use unswitched::{Unswitched, XCR0_RESET, wipe};
 pub use vmcb::{CleanBits, Inconsistency, Misc1, Misc2, Segment, Setup, Vmcb};

@@ -1,8 +1,8 @@
-//! What a guest reaches of its devices without an exit, and the control block that hears of every change.
+//! What a guest reaches of its devices without an exit, and what its CPUs are to forget when that changes.
 //!
 //! A CPU may keep translations of the nested tables in its TLB until an entry flushes it, and the permission maps as long
 //! as the control block calls them unchanged (APM2 15.16, 15.15). No emulator shows a forgotten flush, so forgetting is
-//! made impossible: taking something away from a guest goes through here, and brings the request with it.
+//! made hard: taking something away from a guest goes through here, and brings along what every CPU that runs it must be told.
 
 use core::ops::RangeInclusive;
 
@@ -12,50 +12,80 @@ use super::bitmap::IoPermissions;
 use super::npt::{MapError, Memory, NestedTables, TableStore, UnmapError};
 use super::vmcb::Vmcb;
 
-/// The reach of one virtual CPU's guest, for the moment in which it changes. The guest does not run meanwhile.
+/// What CPUs may have kept that is not true any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "each CPU that runs the guest is to be told before it enters it again"]
+pub struct Stale {
+    translations: bool,
+    permissions: bool,
+}
+
+impl Stale {
+    /// Nothing.
+    pub const NOTHING: Self = Self { translations: false, permissions: false };
+    /// Everything a CPU may keep.
+    pub const EVERYTHING: Self = Self { translations: true, permissions: true };
+
+    /// Whether nothing is stale.
+    pub const fn is_nothing(self) -> bool {
+        !self.translations && !self.permissions
+    }
+
+    /// What is stale by either.
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            translations: self.translations || other.translations,
+            permissions: self.permissions || other.permissions,
+        }
+    }
+
+    /// Has the CPU that enters its guest by `vmcb` forget it with the next entry.
+    pub const fn forget(self, vmcb: &mut Vmcb) {
+        if self.translations {
+            vmcb.flush_tlb();
+        }
+        if self.permissions {
+            vmcb.permissions_changed();
+        }
+    }
+}
+
+/// The reach of one guest, for the moment in which it changes.
 #[derive(Debug)]
 pub struct Reach<'a, S> {
     tables: &'a NestedTables,
     store: &'a mut S,
     ports: &'a mut IoPermissions,
-    vmcb: &'a mut Vmcb,
 }
 
 impl<'a, S: TableStore> Reach<'a, S> {
-    /// `vmcb` is the control block under which `tables` and `ports` are used, and the only one.
-    pub const fn new(
-        tables: &'a NestedTables,
-        store: &'a mut S,
-        ports: &'a mut IoPermissions,
-        vmcb: &'a mut Vmcb,
-    ) -> Self {
-        Self { tables, store, ports, vmcb }
+    /// `tables` and `ports` are used by all of the guest's CPUs.
+    pub const fn new(tables: &'a NestedTables, store: &'a mut S, ports: &'a mut IoPermissions) -> Self {
+        Self { tables, store, ports }
     }
 
     /// Shows `bytes` of a device's registers at `host` to the guest at `guest`. A translation that was not there cannot
-    /// be in a TLB, so nothing is flushed (APM2 5.5).
+    /// be in a TLB, so nothing is stale (APM2 5.5).
     pub fn open_memory(&mut self, guest: GuestPhys, host: HostPhys, bytes: u64) -> Result<(), MapError> {
         self.tables.map(self.store, guest, host, bytes, Memory::Device)
     }
 
     /// Takes whatever is mapped in `bytes` from `guest` on away.
-    pub fn close_memory(&mut self, guest: GuestPhys, bytes: u64) -> Result<(), UnmapError> {
-        if self.tables.unmap(self.store, guest, bytes)? != 0 {
-            self.vmcb.flush_tlb();
-        }
-        Ok(())
+    pub fn close_memory(&mut self, guest: GuestPhys, bytes: u64) -> Result<Stale, UnmapError> {
+        let translations = self.tables.unmap(self.store, guest, bytes)? != 0;
+        Ok(Stale { translations, permissions: false })
     }
 
     /// Lets the guest reach ports directly.
-    pub fn open_ports(&mut self, ports: RangeInclusive<u16>) {
+    pub fn open_ports(&mut self, ports: RangeInclusive<u16>) -> Stale {
         self.ports.allow(ports);
-        self.vmcb.permissions_changed();
+        Stale { translations: false, permissions: true }
     }
 
     /// Takes ports away from the guest again.
-    pub fn close_ports(&mut self, ports: RangeInclusive<u16>) {
+    pub fn close_ports(&mut self, ports: RangeInclusive<u16>) -> Stale {
         self.ports.deny(ports);
-        self.vmcb.permissions_changed();
+        Stale { translations: false, permissions: true }
     }
 }
 
@@ -131,7 +161,7 @@ mod tests {
         CloseMemory { page: u64, count: u64 },
         OpenPorts { first: u16, count: u16 },
         ClosePorts { first: u16, count: u16 },
-        Run,
+        Run { which: usize },
     }
 
     fn change() -> impl Strategy<Value = Change> {
@@ -144,7 +174,7 @@ mod tests {
             1 => (number, count).prop_map(|(page, count)| Change::CloseMemory { page, count }),
             1 => ports().prop_map(|(first, count)| Change::OpenPorts { first, count }),
             1 => ports().prop_map(|(first, count)| Change::ClosePorts { first, count }),
-            3 => Just(Change::Run),
+            3 => (0..2usize).prop_map(|which| Change::Run { which }),
         ]
     }
 
@@ -165,26 +195,29 @@ mod tests {
             let mut store = Store::new(frames);
             let tables = NestedTables::new(&mut store).unwrap();
             let mut io = IoPermissions::deny_all();
-            let mut vmcb = started(tables.root());
-            let mut cpu = GreedyCpu::default();
+            // Two CPUs, each with a control block of its own, that enter when they like.
+            let mut cpus = [(); 2].map(|()| (GreedyCpu::default(), started(tables.root())));
             for change in changes {
-                let mut reach = Reach::new(&tables, &mut store, &mut io, &mut vmcb);
+                let mut reach = Reach::new(&tables, &mut store, &mut io);
                 let ports = |first: u16, count: u16| FIRST_PORT + first..=FIRST_PORT + (first + count).min(PORTS - 1);
-                match change {
+                let stale = match change {
+                    // A refusal changes nothing, which the next run sees.
                     Change::OpenMemory { page: at, frame, count } => {
-                        // A refusal changes nothing, which the next run sees.
                         let _ = reach.open_memory(page(at), HostPhys::new(frame << 12), count * PAGE_BYTES);
+                        Stale::NOTHING
                     }
                     Change::CloseMemory { page: at, count } => {
-                        let _ = reach.close_memory(page(at), count * PAGE_BYTES);
+                        reach.close_memory(page(at), count * PAGE_BYTES).unwrap_or(Stale::NOTHING)
                     }
                     Change::OpenPorts { first, count } => reach.open_ports(ports(first, count)),
                     Change::ClosePorts { first, count } => reach.close_ports(ports(first, count)),
-                    Change::Run => {
-                        let run = cpu.run(&tables, &store, &io, &mut vmcb);
-                        prop_assert_eq!(run, Ok(()));
+                    Change::Run { which } => {
+                        let (cpu, vmcb) = &mut cpus[which];
+                        prop_assert_eq!(cpu.run(&tables, &store, &io, vmcb), Ok(()));
+                        Stale::NOTHING
                     }
-                }
+                };
+                cpus.iter_mut().for_each(|(_, vmcb)| stale.forget(vmcb));
             }
         }
     }
@@ -197,18 +230,16 @@ mod tests {
         let mut vmcb = started(tables.root());
         let mut cpu = GreedyCpu::default();
         let registers = HostPhys::new(0xfea0_0000);
-        Reach::new(&tables, &mut store, &mut io, &mut vmcb)
-            .open_memory(page(0), registers, 4 * PAGE_BYTES)
-            .unwrap();
+        Reach::new(&tables, &mut store, &mut io).open_memory(page(0), registers, 4 * PAGE_BYTES).unwrap();
         assert_eq!(cpu.run(&tables, &store, &io, &mut vmcb), Ok(()));
         assert!(!vmcb.flushes_tlb(), "an exit withdraws the request");
-        let mut reach = Reach::new(&tables, &mut store, &mut io, &mut vmcb);
-        reach.close_memory(page(0), 4 * PAGE_BYTES).unwrap();
+        let mut reach = Reach::new(&tables, &mut store, &mut io);
+        reach.close_memory(page(0), 4 * PAGE_BYTES).unwrap().forget(&mut vmcb);
         reach.open_memory(page(2), registers, 4 * PAGE_BYTES).unwrap();
         assert!(vmcb.flushes_tlb());
         assert_eq!(cpu.run(&tables, &store, &io, &mut vmcb), Ok(()));
         assert_eq!((cpu.tlb.get(&0), cpu.tlb.get(&2)), (None, Some(&registers)));
-        Reach::new(&tables, &mut store, &mut io, &mut vmcb).close_memory(page(900), PAGE_BYTES).unwrap();
-        assert!(!vmcb.flushes_tlb(), "nothing was mapped there");
+        let stale = Reach::new(&tables, &mut store, &mut io).close_memory(page(900), PAGE_BYTES).unwrap();
+        assert!(stale.is_nothing(), "nothing was mapped there");
     }
 }

@@ -1,6 +1,7 @@
 //! The interrupt chips of one partition put together: messages of the IO-APIC find their local APICs,
 //! messages between local APICs too, and EOIs find their way back to pins.
 
+use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use super::inject::{Exited, Injection, Interruptibility, Offer};
@@ -17,6 +18,9 @@ mod tests;
 /// too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vcpu(pub u8);
+
+/// The most virtual CPUs of a partition: as many as a [`VcpuSet`] holds.
+pub const MAX_VCPUS: u8 = 32;
 
 /// A set of virtual CPUs, by number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +44,18 @@ impl VcpuSet {
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// Everyone and `vcpu`.
+    #[must_use]
+    pub const fn with(mut self, vcpu: Vcpu) -> Self {
+        self.insert(vcpu);
+        self
+    }
+
+    /// The one that is the only member.
+    pub const fn only(self) -> Option<Vcpu> {
+        if self.0.is_power_of_two() { Some(Vcpu(self.0.trailing_zeros() as u8)) } else { None }
     }
 
     /// Everyone but `vcpu`.
@@ -92,24 +108,49 @@ struct Local {
     offer: Offer,
 }
 
-/// The chips of a partition with `VCPUS` virtual CPUs, 1 to 32.
+impl Local {
+    fn new(index: u8, model: LapicModel) -> Self {
+        Self { lapic: VirtualLapic::new(ApicId(index.into()), index == 0, model), offer: Offer::new() }
+    }
+}
+
+/// How a virtual CPU that executes nothing goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It has something to do now.
+    Wakes,
+    /// Something may come that wakes it.
+    Sleeps,
+    /// Nothing ever will: it and all others of its partition can only be roused by each other.
+    ForEver,
+}
+
+/// The chips of a partition.
 ///
 /// A [`Vcpu`] or [`Pin`] the partition does not have is never an error: nothing answers there.
 #[derive(Debug)]
-pub struct VirtualChips<const VCPUS: usize> {
-    locals: [Local; VCPUS],
+pub struct VirtualChips {
+    model: LapicModel,
+    locals: Vec<Local>,
     ioapic: VirtualIoapic,
+    /// Who executes nothing and is roused by no interrupt.
+    deaf: VcpuSet,
 }
 
-impl<const VCPUS: usize> VirtualChips<VCPUS> {
-    /// The chips after power-up.
-    pub fn new(model: LapicModel) -> Self {
-        const { assert!(VCPUS >= 1 && VCPUS <= 32, "a VcpuSet holds 32 virtual CPUs") };
-        let local = |index: usize| Local {
-            lapic: VirtualLapic::new(ApicId(index as u32), index == 0, model),
-            offer: Offer::new(),
-        };
-        Self { locals: core::array::from_fn(local), ioapic: VirtualIoapic::new() }
+impl VirtualChips {
+    /// The chips of a partition with this many virtual CPUs, 1 to [`MAX_VCPUS`], after power-up.
+    pub fn new(vcpus: u8, model: LapicModel) -> Self {
+        let locals = (0..vcpus.clamp(1, MAX_VCPUS)).map(|index| Local::new(index, model)).collect();
+        Self { model, locals, ioapic: VirtualIoapic::new(), deaf: VcpuSet::EMPTY }
+    }
+
+    /// The chips after power-up once more, in the same memory.
+    pub fn renew(&mut self) {
+        for (index, local) in (0..=u8::MAX).zip(&mut self.locals) {
+            *local = Local::new(index, self.model);
+        }
+        self.ioapic = VirtualIoapic::new();
+        self.deaf = VcpuSet::EMPTY;
     }
 
     /// The IO-APIC, for reports.
@@ -129,7 +170,7 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
 
     #[inline]
     fn numbered(&mut self) -> impl Iterator<Item = (Vcpu, &mut VirtualLapic)> {
-        (0..).map(Vcpu).zip(self.locals.iter_mut().map(|local| &mut local.lapic))
+        (0..=u8::MAX).map(Vcpu).zip(self.locals.iter_mut().map(|local| &mut local.lapic))
     }
 
     // Pins.
@@ -335,7 +376,8 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
         if lapic.has_nmi() && cpu.nmi_blocked {
             lapic.collapse_nmis();
         }
-        let injection = offer.decide(lapic.pending(), lapic.has_nmi(), cpu);
+        let mut injection = offer.decide(lapic.pending(), lapic.has_nmi(), cpu);
+        injection.reset = lapic.awaits_startup();
         if injection.event == Some(super::inject::Event::Nmi) {
             lapic.take_nmi();
         }
@@ -355,10 +397,24 @@ impl<const VCPUS: usize> VirtualChips<VCPUS> {
         }
     }
 
-    /// Whether something waits that ends a halt of `vcpu`.
-    pub fn wakes(&self, vcpu: Vcpu, interrupts_enabled: bool) -> bool {
-        self.lapic(vcpu)
-            .is_some_and(|lapic| lapic.has_nmi() || interrupts_enabled && lapic.pending().is_some())
+    /// How `vcpu` goes on, which executes nothing: halted, with interrupts enabled or not, or waiting for a start-up message.
+    ///
+    /// That everybody has come to rest for ever is judged in this one look at the chips: whoever could still rouse another has
+    /// either done so, which shows here, or executes and is not at rest.
+    pub fn rest(&mut self, vcpu: Vcpu, interrupts_enabled: bool) -> Rest {
+        let Some(Local { lapic, .. }) = self.local(vcpu) else { return Rest::ForEver };
+        let listens = interrupts_enabled && !lapic.awaits_startup();
+        if lapic.is_roused() || listens && lapic.pending().is_some() {
+            self.deaf = self.deaf.without(vcpu);
+            return Rest::Wakes;
+        }
+        if listens {
+            return Rest::Sleeps;
+        }
+        self.deaf.insert(vcpu);
+        let deaf = self.deaf;
+        let for_ever = self.numbered().all(|(vcpu, lapic)| deaf.contains(vcpu) && !lapic.is_roused());
+        if for_ever { Rest::ForEver } else { Rest::Sleeps }
     }
 
     /// When `vcpu`'s timer is due, as a TSC value.

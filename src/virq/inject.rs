@@ -59,6 +59,8 @@ pub struct Injection {
     pub offer: Option<Vector>,
     /// Wanted exit, for a non-maskable interrupt that cannot go in now.
     pub nmi_window: Option<NmiWindow>,
+    /// An INIT arrived: there is to be no entry before a start-up message.
+    pub reset: bool,
 }
 
 /// The memory of one virtual CPU's channels from an entry to the exit after it, and on to the next entry.
@@ -94,7 +96,7 @@ impl Offer {
         if self.undelivered.is_none() && !nmi_waits {
             // Nearly every entry: nothing but a vector, if anything.
             self.offered = pending;
-            return Injection { event: None, offer: pending, nmi_window: None };
+            return Injection { event: None, offer: pending, nmi_window: None, reset: false };
         }
         self.decide_order(pending, nmi_waits, cpu)
     }
@@ -118,7 +120,7 @@ impl Offer {
         };
         // While a delivery is held back no other one may begin: there is room to remember one.
         self.offered = if self.undelivered.is_some() { None } else { pending };
-        Injection { event, offer: self.offered, nmi_window }
+        Injection { event, offer: self.offered, nmi_window, reset: false }
     }
 }
 
@@ -199,7 +201,8 @@ mod tests {
         offer.decide(Some(v(0x51)), false, FREE);
         offer.exited(Exited { offer_stands: false, interrupted: Some(v(0x51)) });
         let own = Interruptibility { event_taken: true, ..FREE };
-        let held_back = Injection { event: None, offer: None, nmi_window: Some(NmiWindow::Instruction) };
+        let window = Some(NmiWindow::Instruction);
+        let held_back = Injection { event: None, offer: None, nmi_window: window, reset: false };
         assert_eq!(offer.decide(Some(v(0x71)), true, own), held_back);
         assert_eq!(offer.exited(TAKEN), None);
         let injection = offer.decide(None, true, FREE);

@@ -46,8 +46,8 @@ mod vectors;
 mod vioapic;
 mod vlapic;
 
-pub use self::chips::{Outcome, Settled, Vcpu, VcpuSet, VirtualChips};
-pub use self::doorbell::Doorbell;
+pub use self::chips::{MAX_VCPUS, Outcome, Rest, Settled, Vcpu, VcpuSet, VirtualChips};
+pub use self::doorbell::{Doorbell, Requests};
 pub use self::inject::{Event, Exited, Injection, Interruptibility, NmiWindow, Offer};
 pub use self::message::{Delivery, Destination, Ipi, IpiTarget, Message};
 pub use self::pins::{Contributor, PinSet, Pins};

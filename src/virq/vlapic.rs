@@ -427,6 +427,12 @@ impl VirtualLapic {
         core::mem::replace(&mut self.startup.init, false)
     }
 
+    /// Whether something came for the CPU's core itself that ends any rest: an INIT, the start-up message it waits for, or a
+    /// non-maskable interrupt, which one that waits for a start-up message does not heed.
+    pub const fn is_roused(&self) -> bool {
+        self.startup.init || self.startup.page.is_some() || self.has_nmi() && !self.startup.waiting
+    }
+
     /// Whether the CPU executes nothing because it waits for a start-up message.
     pub const fn awaits_startup(&self) -> bool {
         self.startup.waiting

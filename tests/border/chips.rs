@@ -11,7 +11,7 @@ use levelhead::virq::{
 use crate::dice::{Dice, fuzz};
 
 const CPUS: u8 = 2;
-type Chips = VirtualChips<{ CPUS as usize }>;
+type Chips = VirtualChips;
 const MODEL: LapicModel = LapicModel { x2apic: true, physical_address_bits: 40 };
 
 const APIC_BASE: u32 = 0x1b;
@@ -160,7 +160,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let mut world = Self {
-            chips: Chips::new(MODEL),
+            chips: Chips::new(CPUS, MODEL),
             now: 1 << 40,
             accepted: [None; PINS as usize],
             before: [None; CPUS as usize],
@@ -644,7 +644,7 @@ impl Page {
 #[test]
 fn the_register_page_reads_as_the_table_says() {
     fuzz(100, |dice| {
-        let mut chips = VirtualChips::<1>::new(MODEL);
+        let mut chips = VirtualChips::new(1, MODEL);
         let (mut page, mut now) = (Page::RESET, 0);
         for _ in 0..300 {
             now += dice.below(5000);
@@ -728,7 +728,7 @@ fn x2apic_registers_are_legal_by_the_table_and_a_fault_changes_nothing() {
                 _ => dice.hostile(),
             };
             let legal = register.and_then(writable).is_some_and(|bits| value & !bits == 0);
-            let mut twin = VirtualChips::<1>::new(MODEL);
+            let mut twin = VirtualChips::new(1, MODEL);
             if x2apic {
                 let _outcome =
                     twin.write_msr(Vcpu(0), APIC_BASE, 0xfee0_0c00, 0).expect("a legal change of mode");

@@ -35,7 +35,7 @@ fn address(dice: &mut Dice, local_apic: u64) -> u64 {
 #[test]
 fn an_address_is_a_device_of_the_guests_own_a_vacant_place_or_the_guests_end() {
     fuzz(60, |dice| {
-        let mut chips = VirtualChips::<1>::new(MODEL);
+        let mut chips = VirtualChips::new(1, MODEL);
         for _ in 0..1000 {
             if dice.one_in(50) {
                 let base =

@@ -40,7 +40,7 @@ fn number(dice: &mut Dice) -> u32 {
 #[test]
 fn a_register_that_is_not_the_guests_faults_and_a_fault_changes_nothing() {
     fuzz(60, |dice| {
-        let mut chips = VirtualChips::<1>::new(MODEL);
+        let mut chips = VirtualChips::new(1, MODEL);
         for _ in 0..400 {
             let (number, registers) = (number(dice), registers(dice));
             let now = dice.hostile();

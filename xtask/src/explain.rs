@@ -83,12 +83,13 @@ pub struct Explanation {
     findings: Vec<Finding>,
 }
 
-/// A partition. What is not known is null.
+/// A partition. What is not known is null or empty.
 #[derive(Debug, Serialize)]
 struct PartitionSaid {
     name: String,
-    cpu: Option<u8>,
-    apic: Option<u32>,
+    cpus: Vec<u8>,
+    /// The identifiers of their local APICs.
+    apics: Vec<u32>,
     memory_bytes: u64,
     /// Where its memory begins, if the configuration says.
     memory_at: Option<u64>,
@@ -216,8 +217,8 @@ impl PartitionSaid {
     fn new(partition: &Partition, planned: &PartitionPlan) -> Self {
         Self {
             name: partition.name.clone(),
-            cpu: partition.cpus.first().map(|cpu| cpu.0),
-            apic: planned.cpu.map(|(_, apic)| apic.0),
+            cpus: partition.cpus.iter().map(|cpu| cpu.0).collect(),
+            apics: planned.cpus.iter().flatten().map(|(_, apic)| apic.0).collect(),
             memory_bytes: partition.memory_bytes,
             memory_at: partition.memory_at.map(|at| at.raw()),
             console: partition.console,

@@ -43,7 +43,6 @@ const _: () = assert!(offset_of!(GuestFrame, fx) == 0x80, "vmrun.S: FXSAVE area"
 pub(crate) struct World {
     pub(crate) vmcb: &'static mut Vmcb,
     pub(crate) frame: &'static mut GuestFrame,
-    pub(crate) io: &'static mut IoPermissions,
     pub(crate) msr: &'static mut MsrPermissions,
     vmcb_address: HostPhys,
     io_address: HostPhys,
@@ -53,23 +52,21 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Allocates everything. Any CPU may do it for the one that will [`activate`](Self::activate) it.
-    pub(crate) fn allocate(frames: &mut Frames) -> Result<Self, OutOfMemory> {
+    /// Allocates everything but the I/O permission map, which all virtual CPUs of a guest share. Any CPU may do it for the one
+    /// that will [`activate`](Self::activate) it.
+    pub(crate) fn allocate(io_address: HostPhys, frames: &mut Frames) -> Result<Self, OutOfMemory> {
         let host_save = page_run(1, frames)?;
         let vmcb_address = page_run(1, frames)?;
         let host_state = page_run(1, frames)?;
         let frame_address = page_run(1, frames)?;
-        let io_address = page_run(IoPermissions::BYTES as u64 / PAGE_BYTES, frames)?;
         let msr_address = page_run(MsrPermissions::BYTES as u64 / PAGE_BYTES, frames)?;
         // SAFETY: a fresh page, which is what a control block needs.
         let vmcb = unsafe { place(vmcb_address, Vmcb::new()) };
         // SAFETY: a fresh page, larger than a frame.
         let frame = unsafe { place(frame_address, GuestFrame { regs: GuestRegs::new(), fx: FXSAVE_RESET }) };
         // SAFETY: a fresh run of pages of this size.
-        let io = unsafe { place(io_address, IoPermissions::deny_all()) };
-        // SAFETY: a fresh run of pages of this size.
         let msr = unsafe { place(msr_address, MsrPermissions::deny_all()) };
-        Ok(Self { vmcb, frame, io, msr, vmcb_address, io_address, msr_address, host_save, host_state })
+        Ok(Self { vmcb, frame, msr, vmcb_address, io_address, msr_address, host_save, host_state })
     }
 
     /// Switches SVM on for the running CPU, which from now on is the only one to enter this virtual CPU, and wipes what no
@@ -112,6 +109,15 @@ impl World {
         // that interrupts are off.
         unsafe { lh_vmrun(self.frame, self.vmcb_address.raw(), self.host_state.raw(), shadow) };
     }
+}
+
+/// Allocates an I/O permission map that opens nothing.
+pub(crate) fn io_permissions(
+    frames: &mut Frames,
+) -> Result<(HostPhys, &'static mut IoPermissions), OutOfMemory> {
+    let address = page_run(IoPermissions::BYTES as u64 / PAGE_BYTES, frames)?;
+    // SAFETY: a fresh run of pages of this size.
+    Ok((address, unsafe { place(address, IoPermissions::deny_all()) }))
 }
 
 fn page_run(pages: u64, frames: &mut Frames) -> Result<HostPhys, OutOfMemory> {

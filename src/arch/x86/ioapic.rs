@@ -10,7 +10,7 @@ use levelhead::addr::HostPhys;
 use levelhead::frames::Frames;
 use levelhead::intx::count;
 use levelhead::ioapic::{
-    MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_VERSION, Rte, Version, low_register, programming,
+    MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_VERSION, Rte, Version, high_register, low_register, programming,
 };
 use levelhead::irq::{Gsi, Pin, PinCount, TriggerMode, Vector};
 
@@ -25,6 +25,8 @@ struct Chip {
     version: Version,
     selected: u8,
     shadow: Vec<Rte>,
+    /// Where entries are to lead when they are unmasked next, if not where they lead now.
+    aims: Vec<Option<u8>>,
 }
 
 /// Register accesses since boot, index and data alike.
@@ -62,6 +64,7 @@ impl IoApics {
             version,
             selected: REG_VERSION,
             shadow: alloc::vec![Rte::RESET; usize::from(count.get())],
+            aims: alloc::vec![None; usize::from(count.get())],
         };
         for index in 0..count.get() {
             // A chip has at most 240 pins that its 8-bit index can name.
@@ -91,6 +94,9 @@ impl IoApics {
         {
             *shadow = shadow.with_mask(masked);
             let low = shadow.low();
+            if !masked && chip.aims.get(usize::from(pin.0)).is_some_and(Option::is_some) {
+                chip.turn(counts, pin);
+            }
             chip.write(counts, low_register(pin), low);
         }
     }
@@ -117,6 +123,16 @@ impl IoApics {
             let edge = Rte::masked(vector, rte.destination(), TriggerMode::Edge, rte.polarity());
             chip.program(counts, pin, edge);
             chip.program(counts, pin, rte);
+        }
+    }
+
+    /// Has the input's entry lead to the CPU with this APIC identifier from its next unmasking on. Before that it stays where
+    /// it is: a masked entry is the one moment at which nothing is on its way by it.
+    pub(crate) fn aim(&mut self, gsi: Gsi, destination: u8) {
+        if let Some((chip, pin, _)) = self.chip(gsi)
+            && let Some(aim) = chip.aims.get_mut(usize::from(pin.0))
+        {
+            *aim = Some(destination);
         }
     }
 
@@ -148,6 +164,18 @@ impl Chip {
         }
         if let Some(shadow) = self.shadow.get_mut(usize::from(pin.0)) {
             *shadow = rte;
+        }
+    }
+
+    /// Turns a masked entry to where it is to lead.
+    #[cold]
+    fn turn(&mut self, counts: &mut Accesses, pin: Pin) {
+        let index = usize::from(pin.0);
+        let aim = self.aims.get_mut(index).and_then(Option::take);
+        if let (Some(destination), Some(shadow)) = (aim, self.shadow.get_mut(index)) {
+            *shadow = shadow.with_destination(destination);
+            let high = shadow.high();
+            self.write(counts, high_register(pin), high);
         }
     }
 

@@ -24,7 +24,7 @@ const BOOT: Vcpu = Vcpu(0);
 type Handler<const N: usize> = fn(&mut Machine<N>, Vcpu, usize);
 
 struct Machine<const N: usize> {
-    chips: VirtualChips<N>,
+    chips: VirtualChips,
     interrupts_enabled: bool,
     /// Called for every interrupt, with how often this vector was taken before.
     handler: Handler<N>,
@@ -42,7 +42,7 @@ impl<const N: usize> Machine<N> {
     /// All local APICs in xAPIC mode and enabled by software.
     fn new(handler: Handler<N>) -> Self {
         let mut machine = Self {
-            chips: VirtualChips::new(MODEL),
+            chips: VirtualChips::new(u8::try_from(N).unwrap(), MODEL),
             interrupts_enabled: true,
             handler,
             taken: vec![],

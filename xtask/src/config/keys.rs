@@ -1,8 +1,8 @@
 //! The keys of a configuration, each defined once: the reader takes names and examples from here, `docs/config.md` the rest.
 
 use levelhead::config::{
-    EXIT_PORT_BYTES, MAX_CMDLINE_BYTES, MAX_DEVICES, MAX_GSIS, MAX_MEMORY_END, MAX_MODULES, MAX_NAME_BYTES,
-    MAX_PARTITIONS, MIN_MEMORY_AT, VIRTUAL_PINS,
+    EXIT_PORT_BYTES, MAX_CMDLINE_BYTES, MAX_CPUS, MAX_DEVICES, MAX_GSIS, MAX_MEMORY_END, MAX_MODULES,
+    MAX_NAME_BYTES, MAX_PARTITIONS, MIN_MEMORY_AT, VIRTUAL_PINS,
 };
 use levelhead::irq::MAX_SHARERS;
 use levelhead::message::Message;
@@ -103,14 +103,16 @@ pub const CPUS: Key = Key {
     kind: "array of integers",
     default: None,
     range: || {
-        "exactly one number, 0 to 255; 0 is the CPU that boots, the others count in the order of the MADT"
-            .into()
+        format!(
+            "1 to {MAX_CPUS} numbers, 0 to 255; 0 is the CPU that boots, the others count in the order of the MADT"
+        )
     },
-    meaning: "the CPU it owns; no other partition may name it",
+    meaning: "the CPUs it owns, one virtual CPU on each; the guest starts on the first and starts the others itself. No other \
+              partition may name them",
     example: "cpus = [0]",
     messages: &[
         Message::NoCpu,
-        Message::SeveralCpus,
+        Message::CpuCount,
         Message::CpuTaken,
         Message::CpuMissing,
         Message::TargetApic,

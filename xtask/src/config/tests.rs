@@ -271,10 +271,8 @@ fn each_mistake_is_told_with_its_place_and_remedy() {
             "4:8: ERROR Config/wrong-type: partition[0].cpus: an integer may not stand here; to do: write an array, as in `cpus = [0]`".into(),
         ),
         (
-            &GOOD.replace("[0]", "[0, 1]"),
-            "4:8: ERROR Config/several-cpus: partition[0].cpus: 2 CPUs: several in one partition are not supported yet; to do: \
-             name exactly one, as in `cpus = [0]`"
-                .into(),
+            &GOOD.replace("[0]", "[]"),
+            "4:8: ERROR Config/no-cpu: partition[0].cpus: there is no CPU; to do: name 1 to 32, as in `cpus = [0]` or `cpus = [0, 1]`".into(),
         ),
         (
             &good_with("exit-port = 0x1_0000"),

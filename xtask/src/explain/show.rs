@@ -82,14 +82,20 @@ fn decided(value: Option<impl ToString>, reason: &str) -> Cell {
     }
 }
 
+/// Numbers as a list, if there are any.
+fn numbers(numbers: &[impl ToString]) -> Option<String> {
+    let texts: Vec<_> = numbers.iter().map(ToString::to_string).collect();
+    (!texts.is_empty()).then(|| texts.join(", "))
+}
+
 impl PartitionSaid {
     fn cells(&self, machine: bool) -> [Cell; 8] {
         let missing = if machine { NONE } else { AT_BOOT };
         let port = |port: Option<u16>| decided(port.map(|port| format!("{port:#x}")), NONE);
         [
             Cell::painted(STRONG, &*self.name),
-            decided(self.cpu, NONE),
-            decided(self.apic, missing),
+            decided(numbers(&self.cpus), NONE),
+            decided(numbers(&self.apics), missing),
             format!("{} KiB", self.memory_bytes >> 10).into(),
             decided(self.memory_at.map(|at| format!("{at:#x}")), AT_BOOT),
             (if self.console { "shown" } else { "not shown" }).into(),

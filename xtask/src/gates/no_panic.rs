@@ -59,9 +59,9 @@ const ROOTS: [(&str, &str); 35] = [
     ("src/run.rs", "leave"),
     ("src/run.rs", "retire"),
     ("src/exits.rs", "handle"),
-    ("src/partition/mod.rs", "deliver"),
-    ("src/partition/mod.rs", "complete"),
-    ("src/partition/mod.rs", "virtual_rte"),
+    ("src/partition/vcpu.rs", "deliver"),
+    ("src/partition/vcpu.rs", "complete"),
+    ("src/partition/vcpu.rs", "virtual_rte"),
     // Hardware.
     ("src/machine.rs", "mask_rte"),
     ("src/machine.rs", "unmask_rte"),

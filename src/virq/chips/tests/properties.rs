@@ -135,7 +135,7 @@ fn happen(machine: &mut Machine<1>, model: &Model, happening: Happening) {
 
 /// One call with arguments a hostile guest or a confused caller might bring about: any at all, or any that
 /// reach a register.
-fn strike(chips: &mut VirtualChips<2>, (kind, place, value, time): (u8, u32, u64, u64)) {
+fn strike(chips: &mut VirtualChips, (kind, place, value, time): (u8, u32, u64, u64)) {
     let vcpu = Vcpu(kind >> 4 & 3);
     let bytes = (place >> 24) as u8;
     let pin = Pin(place as u8);
@@ -183,7 +183,7 @@ fn strike(chips: &mut VirtualChips<2>, (kind, place, value, time): (u8, u32, u64
 }
 
 /// A call, and what the run loop does with its outcome.
-fn act(chips: &mut VirtualChips<2>, call: impl FnOnce(&mut VirtualChips<2>) -> Outcome) {
+fn act(chips: &mut VirtualChips, call: impl FnOnce(&mut VirtualChips) -> Outcome) {
     for pin in call(chips).completed {
         assert!(!chips.settle(pin).completion_due, "no pin completes for ever");
     }
@@ -218,7 +218,7 @@ proptest! {
     fn no_access_and_no_order_of_calls_is_fatal(
         accesses in vec((any::<u8>(), any::<u32>(), any::<u64>(), any::<u64>()), 0..300)
     ) {
-        let mut chips = VirtualChips::<2>::new(MODEL);
+        let mut chips = VirtualChips::new(2, MODEL);
         for access in accesses {
             strike(&mut chips, access);
             // What every reader relies on, whatever came before: a vector is offered only above the priority.

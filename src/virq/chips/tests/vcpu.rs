@@ -36,6 +36,51 @@ fn init_and_startup_reach_the_others() {
     assert!(!chips.take_init(BOOT));
 }
 
+/// The boot CPU starts `vcpu`.
+fn start(chips: &mut VirtualChips, vcpu: Vcpu) {
+    let _ = chips.lapic_write(BOOT, 0x310, 4, u64::from(vcpu.0) << 24, 0);
+    for command in [0x4500, 0x4605] {
+        let _ = chips.lapic_write(BOOT, 0x300, 4, command, 0);
+    }
+    assert!(chips.take_init(vcpu));
+    assert_eq!(chips.take_startup(vcpu), Some(5));
+}
+
+#[test]
+fn who_waits_for_a_start_up_message_sleeps_through_all_else() {
+    let mut machine = Machine::<2>::new(only_eoi);
+    let (chips, vcpu) = (&mut machine.chips, Vcpu(1));
+    let _ = chips.lapic_write(BOOT, 0x310, 4, 1 << 24, 0);
+    for command in [0x400, 0x51] {
+        let _ = chips.lapic_write(BOOT, 0x300, 4, command, 0);
+        assert_eq!(chips.rest(vcpu, true), Rest::Sleeps, "{command:#x}");
+        assert!(chips.before_entry(vcpu, Interruptibility { nmi_blocked: true, ..Default::default() }).reset);
+    }
+    let _ = chips.lapic_write(BOOT, 0x300, 4, 0x4601, 0);
+    assert_eq!(chips.rest(vcpu, true), Rest::Wakes);
+    assert_eq!(chips.take_startup(vcpu), Some(1));
+    assert!(!chips.before_entry(vcpu, Interruptibility::default()).reset);
+}
+
+#[test]
+fn all_at_rest_is_for_ever_unless_one_was_roused() {
+    let mut machine = Machine::<3>::new(only_eoi);
+    let chips = &mut machine.chips;
+    start(chips, Vcpu(2));
+    assert_eq!(chips.rest(Vcpu(1), true), Rest::Sleeps, "it waits to be started");
+    assert_eq!(chips.rest(Vcpu(2), false), Rest::Sleeps, "CPU 0 runs and may rouse it");
+    // CPU 0 rouses CPU 2, which has not noticed yet, and halts.
+    let _ = chips.lapic_write(BOOT, 0x310, 4, 2 << 24, 0);
+    let _ = chips.lapic_write(BOOT, 0x300, 4, 0x400, 0);
+    assert_eq!(chips.rest(BOOT, false), Rest::Sleeps);
+    assert_eq!(chips.rest(Vcpu(2), false), Rest::Wakes);
+    assert_eq!(chips.rest(BOOT, false), Rest::Sleeps, "CPU 2 is up");
+    assert_eq!(chips.before_entry(Vcpu(2), Interruptibility::default()).event, Some(Event::Nmi));
+    assert_eq!(chips.rest(Vcpu(2), true), Rest::Sleeps, "a halt that an interrupt ends is no rest for ever");
+    assert_eq!(chips.rest(Vcpu(1), true), Rest::Sleeps);
+    assert_eq!(chips.rest(Vcpu(2), false), Rest::ForEver);
+}
+
 #[test]
 fn a_self_ipi_and_a_self_nmi_arrive() {
     let mut machine = Machine::<1>::new(only_eoi);
@@ -55,9 +100,10 @@ fn a_raised_task_priority_withdraws_and_a_lowered_one_releases() {
     machine.interrupts_enabled = true;
     machine.run();
     assert_eq!(machine.taken, []);
-    assert!(!machine.chips.wakes(BOOT, true));
+    assert_eq!(machine.chips.rest(BOOT, true), Rest::Sleeps);
     machine.chips.set_cr8(BOOT, 4).unwrap();
-    assert!(machine.chips.wakes(BOOT, true) && !machine.chips.wakes(BOOT, false));
+    assert_eq!(machine.chips.rest(BOOT, true), Rest::Wakes);
+    assert_eq!(machine.chips.rest(BOOT, false), Rest::ForEver);
     machine.run();
     assert_eq!(machine.taken, [(0, 0x51)]);
 }
@@ -82,13 +128,16 @@ fn an_interrupted_delivery_goes_through_isr_once() {
 fn i44_init_forgets_what_was_on_its_way() {
     let mut machine = Machine::<2>::new(only_eoi);
     let chips = &mut machine.chips;
+    start(chips, Vcpu(1));
     let vector = Vector::new(0x51).unwrap();
+    let _ = chips.lapic_write(Vcpu(1), 0xf0, 4, 0x1ff, 0);
     let _ = chips.lapic_write(Vcpu(1), 0x300, 4, 0x4_0051, 0);
     chips.before_entry(Vcpu(1), Interruptibility::default());
     chips.after_exit(Vcpu(1), Exited { offer_stands: false, interrupted: Some(vector) });
     let _ = chips.lapic_write(BOOT, 0x300, 4, 0xc_4500, 0);
     assert!(chips.take_init(Vcpu(1)));
-    assert_eq!(chips.before_entry(Vcpu(1), Interruptibility::default()), Injection::default());
+    let nothing = Injection { reset: true, ..Injection::default() };
+    assert_eq!(chips.before_entry(Vcpu(1), Interruptibility::default()), nothing);
 }
 
 #[test]
@@ -96,7 +145,7 @@ fn ten_nmis_during_one_are_one() {
     let mut machine = Machine::<1>::new(only_eoi);
     let chips = &mut machine.chips;
     let nmi =
-        |chips: &mut VirtualChips<1>| assert!(!chips.lapic_write(BOOT, 0x300, 4, 0x400, 0).kicked.is_empty());
+        |chips: &mut VirtualChips| assert!(!chips.lapic_write(BOOT, 0x300, 4, 0x400, 0).kicked.is_empty());
     let blocked = Interruptibility { nmi_blocked: true, ..Interruptibility::default() };
     nmi(chips);
     assert_eq!(chips.before_entry(BOOT, Interruptibility::default()).event, Some(Event::Nmi));
@@ -112,13 +161,15 @@ fn ten_nmis_during_one_are_one() {
 fn the_timer_wakes_its_cpu() {
     let mut machine = Machine::<2>::new(only_eoi);
     let vcpu = Vcpu(1);
+    start(&mut machine.chips, vcpu);
+    machine.lapic(vcpu, 0xf0, 0x1ff);
     for (offset, value) in [(0x320, 0xee), (0x3e0, 0xb), (0x380, 0x10000)] {
         assert!(machine.chips.lapic_write(vcpu, offset, 4, value, 0).timer_changed);
     }
     assert_eq!((machine.chips.deadline(vcpu), machine.chips.deadline(BOOT)), (Some(0x10000), None));
     assert!(!machine.chips.advance_timer(vcpu, 0xffff));
     assert!(machine.chips.advance_timer(vcpu, 0x10000));
-    assert!(machine.chips.wakes(vcpu, true) && !machine.chips.wakes(BOOT, true));
+    assert_eq!((machine.chips.rest(vcpu, true), machine.chips.rest(BOOT, true)), (Rest::Wakes, Rest::Sleeps));
     machine.run();
     assert_eq!(machine.taken, [(1, 0xee)]);
 }
@@ -135,7 +186,8 @@ fn a_cpu_the_partition_does_not_have_answers_nothing() {
         assert_eq!(chips.set_cr8(absent, 0), Err(GeneralProtection));
         assert_eq!(chips.before_entry(absent, Interruptibility::default()), Injection::default());
         assert_eq!(chips.after_exit(absent, Exited::default()), PinSet::EMPTY);
-        assert!(!chips.take_init(absent) && !chips.wakes(absent, true) && !chips.lapic_enabled(absent));
+        assert!(!chips.take_init(absent) && !chips.lapic_enabled(absent));
+        assert_eq!(chips.rest(absent, true), Rest::ForEver);
         assert_eq!((chips.deadline(absent), chips.take_startup(absent)), (None, None));
     }
 }

@@ -1,0 +1,244 @@
+//! What the virtual CPUs of a guest share and change, one at a time: configuration space, what of the devices is mapped, ports,
+//! and the console.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use levelhead::border::Ports;
+use levelhead::decide::BAR_WINDOW;
+use levelhead::device::{Dropped, LineBuffer, Permission, PrintBudget};
+use levelhead::intx::MaskReasons;
+use levelhead::message::{Message, Record};
+use levelhead::pci::reset::Fault;
+use levelhead::pci::virtual_bar::{Mapping, Mappings};
+use levelhead::pci::{Access, Bdf, Effect, VirtualConfig};
+use levelhead::policy::{DevicePolicy, NoReset};
+use levelhead::svm::{IoPermissions, NestedTables, Reach, Stale};
+
+use crate::arch::svm::nested::TablePool;
+use crate::arch::x86::config_space::HostConfig;
+use crate::arch::x86::cpu::tsc;
+use crate::{console, report};
+
+/// Longest console line of a guest that is printed in one piece.
+const CONSOLE_COLUMNS: usize = 160;
+
+/// What the virtual CPUs share and change.
+pub(crate) struct Platform {
+    pub(crate) ports: Ports,
+    devices: Vec<Device>,
+    nested: NestedTables,
+    pool: TablePool,
+    io: &'static mut IoPermissions,
+    /// The guest's name.
+    name: String,
+    /// Whether what it prints is shown.
+    console: bool,
+    line: LineBuffer<CONSOLE_COLUMNS>,
+    budget: PrintBudget,
+}
+
+/// A physical function as the guest sees it.
+struct Device {
+    config: VirtualConfig,
+    /// The same when the guest starts.
+    initial: VirtualConfig,
+    /// What of its BARs is mapped now.
+    mapped: Mappings,
+    /// How its last reset went.
+    reset: Option<Result<(), Fault>>,
+    /// It did not come back from its last reset as it was: it is silent, and the guest reaches none of its BARs.
+    lost: bool,
+}
+
+impl Platform {
+    /// The platform of a guest of these functions, none of whose BARs is mapped yet.
+    pub(crate) fn new(
+        ports: Ports,
+        functions: Vec<VirtualConfig>,
+        (nested, pool): (NestedTables, TablePool),
+        io: &'static mut IoPermissions,
+        (name, console): (String, bool),
+    ) -> Self {
+        let device = |config: VirtualConfig| Device {
+            initial: config.clone(),
+            config,
+            mapped: [None; 6],
+            reset: None,
+            lost: false,
+        };
+        let devices = functions.into_iter().map(device).collect();
+        let (line, budget) = (LineBuffer::new(), PrintBudget::new());
+        Self { ports, devices, nested, pool, io, name, console, line, budget }
+    }
+
+    /// The platform as at boot, but for how resets went. What CPUs kept is stale.
+    pub(crate) fn renew(&mut self) {
+        for device in &mut self.devices {
+            device.config = device.initial.clone();
+        }
+        // Each CPU flushes with its first entry into the next life.
+        let _ = self.remap();
+        // The last life may have moved its BARs anywhere.
+        self.nested.prune(&mut self.pool, BAR_WINDOW.start(), BAR_WINDOW.bytes());
+        self.ports.reset();
+    }
+
+    /// Judges how the reset of a function went, and records what is new of it.
+    pub(crate) fn judge_reset(&mut self, bdf: Bdf, policy: &DevicePolicy, outcome: Result<(), Fault>) {
+        let name = &self.name;
+        let Some(device) = self.devices.iter_mut().find(|device| device.config.bdf() == bdf) else { return };
+        let before = device.reset.replace(outcome);
+        device.lost = outcome.is_err_and(|fault| !fault.is_harmless() || policy.no_reset == NoReset::Refuse);
+        let Err(fault) = outcome else { return };
+        if before == Some(outcome) {
+            return;
+        }
+        let message = if device.lost { Message::ResetFailed } else { Message::ResetNoEffect };
+        let place = format_args!("partition {name}, device {bdf}");
+        report::record(Record { message, place: &place, what: Some(&fault), remedy: None });
+    }
+
+    /// Whether a function did not come back from its last reset, and the reasons for which it is silent that end with a life:
+    /// those of the hypervisor's own doing in between, and those that the guest gave. That its device misbehaved is forgiven
+    /// if its state was cleared.
+    pub(crate) fn after_reset(&self, bdf: Bdf) -> (bool, MaskReasons) {
+        let lifted =
+            MaskReasons::RESET | MaskReasons::GUEST_DISINTX | MaskReasons::OPERATOR | MaskReasons::THROTTLE;
+        let device = self.devices.iter().find(|device| device.config.bdf() == bdf);
+        let cleared = device.is_some_and(|device| device.reset == Some(Ok(())));
+        let lost = device.is_some_and(|device| device.lost);
+        (lost, if cleared && !lost { lifted | MaskReasons::QUARANTINE } else { lifted })
+    }
+
+    /// What the guest reads from a register of its configuration space.
+    pub(crate) fn read_config(&self, host: &HostConfig, bdf: Bdf, access: Access) -> u32 {
+        let device = self.devices.iter().find(|device| device.config.bdf() == bdf);
+        device.map_or(u32::MAX, |device| device.config.read(host, access))
+    }
+
+    /// The guest writes a register of its configuration space. What follows, if there is such a function, and what its CPUs
+    /// are to forget.
+    pub(crate) fn write_config(&mut self, bdf: Bdf, access: Access, value: u32) -> Option<(Effect, Stale)> {
+        let device = self.devices.iter_mut().find(|device| device.config.bdf() == bdf)?;
+        let effect = device.config.write(access, value);
+        Some((effect, if effect.remap { self.remap() } else { Stale::NOTHING }))
+    }
+
+    /// Opens and closes until the guest reaches exactly what its BARs say now.
+    pub(crate) fn remap(&mut self) -> Stale {
+        let mut reach = Reach::new(&self.nested, &mut self.pool, self.io);
+        let mut stale = Stale::NOTHING;
+        for device in &mut self.devices {
+            for slot in &mut device.mapped {
+                let closed = match *slot {
+                    Some(Mapping::Memory { guest, bytes, .. }) => reach.close_memory(guest, bytes).ok(),
+                    Some(Mapping::Ports { first, last }) => Some(reach.close_ports(first..=last)),
+                    None => Some(Stale::NOTHING),
+                };
+                if let Some(closed) = closed {
+                    stale = stale.and(closed);
+                    *slot = None;
+                }
+            }
+        }
+        for device in self.devices.iter_mut().filter(|device| !device.lost) {
+            for (slot, wanted) in device.mapped.iter_mut().zip(device.config.mappings()) {
+                let opened = match wanted {
+                    // What could not be closed stays where it is.
+                    _ if slot.is_some() => continue,
+                    Some(Mapping::Memory { guest, host, bytes }) => {
+                        reach.open_memory(guest, host, bytes).is_ok()
+                    }
+                    Some(Mapping::Ports { first, last }) => {
+                        stale = stale.and(reach.open_ports(first..=last));
+                        true
+                    }
+                    None => false,
+                };
+                // A guest that lays its BARs over one another gets the first of them.
+                *slot = if opened { wanted } else { None };
+            }
+        }
+        stale
+    }
+
+    /// Prints a byte of the guest's console output, a line at a time.
+    pub(crate) fn put(&mut self, byte: u8) {
+        if self.console
+            && let Some(line) = self.line.push(byte)
+        {
+            print_line(&self.name, line, &mut self.budget);
+        }
+    }
+
+    /// Prints a line about the guest that it can cause as often as it likes, if it may print so much.
+    pub(crate) fn tell(&mut self, what: fmt::Arguments<'_>) {
+        let text = format_args!("partition {}: {what}\n", self.name);
+        print_counted(&self.name, text, &mut self.budget);
+    }
+
+    /// Prints a text of whatever length if the guest may print so much.
+    pub(crate) fn print_counted(&mut self, text: fmt::Arguments<'_>) {
+        print_counted(&self.name, text, &mut self.budget);
+    }
+
+    /// Prints what is left of the guest's last line.
+    pub(crate) fn flush_line(&mut self) {
+        if let Some(line) = self.line.take_rest() {
+            print_line(&self.name, line, &mut self.budget);
+        }
+    }
+
+    /// Says how much of the guest's output was not printed.
+    pub(crate) fn flush(&mut self) {
+        if let Some(dropped) = self.budget.take_dropped() {
+            report_dropped(&self.name, dropped);
+        }
+    }
+}
+
+/// Prints a guest's line if it may print so much.
+fn print_line(name: &str, line: &str, budget: &mut PrintBudget) {
+    let text = format_args!("[{name}] {line}\n");
+    // Name and line, two brackets, a space and the two bytes of the line's end.
+    let bytes = (name.len() as u64).saturating_add(line.len() as u64).saturating_add(5);
+    print_bounded(name, text, bytes, budget);
+}
+
+/// Prints a text of whatever length if the guest may print so much.
+fn print_counted(name: &str, text: fmt::Arguments<'_>, budget: &mut PrintBudget) {
+    struct Length(u64);
+    impl fmt::Write for Length {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0 = self.0.saturating_add(text.len() as u64);
+            Ok(())
+        }
+    }
+    let mut length = Length(0);
+    if fmt::write(&mut length, text).is_ok() {
+        print_bounded(name, text, length.0, budget);
+    }
+}
+
+fn print_bounded(name: &str, text: fmt::Arguments<'_>, bytes: u64, budget: &mut PrintBudget) {
+    match budget.ask(bytes, tsc()) {
+        Permission::Print => console::print(text),
+        Permission::PrintAfter(dropped) => {
+            report_dropped(name, dropped);
+            console::print(text);
+        }
+        Permission::DropFirst => report_flood(name, None),
+        Permission::Drop => {}
+    }
+}
+
+fn report_dropped(name: &str, Dropped { lines, bytes }: Dropped) {
+    report_flood(name, Some(&format_args!("{lines} line(s) of its output, {bytes} byte(s), were dropped")));
+}
+
+fn report_flood(name: &str, what: Option<&dyn fmt::Display>) {
+    let place = format_args!("partition {name}");
+    report::record(Record { message: Message::ConsoleFlood, place: &place, what, remedy: None });
+}

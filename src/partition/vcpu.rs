@@ -1,0 +1,188 @@
+//! One virtual CPU of a guest: what belongs to the CPU that runs it, and nobody else touches.
+
+use levelhead::addr::GuestPhys;
+use levelhead::emulate::{CodePages, DecodeCache};
+use levelhead::guest::EntryState;
+use levelhead::intx::{Deliveries, Notifier};
+use levelhead::irq::Pin;
+use levelhead::svm::Stale;
+use levelhead::vcpu::{Gpr, GuestRegs};
+use levelhead::virq::{PinSet, Requests, Vcpu, VirtualLapic};
+
+use super::Partition;
+use super::watch::Watch;
+use crate::arch::svm::vmrun::World;
+use crate::arch::x86::cpu::cpuid;
+use crate::machine::{Chips, Here, Machine};
+
+/// How often each kind of exit happened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Exits {
+    pub(crate) interrupt: u64,
+    pub(crate) msr: u64,
+    pub(crate) mmio: u64,
+    pub(crate) hlt: u64,
+    pub(crate) io: u64,
+    pub(crate) cpuid: u64,
+    pub(crate) hypercall: u64,
+    pub(crate) other: u64,
+}
+
+impl Exits {
+    /// Counts the others as well.
+    pub(super) const fn add(&mut self, others: &Self) {
+        let Self { interrupt, msr, mmio, hlt, io, cpuid, hypercall, other } = self;
+        *interrupt = interrupt.wrapping_add(others.interrupt);
+        *msr = msr.wrapping_add(others.msr);
+        *mmio = mmio.wrapping_add(others.mmio);
+        *hlt = hlt.wrapping_add(others.hlt);
+        *io = io.wrapping_add(others.io);
+        *cpuid = cpuid.wrapping_add(others.cpuid);
+        *hypercall = hypercall.wrapping_add(others.hypercall);
+        *other = other.wrapping_add(others.other);
+    }
+}
+
+/// A virtual CPU.
+pub(crate) struct VirtualCpu {
+    pub(crate) id: Vcpu,
+    pub(crate) partition: &'static Partition,
+    pub(crate) world: World,
+    /// Where the guest begins.
+    pub(super) entry: EntryState,
+    pub(crate) pages: CodePages,
+    pub(crate) decoded: DecodeCache,
+    pub(crate) exits: Exits,
+    /// Where the guest has put this one's local APIC, as its chip has it: only its own writes move it.
+    pub(crate) local_apic: GuestPhys,
+    /// MTRRdefType as the guest wrote it; the memory types themselves are the nested tables' business.
+    pub(crate) mtrr_def_type: u64,
+    /// Where an instruction was last tried again, and how often.
+    pub(crate) again: (u64, u32),
+    /// What the other CPUs of the guest must have forgotten before it goes on.
+    pub(crate) awaited: Option<u64>,
+    /// When the partition's devices are looked at, if a policy asks for it; the boot CPU looks.
+    pub(crate) watch: Option<Watch>,
+}
+
+impl VirtualCpu {
+    /// A virtual CPU that has executed nothing.
+    pub(crate) fn new(
+        id: Vcpu,
+        partition: &'static Partition,
+        world: World,
+        entry: EntryState,
+        watch: Option<Watch>,
+    ) -> Self {
+        let mut vcpu = Self {
+            id,
+            partition,
+            world,
+            entry,
+            pages: CodePages::new(),
+            decoded: DecodeCache::new(),
+            exits: Exits::default(),
+            local_apic: GuestPhys::new(0),
+            mtrr_def_type: 0,
+            again: (0, 0),
+            awaited: None,
+            watch,
+        };
+        vcpu.local_apic_moved();
+        vcpu
+    }
+
+    /// Who is at work when its CPU is.
+    #[inline(always)]
+    pub(crate) fn here(&self) -> Here {
+        Here { partition: self.partition.index, vcpu: self.id }
+    }
+
+    /// Runs `body` with the interrupt chips, alone: see [`Receiver::chips`](crate::machine::Receiver::chips).
+    #[inline(always)]
+    pub(crate) fn chips<R>(&self, body: impl FnOnce(&mut Chips) -> R) -> R {
+        self.partition.receiver.chips(body)
+    }
+
+    /// The guest may have moved its local APIC.
+    pub(crate) fn local_apic_moved(&mut self) {
+        let id = self.id;
+        let page = self.chips(|chips| chips.lapic(id).map(VirtualLapic::mmio_base));
+        self.local_apic = page.unwrap_or(GuestPhys::new(u64::MAX));
+    }
+
+    /// Raises the pins of what was delivered.
+    #[inline]
+    pub(crate) fn deliver(&self, machine: &Machine, mut deliveries: Deliveries<'_>) {
+        machine.deliver(self.here(), &mut deliveries);
+    }
+
+    /// The guest is done with these pins: completes the lines behind each, then lets the pin speak again.
+    #[inline]
+    pub(crate) fn complete(&self, machine: &Machine, pins: PinSet) {
+        let partition = self.partition.index;
+        for vpin in pins {
+            let target = Notifier::Pin { partition, vpin };
+            let mut sources = machine.lines.listeners(partition, vpin);
+            if sources.are_several() {
+                // Only those that hold it high: what the others may have in service is not what the guest has seen.
+                sources = sources.among(self.chips(|chips| chips.ioapic().contributions(vpin)).into());
+            }
+            for source in sources {
+                self.deliver(machine, machine.lines.complete(source, target, &mut machine.wires()));
+            }
+            machine.settle(self.here(), partition, vpin);
+        }
+    }
+
+    /// The guest changed a virtual entry's mask bit: the lines behind the pin hear of it before the pin is looked at again,
+    /// since an unmask may be a completion.
+    pub(crate) fn virtual_rte(&self, machine: &Machine, vpin: Pin, masked: bool) {
+        let partition = self.partition.index;
+        let target = Notifier::Pin { partition, vpin };
+        for source in machine.lines.listeners(partition, vpin) {
+            self.deliver(machine, machine.lines.virtual_rte(source, target, masked, &mut machine.wires()));
+        }
+    }
+
+    /// Before its CPU looks what the guest is to get: answers whoever rang, and does what was asked. Whether the guest may
+    /// be entered again.
+    #[inline]
+    pub(crate) fn answer(&mut self, machine: &Machine) -> bool {
+        let asked = self.partition.receiver.answer(self.id);
+        asked.is_empty() || self.attend(machine, asked)
+    }
+
+    #[inline(never)]
+    fn attend(&mut self, machine: &Machine, asked: Requests) -> bool {
+        if asked.contains(Requests::FORGET) {
+            let receiver = self.partition.receiver;
+            let change = receiver.changes();
+            Stale::EVERYTHING.forget(self.world.vmcb);
+            receiver.forgot(self.id, change);
+        }
+        let due = self.partition.receiver.take_due();
+        if !due.is_empty() {
+            self.complete(machine, due);
+        }
+        !asked.contains(Requests::LEAVE)
+    }
+
+    /// Sees to it that all CPUs of the guest forget what is stale: this one with its next entry, the others before the
+    /// instruction that made it stale is over.
+    pub(crate) fn forget(&mut self, machine: &Machine, stale: Stale) {
+        stale.forget(self.world.vmcb);
+        if !stale.is_nothing() {
+            self.awaited = machine.make_forget(self.here(), self.partition.receiver).or(self.awaited);
+        }
+    }
+
+    /// A start-up message: begins in real mode at `page`, with the registers that an INIT leaves (APM2 14.1.3, table 14-1).
+    pub(crate) fn start_at(&mut self, page: u8) {
+        self.world.vmcb.start_real(page);
+        let regs = &mut self.world.frame.regs;
+        *regs = GuestRegs::new();
+        regs[Gpr::Rdx] = u64::from(cpuid(1, 0).eax);
+        self.again = (0, 0);
+    }
+}
