@@ -14,9 +14,9 @@ use levelhead::hypercall::answer;
 use levelhead::intx::{Completion, MaskReasons, Notifier, Replacing, SourceId, count};
 use levelhead::irq::{Gsi, Vector};
 use levelhead::message::{Message, Record};
-use levelhead::svm::{self, NmiMask, interrupted_delivery};
+use levelhead::svm::{self, NmiMask, Vmcb, interrupted_delivery};
 use levelhead::vcpu::Exit;
-use levelhead::virq::{Event, Exited, Interruptibility, NmiWindow, Rest};
+use levelhead::virq::{Event, Exited, Interruptibility, NmiWindow, Rest, Special};
 use levelhead::x86::rflags;
 
 use crate::arch::x86::cpu::{Arrived, ThisCpu, tsc};
@@ -130,22 +130,37 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtu
 /// after an INIT.
 #[inline]
 fn prepare(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> bool {
-    let forced = entry.forced.take();
     let id = vcpu.id;
     let vmcb = &mut vcpu.world.vmcb;
-    let state = Interruptibility {
-        nmi_blocked: entry.nmi.blocks(vmcb.rip(), vmcb.rsp()),
-        shadow: vmcb.interrupt_shadow(),
-        event_taken: forced.is_some(),
-    };
-    let injection = vcpu.partition.receiver.chips(|chips| chips.before_entry(id, state));
-    if injection.reset {
+    let injection = vcpu.partition.receiver.chips(|chips| {
+        chips.before_entry(id, || Interruptibility {
+            nmi_blocked: entry.nmi.blocks(vmcb.rip(), vmcb.rsp()),
+            shadow: vmcb.interrupt_shadow(),
+            event_taken: entry.forced.is_some(),
+        })
+    });
+    match injection.offer {
+        Some(vector) => vmcb.set_virtual_interrupt(vector),
+        None if vmcb.virtual_interrupt_pending() => vmcb.clear_virtual_interrupt(),
+        None => {}
+    }
+    entry.offers = injection.offer.is_some();
+    if injection.special.is_none() && entry.forced.is_none() && !entry.watching {
+        return true;
+    }
+    prepare_special(machine, vmcb, entry, injection.special.unwrap_or_default())
+}
+
+/// The rest of an entry that carries more than an offer, or that comes after one which did.
+#[inline(never)]
+fn prepare_special(machine: &Machine, vmcb: &mut Vmcb, entry: &mut Entry, special: Special) -> bool {
+    if special.reset {
         return false;
     }
-    if let Some(event) = forced {
+    if let Some(event) = entry.forced.take() {
         vmcb.inject(event);
     }
-    match injection.event {
+    match special.event {
         Some(Event::Interrupt(vector)) => vmcb.inject(svm::Event::Interrupt(vector)),
         Some(Event::Nmi) => {
             vmcb.inject(svm::Event::Nmi);
@@ -155,22 +170,17 @@ fn prepare(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> bool 
         }
         None => {}
     }
-    match injection.offer {
-        Some(vector) => vmcb.set_virtual_interrupt(vector),
-        None if vmcb.virtual_interrupt_pending() => vmcb.clear_virtual_interrupt(),
-        None => {}
-    }
     // The intercepted IRET tells by itself. For all else the first boundary with interrupts on does, which is where most
     // handlers return to, and the timer where they do not. The window needs a pending virtual interrupt; it is
     // intercepted before it is delivered, so its vector means nothing.
-    let told = injection.nmi_window == Some(NmiWindow::Iret) && entry.nmi == NmiMask::InHandler;
-    let watch = injection.nmi_window.is_some() && !told;
+    let told = special.nmi_window == Some(NmiWindow::Iret) && entry.nmi == NmiMask::InHandler;
+    let watch = special.nmi_window.is_some() && !told;
     if watch != entry.watching {
         vmcb.intercept_interrupt_window(watch);
         entry.watching = watch;
     }
     if watch {
-        if injection.offer.is_none()
+        if !entry.offers
             && let Some(any) = Vector::new(u8::MAX)
         {
             vmcb.set_virtual_interrupt(any);
@@ -178,7 +188,6 @@ fn prepare(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> bool 
         machine.apic.arm_timer(machine.rate, NMI_RETRY_TICKS << entry.retries.min(NMI_RETRY_DOUBLINGS));
         entry.retries = entry.retries.saturating_add(1);
     }
-    entry.offers = injection.offer.is_some();
     true
 }
 

@@ -95,6 +95,17 @@ mod tests {
     struct Ram;
 
     impl GuestMemory for Ram {
+        type Word = [u8; 8];
+
+        fn word(&self, at: GuestPhys) -> Option<[u8; 8]> {
+            let mut bytes = [0; 8];
+            self.read(at, &mut bytes).ok().map(|()| bytes)
+        }
+
+        fn load(&self, word: [u8; 8]) -> u64 {
+            u64::from_le_bytes(word)
+        }
+
         fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
             for (n, byte) in into.iter_mut().enumerate() {
                 let at = at.raw() + n as u64;

@@ -17,50 +17,42 @@ const MAX_ENTRIES: usize = 4;
 
 /// A translation and everything it depends on.
 #[derive(Clone, Copy, Debug)]
-struct Page {
+struct Page<W> {
     registers: PagingRegisters,
     user: bool,
     /// The linear address of the page.
     linear: u64,
     /// Where it leads.
     address: GuestPhys,
-    entries: Entries,
+    entries: Option<Entries<W>>,
 }
 
-/// Page-table entries: where each was read and what it said.
+/// Page-table entries: where each is and what it said. A walk that read fewer than there is room for repeats its first one.
 #[derive(Clone, Copy, Debug)]
-struct Entries {
-    read: [(GuestPhys, u64); MAX_ENTRIES],
-    count: usize,
-}
+struct Entries<W>([(W, u64); MAX_ENTRIES]);
 
-impl Entries {
-    const NONE: Self = Self { read: [(GuestPhys::new(0), 0); MAX_ENTRIES], count: 0 };
-
+impl<W: Copy> Page<W> {
     /// Whether every entry still says what it said.
     #[inline(always)]
-    fn stand(&self, memory: &impl GuestMemory) -> bool {
-        for &(at, entry) in self.read.get(..self.count).unwrap_or(&[]) {
-            if memory.read_u64(at) != Ok(entry) {
-                return false;
-            }
-        }
-        true
+    fn stands(&self, memory: &impl GuestMemory<Word = W>) -> bool {
+        let Some(Entries(entries)) = &self.entries else { return true };
+        entries.iter().all(|&(word, entry)| memory.load(word) == entry)
     }
 }
 
-/// A cache for one virtual processor; a fixed array, nothing is allocated.
+/// How many pages are remembered.
+const PAGES: usize = 4;
+
+/// A cache for one virtual processor and its memory, in whose words it remembers; a fixed array, nothing is allocated.
 #[derive(Debug)]
-pub struct CodePages {
-    pages: [Option<Page>; Self::PAGES],
+pub struct CodePages<W> {
+    pages: [Option<Page<W>>; PAGES],
 }
 
-impl CodePages {
-    const PAGES: usize = 4;
-
+impl<W: Copy + core::fmt::Debug> CodePages<W> {
     /// An empty cache.
     pub const fn new() -> Self {
-        Self { pages: [None; Self::PAGES] }
+        Self { pages: [None; PAGES] }
     }
 
     /// What [`fetch`] returns for the same arguments, errors included.
@@ -70,7 +62,7 @@ impl CodePages {
     #[inline(always)]
     pub fn fetch(
         &mut self,
-        memory: &impl GuestMemory,
+        memory: &impl GuestMemory<Word = W>,
         registers: PagingRegisters,
         linear: u64,
         size: CodeSize,
@@ -83,7 +75,7 @@ impl CodePages {
             && page.linear == linear - offset
             && page.registers == registers
             && page.user == user
-            && page.entries.stand(memory)
+            && page.stands(memory)
             && let Some(at) = page.address.checked_add(offset)
         {
             return memory.read_16(at).map(Code::from_sixteen).map_err(|NotRam| WalkError::Table(at));
@@ -95,17 +87,17 @@ impl CodePages {
     #[cold]
     fn walk(
         &mut self,
-        memory: &impl GuestMemory,
+        memory: &impl GuestMemory<Word = W>,
         registers: PagingRegisters,
         linear: u64,
         size: CodeSize,
         user: bool,
     ) -> Result<Code, WalkError> {
         let paging = registers.paging()?;
-        let recorder = Recorder { memory, entries: Cell::new(Some(Entries::NONE)) };
+        let recorder = Recorder { memory, read: Cell::new(Read::NOTHING) };
         let access = Access { kind: AccessKind::Execute, user, alignment_check: false };
         let found = paging.translate(&recorder, linear, access)?;
-        if let Some(entries) = recorder.entries.get()
+        if let Some(entries) = recorder.read.get().entries()
             && let Some(place) = self.pages.get_mut(index(linear))
         {
             let linear = linear - linear % PAGE_BYTES;
@@ -115,7 +107,7 @@ impl CodePages {
     }
 }
 
-impl Default for CodePages {
+impl<W: Copy + core::fmt::Debug> Default for CodePages<W> {
     fn default() -> Self {
         Self::new()
     }
@@ -124,31 +116,66 @@ impl Default for CodePages {
 /// The one place where a page is remembered.
 #[inline]
 const fn index(linear: u64) -> usize {
-    (linear / PAGE_BYTES) as usize % CodePages::PAGES
+    (linear / PAGE_BYTES) as usize % PAGES
 }
 
-/// Memory that writes down which entries a walk reads; `None` once there is one that it cannot write down.
-struct Recorder<'m, M> {
+/// What a walk has read.
+#[derive(Clone, Copy, Debug)]
+struct Read<W> {
+    entries: [Option<(W, u64)>; MAX_ENTRIES],
+    count: usize,
+    /// It read something that cannot be written down here.
+    more: bool,
+}
+
+impl<W: Copy> Read<W> {
+    const NOTHING: Self = Self { entries: [None; MAX_ENTRIES], count: 0, more: false };
+
+    fn note(mut self, word: W, entry: u64) -> Self {
+        match self.entries.get_mut(self.count) {
+            Some(place) => {
+                *place = Some((word, entry));
+                // At most the length of `entries`, as has just been seen.
+                self.count = self.count.wrapping_add(1);
+            }
+            None => self.more = true,
+        }
+        self
+    }
+
+    /// All of it, if all of it was written down: no entries at all, or so many.
+    fn entries(self) -> Option<Option<Entries<W>>> {
+        if self.more {
+            return None;
+        }
+        let [first, ..] = self.entries;
+        Some(first.map(|first| Entries(self.entries.map(|entry| entry.unwrap_or(first)))))
+    }
+}
+
+/// Memory that writes down which entries a walk reads.
+struct Recorder<'m, M: GuestMemory> {
     memory: &'m M,
-    entries: Cell<Option<Entries>>,
+    read: Cell<Read<M::Word>>,
 }
 
 impl<M: GuestMemory> GuestMemory for Recorder<'_, M> {
-    /// Not an entry of eight bytes: the two-level mode, whose guests walk every time.
-    fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
-        self.entries.set(None);
-        self.memory.read(at, into)
+    type Word = M::Word;
+
+    fn word(&self, at: GuestPhys) -> Option<M::Word> {
+        self.memory.word(at)
     }
 
-    fn read_u64(&self, at: GuestPhys) -> Result<u64, NotRam> {
-        let entry = self.memory.read_u64(at)?;
-        self.entries.set(self.entries.get().and_then(|mut entries| {
-            *entries.read.get_mut(entries.count)? = (at, entry);
-            // Below the length of `read`, as has just been seen.
-            entries.count = entries.count.wrapping_add(1);
-            Some(entries)
-        }));
-        Ok(entry)
+    fn load(&self, word: M::Word) -> u64 {
+        let entry = self.memory.load(word);
+        self.read.set(self.read.get().note(word, entry));
+        entry
+    }
+
+    /// Not an entry of eight bytes: the two-level mode, whose guests walk every time.
+    fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
+        self.read.set(Read { more: true, ..self.read.get() });
+        self.memory.read(at, into)
     }
 }
 
@@ -181,6 +208,8 @@ mod tests {
     }
 
     impl GuestMemory for Ram {
+        type Word = usize;
+
         fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
             for (n, byte) in into.iter_mut().enumerate() {
                 let at = at.raw() as usize + n;
@@ -189,9 +218,14 @@ mod tests {
             Ok(())
         }
 
-        fn read_u64(&self, at: GuestPhys) -> Result<u64, NotRam> {
+        fn word(&self, at: GuestPhys) -> Option<usize> {
+            let index = at.raw() as usize / 8;
+            (index < self.words.len()).then_some(index)
+        }
+
+        fn load(&self, word: usize) -> u64 {
             self.reads.set(self.reads.get() + 1);
-            self.words.get(at.raw() as usize / 8).copied().ok_or(NotRam)
+            self.words[word]
         }
     }
 

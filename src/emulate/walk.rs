@@ -12,15 +12,23 @@ pub struct NotRam;
 
 /// A guest's RAM, read by guest-physical address.
 pub trait GuestMemory {
+    /// Eight aligned bytes of it that were found once: they stay what they are, wherever they are kept, as long as the memory
+    /// does.
+    type Word: Copy + core::fmt::Debug;
+
+    /// The word at `at`, a multiple of 8, or `None` where there is no RAM.
+    fn word(&self, at: GuestPhys) -> Option<Self::Word>;
+
+    /// What a word of this memory says now, little-endian.
+    fn load(&self, word: Self::Word) -> u64;
+
     /// Fills `into` from `at`; all of it is RAM, or nothing is read.
     fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam>;
 
     /// One little-endian page table entry of eight bytes. `at` is a multiple of 8.
     #[inline]
     fn read_u64(&self, at: GuestPhys) -> Result<u64, NotRam> {
-        let mut bytes = [0; 8];
-        self.read(at, &mut bytes)?;
-        Ok(u64::from_le_bytes(bytes))
+        self.word(at).map(|word| self.load(word)).ok_or(NotRam)
     }
 
     /// Sixteen bytes from anywhere.

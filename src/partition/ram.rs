@@ -151,12 +151,6 @@ impl Ram {
         }
     }
 
-    /// The 64-bit word at `at`, if it is aligned RAM.
-    pub(crate) fn word(&self, at: GuestPhys) -> Option<Word> {
-        let (host, left) = self.locate(at)?;
-        (at.is_aligned(8) && host.is_aligned(8) && left >= 8).then_some(Word(host))
-    }
-
     /// Zeroes up to `most` bytes from byte number `from` of all of it on; where to go on, or `None` at the end.
     pub(crate) fn clear_from(&self, from: u64, most: u64) -> Option<u64> {
         let mut before = 0_u64;
@@ -225,6 +219,20 @@ impl Ram {
 }
 
 impl GuestMemory for Ram {
+    type Word = Word;
+
+    fn word(&self, at: GuestPhys) -> Option<Word> {
+        let (host, left) = self.locate(at)?;
+        (at.is_aligned(8) && host.is_aligned(8) && left >= 8).then_some(Word(host))
+    }
+
+    #[inline]
+    fn load(&self, word: Word) -> u64 {
+        // SAFETY: only a `Word` is ever read: eight aligned bytes of RAM in the direct map; the bytes are copied, never
+        // referenced.
+        unsafe { direct(word.0).cast::<u64>().read_volatile() }
+    }
+
     fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
         if let Some((host, left)) = self.locate(at)
             && left >= into.len() as u64
@@ -242,13 +250,6 @@ impl GuestMemory for Ram {
             unsafe { now.as_mut_ptr().copy_from_nonoverlapping(direct(host), now.len()) };
             rest = later;
         })
-    }
-
-    #[inline]
-    fn read_u64(&self, at: GuestPhys) -> Result<u64, NotRam> {
-        let entry = self.whole(at, 8).ok_or(NotRam)?;
-        // SAFETY: eight bytes inside a piece, in the direct map; alignment is not assumed.
-        Ok(unsafe { entry.cast::<u64>().read_unaligned() })
     }
 
     #[inline]

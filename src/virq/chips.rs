@@ -4,12 +4,12 @@
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
-use super::inject::{Exited, Injection, Interruptibility, Offer};
+use super::inject::{Event, Exited, Injection, Interruptibility, Offer};
 use super::message::{Delivery, Destination, Ipi, IpiTarget};
 use super::pins::{Contributor, PinSet};
 use super::vioapic::{self, Completion, RteChanged, VirtualIoapic};
 use super::vlapic::{self, ApicMode, GeneralProtection, LapicModel, VirtualLapic};
-use crate::irq::{ApicId, Pin, TriggerMode};
+use crate::irq::{ApicId, Pin, TriggerMode, Vector};
 
 #[cfg(test)]
 mod tests;
@@ -111,6 +111,23 @@ struct Local {
 impl Local {
     fn new(index: u8, model: LapicModel) -> Self {
         Self { lapic: VirtualLapic::new(ApicId(index.into()), index == 0, model), offer: Offer::new() }
+    }
+
+    /// An entry that may have to do more than to offer a vector.
+    #[cold]
+    fn decide(&mut self, pending: Option<Vector>, cpu: Interruptibility) -> Injection {
+        let Self { lapic, offer } = self;
+        if lapic.has_nmi() && cpu.nmi_blocked {
+            lapic.collapse_nmis();
+        }
+        let mut injection = offer.decide(pending, lapic.has_nmi(), cpu);
+        if lapic.awaits_startup() {
+            injection.special.get_or_insert_default().reset = true;
+        }
+        if injection.special.is_some_and(|special| special.event == Some(Event::Nmi)) {
+            lapic.take_nmi();
+        }
+        injection
     }
 }
 
@@ -369,19 +386,17 @@ impl VirtualChips {
 
     // The virtual CPU.
 
-    /// What `vcpu`'s next entry carries. A non-maskable interrupt in it counts as taken.
+    /// What `vcpu`'s next entry carries. A non-maskable interrupt in it counts as taken. `cpu` is asked only if it matters.
     #[inline]
-    pub fn before_entry(&mut self, vcpu: Vcpu, cpu: Interruptibility) -> Injection {
-        let Some(Local { lapic, offer }) = self.local(vcpu) else { return Injection::default() };
-        if lapic.has_nmi() && cpu.nmi_blocked {
-            lapic.collapse_nmis();
+    pub fn before_entry(&mut self, vcpu: Vcpu, cpu: impl FnOnce() -> Interruptibility) -> Injection {
+        let Some(local) = self.local(vcpu) else { return Injection::default() };
+        let pending = local.lapic.pending();
+        if !local.lapic.has_more_than_vectors()
+            && let Some(injection) = local.offer.propose(pending)
+        {
+            return injection;
         }
-        let mut injection = offer.decide(lapic.pending(), lapic.has_nmi(), cpu);
-        injection.reset = lapic.awaits_startup();
-        if injection.event == Some(super::inject::Event::Nmi) {
-            lapic.take_nmi();
-        }
-        injection
+        local.decide(pending, cpu())
     }
 
     /// Evaluates `vcpu`'s exit; to be called before anything else is done about it. Returns pins to complete

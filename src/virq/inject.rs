@@ -53,10 +53,17 @@ pub enum NmiWindow {
 /// What the next entry carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Injection {
-    /// Forced on the CPU.
-    pub event: Option<Event>,
     /// Taken by the CPU when it can.
     pub offer: Option<Vector>,
+    /// What few entries have to do beside it.
+    pub special: Option<Special>,
+}
+
+/// What few entries have to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Special {
+    /// Forced on the CPU.
+    pub event: Option<Event>,
     /// Wanted exit, for a non-maskable interrupt that cannot go in now.
     pub nmi_window: Option<NmiWindow>,
     /// An INIT arrived: there is to be no entry before a start-up message.
@@ -89,20 +96,20 @@ impl Offer {
         if offer_stands { None } else { offered }
     }
 
-    /// Decides the next entry from the vector that waits, the non-maskable interrupt that waits, and the
-    /// state of the CPU.
-    #[inline]
-    pub fn decide(&mut self, pending: Option<Vector>, nmi_waits: bool, cpu: Interruptibility) -> Injection {
-        if self.undelivered.is_none() && !nmi_waits {
-            // Nearly every entry: nothing but a vector, if anything.
-            self.offered = pending;
-            return Injection { event: None, offer: pending, nmi_window: None, reset: false };
+    /// The next entry from the vector that waits, if that decides it: nothing was interrupted, and no non-maskable interrupt
+    /// waits. Nearly every entry.
+    #[inline(always)]
+    pub(super) fn propose(&mut self, pending: Option<Vector>) -> Option<Injection> {
+        if self.undelivered.is_some() {
+            return None;
         }
-        self.decide_order(pending, nmi_waits, cpu)
+        self.offered = pending;
+        Some(Injection { offer: pending, special: None })
     }
 
-    #[cold]
-    fn decide_order(&mut self, pending: Option<Vector>, nmi_waits: bool, cpu: Interruptibility) -> Injection {
+    /// Decides the next entry from the vector that waits, the non-maskable interrupt that waits, and the
+    /// state of the CPU.
+    pub fn decide(&mut self, pending: Option<Vector>, nmi_waits: bool, cpu: Interruptibility) -> Injection {
         let Interruptibility { nmi_blocked, shadow, event_taken } = cpu;
         // An interrupted delivery goes before everything: the guest's CPU had begun with it. If the caller
         // forces an event of its own, it has to wait here.
@@ -120,7 +127,8 @@ impl Offer {
         };
         // While a delivery is held back no other one may begin: there is room to remember one.
         self.offered = if self.undelivered.is_some() { None } else { pending };
-        Injection { event, offer: self.offered, nmi_window, reset: false }
+        let special = Special { event, nmi_window, reset: false };
+        Injection { offer: self.offered, special: (special != Special::default()).then_some(special) }
     }
 }
 
@@ -131,6 +139,14 @@ mod tests {
     const FREE: Interruptibility = Interruptibility { nmi_blocked: false, shadow: false, event_taken: false };
     const STANDS: Exited = Exited { offer_stands: true, interrupted: None };
     const TAKEN: Exited = Exited { offer_stands: false, interrupted: None };
+
+    fn event(injection: Injection) -> Option<Event> {
+        injection.special?.event
+    }
+
+    fn window(injection: Injection) -> Option<NmiWindow> {
+        injection.special?.nmi_window
+    }
 
     fn v(raw: u8) -> Vector {
         Vector::new(raw).unwrap()
@@ -175,7 +191,7 @@ mod tests {
         assert_eq!(offer.exited(interrupted), Some(v(0x51)));
         for _ in 0..3 {
             let injection = offer.decide(Some(v(0x71)), false, FREE);
-            assert_eq!(injection.event, Some(Event::Interrupt(v(0x51))));
+            assert_eq!(event(injection), Some(Event::Interrupt(v(0x51))));
             assert_eq!(injection.offer, Some(v(0x71)));
             // The forced event is interrupted again; the higher offer has to wait behind it.
             assert_eq!(offer.exited(Exited { offer_stands: true, interrupted: Some(v(0x51)) }), None);
@@ -191,7 +207,7 @@ mod tests {
         offer.decide(Some(v(0x50)), false, FREE);
         assert_eq!(offer.exited(Exited { offer_stands: true, interrupted: Some(v(0x50)) }), None);
         let injection = offer.decide(Some(v(0x50)), false, FREE);
-        assert_eq!((injection.event, injection.offer), (None, Some(v(0x50))));
+        assert_eq!((event(injection), injection.offer), (None, Some(v(0x50))));
         assert_eq!(offer.exited(TAKEN), Some(v(0x50)));
     }
 
@@ -201,14 +217,15 @@ mod tests {
         offer.decide(Some(v(0x51)), false, FREE);
         offer.exited(Exited { offer_stands: false, interrupted: Some(v(0x51)) });
         let own = Interruptibility { event_taken: true, ..FREE };
-        let window = Some(NmiWindow::Instruction);
-        let held_back = Injection { event: None, offer: None, nmi_window: window, reset: false };
+        let later = Some(NmiWindow::Instruction);
+        let held_back =
+            Injection { offer: None, special: Some(Special { nmi_window: later, ..Special::default() }) };
         assert_eq!(offer.decide(Some(v(0x71)), true, own), held_back);
         assert_eq!(offer.exited(TAKEN), None);
         let injection = offer.decide(None, true, FREE);
-        assert_eq!(injection.event, Some(Event::Interrupt(v(0x51))));
-        assert_eq!(injection.nmi_window, Some(NmiWindow::Instruction));
-        assert_eq!(offer.decide(None, true, FREE).event, Some(Event::Nmi));
+        assert_eq!(event(injection), Some(Event::Interrupt(v(0x51))));
+        assert_eq!(window(injection), Some(NmiWindow::Instruction));
+        assert_eq!(event(offer.decide(None, true, FREE)), Some(Event::Nmi));
     }
 
     #[test]
@@ -224,7 +241,7 @@ mod tests {
                         (false, true) => (None, Some(NmiWindow::Instruction)),
                         (false, false) => (Some(Event::Nmi), None),
                     };
-                    assert_eq!((injection.event, injection.nmi_window), expected);
+                    assert_eq!((event(injection), window(injection)), expected);
                 }
             }
         }

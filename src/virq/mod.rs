@@ -48,7 +48,7 @@ mod vlapic;
 
 pub use self::chips::{MAX_VCPUS, Outcome, Rest, Settled, Vcpu, VcpuSet, VirtualChips};
 pub use self::doorbell::{Doorbell, Requests};
-pub use self::inject::{Event, Exited, Injection, Interruptibility, NmiWindow, Offer};
+pub use self::inject::{Event, Exited, Injection, Interruptibility, NmiWindow, Offer, Special};
 pub use self::message::{Delivery, Destination, Ipi, IpiTarget, Message};
 pub use self::pins::{Contributor, PinSet, Pins};
 pub use self::vioapic::{Completion, Effect as IoapicEffect, PINS, RteChanged, VirtualIoapic};

@@ -411,6 +411,12 @@ impl VirtualLapic {
         self.nmis != 0
     }
 
+    /// Whether something is up beside vectors: a non-maskable interrupt waits, or the CPU waits for a start-up message.
+    #[inline]
+    pub(super) const fn has_more_than_vectors(&self) -> bool {
+        self.nmis != 0 || self.startup.waiting
+    }
+
     /// While the CPU services a non-maskable interrupt, all that arrive collapse into one (APM2 8.2.3).
     pub fn collapse_nmis(&mut self) {
         self.nmis = self.nmis.min(1);

@@ -308,16 +308,22 @@ impl World {
     /// one. Returns the vector that was taken.
     fn step(&mut self, vcpu: Vcpu, state: Interruptibility, takes: bool, strikes: bool) -> Option<u8> {
         let next = self.lapic(vcpu).and_then(|lapic| lapic.next());
-        let injection = self.chips.before_entry(vcpu, state);
+        let injection = self.chips.before_entry(vcpu, || state);
         let offer = injection.offer.map(Vector::get);
         let interrupted = &mut self.interrupted[usize::from(vcpu.0)];
         if state.event_taken {
-            assert_eq!(injection.event, None, "two events at once");
+            assert_eq!(injection.special.unwrap_or_default().event, None, "two events at once");
         } else if let Some(vector) = interrupted.take() {
-            assert_eq!(injection.event, Some(Event::Interrupt(Vector::new(vector).unwrap())));
+            assert_eq!(
+                injection.special.unwrap_or_default().event,
+                Some(Event::Interrupt(Vector::new(vector).unwrap()))
+            );
         } else {
-            let nmi = injection.event == Some(Event::Nmi);
-            assert!(injection.event.is_none() || nmi && !state.nmi_blocked && !state.shadow);
+            let nmi = injection.special.unwrap_or_default().event == Some(Event::Nmi);
+            assert!(
+                injection.special.unwrap_or_default().event.is_none()
+                    || nmi && !state.nmi_blocked && !state.shadow
+            );
         }
         let expected = if interrupted.is_some() { None } else { next };
         // A chip that is off has nothing to show, and what waited in it is gone.

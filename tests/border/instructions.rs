@@ -180,6 +180,18 @@ impl Ram {
 }
 
 impl GuestMemory for Ram {
+    type Word = GuestPhys;
+
+    fn word(&self, at: GuestPhys) -> Option<GuestPhys> {
+        Self::place(at.raw()).map(|_| at)
+    }
+
+    fn load(&self, word: GuestPhys) -> u64 {
+        let mut bytes = [0; 8];
+        self.read(word, &mut bytes).unwrap();
+        u64::from_le_bytes(bytes)
+    }
+
     fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
         self.reads.set(self.reads.get() + 1);
         let pages = self.pages.borrow();

@@ -17,6 +17,9 @@ use levelhead::irq::{Gsi, Pin, PinCount, TriggerMode, Vector};
 use super::mmio::Registers;
 use super::paging::{AddressSpace, OutOfMemory};
 
+/// So many entries can be named by an index register of 8 bits whose first 16 registers are others.
+const MOST_INPUTS: u16 = 120;
+
 /// One chip.
 #[derive(Debug)]
 struct Chip {
@@ -24,9 +27,17 @@ struct Chip {
     gsi_base: u32,
     version: Version,
     selected: u8,
-    shadow: Vec<Rte>,
-    /// Where entries are to lead when they are unmasked next, if not where they lead now.
-    aims: Vec<Option<u8>>,
+    /// As many as the chip has, and at most as many as its index register can name.
+    inputs: Vec<Input>,
+}
+
+/// One input of a chip.
+#[derive(Clone, Copy, Debug)]
+struct Input {
+    /// Its entry, as the chip has it.
+    shadow: Rte,
+    /// Where the entry is to lead when it is unmasked next, if not where it leads now.
+    aim: Option<u8>,
 }
 
 /// Register accesses since boot, index and data alike.
@@ -63,12 +74,10 @@ impl IoApics {
             gsi_base,
             version,
             selected: REG_VERSION,
-            shadow: alloc::vec![Rte::RESET; usize::from(count.get())],
-            aims: alloc::vec![None; usize::from(count.get())],
+            inputs: alloc::vec![Input { shadow: Rte::RESET, aim: None }; usize::from(count.get().min(MOST_INPUTS))],
         };
-        for index in 0..count.get() {
-            // A chip has at most 240 pins that its 8-bit index can name.
-            chip.program(&mut self.accesses, Pin(index.min(239) as u8), Rte::RESET);
+        for pin in (0..chip.inputs.len()).map(pin) {
+            chip.program(&mut self.accesses, pin, Rte::RESET);
         }
         self.chips.push(chip);
         Ok(count)
@@ -81,30 +90,30 @@ impl IoApics {
 
     /// Programs the whole entry; nothing may assert the pin meanwhile.
     pub(crate) fn program(&mut self, gsi: Gsi, rte: Rte) {
-        if let Some((chip, pin, counts)) = self.chip(gsi) {
-            chip.program(counts, pin, rte);
+        if let Some((chip, index, counts)) = self.input(gsi) {
+            chip.program(counts, pin(index), rte);
         }
     }
 
     /// Masks or unmasks; one data write, and one index write when another register was selected.
     #[inline]
     pub(crate) fn set_mask(&mut self, gsi: Gsi, masked: bool) {
-        if let Some((chip, pin, counts)) = self.chip(gsi)
-            && let Some(shadow) = chip.shadow.get_mut(usize::from(pin.0))
+        if let Some((chip, index, counts)) = self.input(gsi)
+            && let Some(input) = chip.inputs.get_mut(index)
         {
-            *shadow = shadow.with_mask(masked);
-            let low = shadow.low();
-            if !masked && chip.aims.get(usize::from(pin.0)).is_some_and(Option::is_some) {
-                chip.turn(counts, pin);
+            input.shadow = input.shadow.with_mask(masked);
+            let low = input.shadow.low();
+            if !masked && input.aim.is_some() {
+                chip.turn(counts, index);
             }
-            chip.write(counts, low_register(pin), low);
+            chip.write(counts, low_register(pin(index)), low);
         }
     }
 
     /// Whether the input waits for an EOI (Remote IRR), as the chip has it now.
     pub(crate) fn is_held(&mut self, gsi: Gsi) -> bool {
-        let Some((chip, pin, counts)) = self.chip(gsi) else { return false };
-        chip.select(counts, low_register(pin));
+        let Some((chip, index, counts)) = self.input(gsi) else { return false };
+        chip.select(counts, low_register(pin(index)));
         count(&mut counts.reads);
         Rte::from_bits(chip.registers.read(MMIO_DATA as usize).into()).remote_irr()
     }
@@ -112,8 +121,8 @@ impl IoApics {
     /// Makes the chip forget that the input waits for an EOI: by its EOI register, else by an entry that is edge-triggered for a
     /// moment. The entry is masked.
     pub(crate) fn let_go(&mut self, gsi: Gsi) {
-        let Some((chip, pin, counts)) = self.chip(gsi) else { return };
-        let Some(rte) = chip.shadow.get(usize::from(pin.0)).copied() else { return };
+        let Some((chip, index, counts)) = self.input(gsi) else { return };
+        let Some(rte) = chip.inputs.get(index).map(|input| input.shadow) else { return };
         if chip.version.has_eoi_register() {
             count(&mut counts.writes);
             chip.registers.write(MMIO_EOI as usize, u32::from(rte.vector_field()));
@@ -121,40 +130,45 @@ impl IoApics {
         }
         if let Some(vector) = rte.vector() {
             let edge = Rte::masked(vector, rte.destination(), TriggerMode::Edge, rte.polarity());
-            chip.program(counts, pin, edge);
-            chip.program(counts, pin, rte);
+            chip.program(counts, pin(index), edge);
+            chip.program(counts, pin(index), rte);
         }
     }
 
     /// Has the input's entry lead to the CPU with this APIC identifier from its next unmasking on. Before that it stays where
     /// it is: a masked entry is the one moment at which nothing is on its way by it.
     pub(crate) fn aim(&mut self, gsi: Gsi, destination: u8) {
-        if let Some((chip, pin, _)) = self.chip(gsi)
-            && let Some(aim) = chip.aims.get_mut(usize::from(pin.0))
+        if let Some((chip, index, _)) = self.input(gsi)
+            && let Some(input) = chip.inputs.get_mut(index)
         {
-            *aim = Some(destination);
+            input.aim = Some(destination);
         }
     }
 
     /// Completes `vector` at the input's chip.
     pub(crate) fn directed_eoi(&mut self, gsi: Gsi, vector: Vector) {
-        if let Some((chip, _, counts)) = self.chip(gsi) {
+        if let Some((chip, _, counts)) = self.input(gsi) {
             count(&mut counts.writes);
             chip.registers.write(MMIO_EOI as usize, u32::from(vector.get()));
         }
     }
 
+    /// The chip that has this input, and which of its inputs it is.
     #[inline]
-    fn chip(&mut self, gsi: Gsi) -> Option<(&mut Chip, Pin, &mut Accesses)> {
+    fn input(&mut self, gsi: Gsi) -> Option<(&mut Chip, usize, &mut Accesses)> {
         let Self { chips, accesses } = self;
-        chips
-            .iter_mut()
-            .find_map(|chip| {
-                let pin = Pin(u8::try_from(gsi.0.checked_sub(chip.gsi_base)?).ok()?);
-                chip.version.pin_count().contains(pin).then_some((chip, pin))
-            })
-            .map(|(chip, pin)| (chip, pin, accesses))
+        let found = chips.iter_mut().find_map(|chip| {
+            // Below the chip's first input this wraps, to beyond its last.
+            let index = gsi.0.wrapping_sub(chip.gsi_base) as usize;
+            (index < chip.inputs.len()).then_some((chip, index))
+        });
+        found.map(|(chip, index)| (chip, index, accesses))
     }
+}
+
+/// The input with this index, which is below [`MOST_INPUTS`].
+const fn pin(index: usize) -> Pin {
+    Pin(index as u8)
 }
 
 impl Chip {
@@ -162,20 +176,20 @@ impl Chip {
         for (register, value) in programming(pin, rte) {
             self.write(counts, register, value);
         }
-        if let Some(shadow) = self.shadow.get_mut(usize::from(pin.0)) {
-            *shadow = rte;
+        if let Some(input) = self.inputs.get_mut(usize::from(pin.0)) {
+            input.shadow = rte;
         }
     }
 
     /// Turns a masked entry to where it is to lead.
     #[cold]
-    fn turn(&mut self, counts: &mut Accesses, pin: Pin) {
-        let index = usize::from(pin.0);
-        let aim = self.aims.get_mut(index).and_then(Option::take);
-        if let (Some(destination), Some(shadow)) = (aim, self.shadow.get_mut(index)) {
-            *shadow = shadow.with_destination(destination);
-            let high = shadow.high();
-            self.write(counts, high_register(pin), high);
+    fn turn(&mut self, counts: &mut Accesses, index: usize) {
+        if let Some(input) = self.inputs.get_mut(index)
+            && let Some(destination) = input.aim.take()
+        {
+            input.shadow = input.shadow.with_destination(destination);
+            let high = input.shadow.high();
+            self.write(counts, high_register(pin(index)), high);
         }
     }
 

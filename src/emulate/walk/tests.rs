@@ -28,6 +28,17 @@ impl Ram {
 }
 
 impl GuestMemory for Ram {
+    type Word = u64;
+
+    fn word(&self, at: GuestPhys) -> Option<u64> {
+        self.reads.set(self.reads.get() + 1);
+        at.checked_add(8).filter(|end| end.raw() <= self.limit).map(|_| at.raw())
+    }
+
+    fn load(&self, word: u64) -> u64 {
+        self.words.get(&word).copied().unwrap_or(0)
+    }
+
     fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
         self.reads.set(self.reads.get() + 1);
         let end = at.checked_add(into.len() as u64).ok_or(NotRam)?;

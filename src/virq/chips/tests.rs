@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::ioapic::{MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_RTE_BASE};
-use crate::irq::{Level, Vector};
-use crate::virq::inject::Event;
+use crate::irq::Level;
+use crate::virq::inject::Special;
 
 #[cfg(not(loom))]
 mod properties;
@@ -164,8 +164,8 @@ impl<const N: usize> Machine<N> {
 
     /// One entry and one exit. Returns whether the CPU took anything.
     fn step(&mut self, vcpu: Vcpu) -> bool {
-        let injection = self.chips.before_entry(vcpu, Interruptibility::default());
-        let nmi = injection.event == Some(Event::Nmi);
+        let injection = self.chips.before_entry(vcpu, Interruptibility::default);
+        let nmi = injection.special.unwrap_or_default().event == Some(Event::Nmi);
         self.nmis += usize::from(nmi);
         let takes = self.interrupts_enabled && injection.offer.is_some();
         let exited = Exited { offer_stands: injection.offer.is_some() && !takes, interrupted: None };

@@ -171,7 +171,7 @@ fn strike(chips: &mut VirtualChips, (kind, place, value, time): (u8, u32, u64, u
         }
         13 => chips.deassert_pin(pin, contributor),
         14 => {
-            let injection = chips.before_entry(vcpu, Interruptibility::default());
+            let injection = chips.before_entry(vcpu, Interruptibility::default);
             let exited = Exited { offer_stands: place & 1 != 0, interrupted: injection.offer };
             act(chips, |chips| Outcome { completed: chips.after_exit(vcpu, exited), ..Outcome::default() });
         }

@@ -54,12 +54,18 @@ fn who_waits_for_a_start_up_message_sleeps_through_all_else() {
     for command in [0x400, 0x51] {
         let _ = chips.lapic_write(BOOT, 0x300, 4, command, 0);
         assert_eq!(chips.rest(vcpu, true), Rest::Sleeps, "{command:#x}");
-        assert!(chips.before_entry(vcpu, Interruptibility { nmi_blocked: true, ..Default::default() }).reset);
+        assert!(
+            chips
+                .before_entry(vcpu, || Interruptibility { nmi_blocked: true, ..Default::default() })
+                .special
+                .unwrap_or_default()
+                .reset
+        );
     }
     let _ = chips.lapic_write(BOOT, 0x300, 4, 0x4601, 0);
     assert_eq!(chips.rest(vcpu, true), Rest::Wakes);
     assert_eq!(chips.take_startup(vcpu), Some(1));
-    assert!(!chips.before_entry(vcpu, Interruptibility::default()).reset);
+    assert!(!chips.before_entry(vcpu, Interruptibility::default).special.unwrap_or_default().reset);
 }
 
 #[test]
@@ -75,7 +81,10 @@ fn all_at_rest_is_for_ever_unless_one_was_roused() {
     assert_eq!(chips.rest(BOOT, false), Rest::Sleeps);
     assert_eq!(chips.rest(Vcpu(2), false), Rest::Wakes);
     assert_eq!(chips.rest(BOOT, false), Rest::Sleeps, "CPU 2 is up");
-    assert_eq!(chips.before_entry(Vcpu(2), Interruptibility::default()).event, Some(Event::Nmi));
+    assert_eq!(
+        chips.before_entry(Vcpu(2), Interruptibility::default).special.unwrap_or_default().event,
+        Some(Event::Nmi)
+    );
     assert_eq!(chips.rest(Vcpu(2), true), Rest::Sleeps, "a halt that an interrupt ends is no rest for ever");
     assert_eq!(chips.rest(Vcpu(1), true), Rest::Sleeps);
     assert_eq!(chips.rest(Vcpu(2), false), Rest::ForEver);
@@ -114,14 +123,17 @@ fn an_interrupted_delivery_goes_through_isr_once() {
     machine.lapic(BOOT, 0x300, 0x4_0051);
     let chips = &mut machine.chips;
     let vector = Vector::new(0x51).unwrap();
-    assert_eq!(chips.before_entry(BOOT, Interruptibility::default()).offer, Some(vector));
+    assert_eq!(chips.before_entry(BOOT, Interruptibility::default).offer, Some(vector));
     let interrupted = Exited { offer_stands: false, interrupted: Some(vector) };
     assert_eq!(chips.after_exit(BOOT, interrupted), PinSet::EMPTY);
     assert_eq!(chips.lapic_read(BOOT, 0x120, 4, 0), 1 << 0x11);
-    let injection = chips.before_entry(BOOT, Interruptibility::default());
-    assert_eq!((injection.event, injection.offer), (Some(Event::Interrupt(vector)), None));
+    let injection = chips.before_entry(BOOT, Interruptibility::default);
+    assert_eq!(
+        (injection.special.unwrap_or_default().event, injection.offer),
+        (Some(Event::Interrupt(vector)), None)
+    );
     assert_eq!(chips.after_exit(BOOT, Exited::default()), PinSet::EMPTY);
-    assert_eq!(chips.before_entry(BOOT, Interruptibility::default()), Injection::default());
+    assert_eq!(chips.before_entry(BOOT, Interruptibility::default), Injection::default());
 }
 
 #[test]
@@ -132,12 +144,12 @@ fn i44_init_forgets_what_was_on_its_way() {
     let vector = Vector::new(0x51).unwrap();
     let _ = chips.lapic_write(Vcpu(1), 0xf0, 4, 0x1ff, 0);
     let _ = chips.lapic_write(Vcpu(1), 0x300, 4, 0x4_0051, 0);
-    chips.before_entry(Vcpu(1), Interruptibility::default());
+    chips.before_entry(Vcpu(1), Interruptibility::default);
     chips.after_exit(Vcpu(1), Exited { offer_stands: false, interrupted: Some(vector) });
     let _ = chips.lapic_write(BOOT, 0x300, 4, 0xc_4500, 0);
     assert!(chips.take_init(Vcpu(1)));
-    let nothing = Injection { reset: true, ..Injection::default() };
-    assert_eq!(chips.before_entry(Vcpu(1), Interruptibility::default()), nothing);
+    let nothing = Injection { offer: None, special: Some(Special { reset: true, ..Special::default() }) };
+    assert_eq!(chips.before_entry(Vcpu(1), Interruptibility::default), nothing);
 }
 
 #[test]
@@ -148,13 +160,19 @@ fn ten_nmis_during_one_are_one() {
         |chips: &mut VirtualChips| assert!(!chips.lapic_write(BOOT, 0x300, 4, 0x400, 0).kicked.is_empty());
     let blocked = Interruptibility { nmi_blocked: true, ..Interruptibility::default() };
     nmi(chips);
-    assert_eq!(chips.before_entry(BOOT, Interruptibility::default()).event, Some(Event::Nmi));
+    assert_eq!(
+        chips.before_entry(BOOT, Interruptibility::default).special.unwrap_or_default().event,
+        Some(Event::Nmi)
+    );
     for _ in 0..10 {
         nmi(chips);
-        assert_eq!(chips.before_entry(BOOT, blocked).event, None);
+        assert_eq!(chips.before_entry(BOOT, || blocked).special.unwrap_or_default().event, None);
     }
-    assert_eq!(chips.before_entry(BOOT, Interruptibility::default()).event, Some(Event::Nmi));
-    assert_eq!(chips.before_entry(BOOT, Interruptibility::default()).event, None);
+    assert_eq!(
+        chips.before_entry(BOOT, Interruptibility::default).special.unwrap_or_default().event,
+        Some(Event::Nmi)
+    );
+    assert_eq!(chips.before_entry(BOOT, Interruptibility::default).special.unwrap_or_default().event, None);
 }
 
 #[test]
@@ -184,7 +202,7 @@ fn a_cpu_the_partition_does_not_have_answers_nothing() {
         assert_eq!(chips.read_msr(absent, 0x1b, 0), Err(GeneralProtection));
         assert_eq!(chips.write_msr(absent, 0x1b, 0, 0), Err(GeneralProtection));
         assert_eq!(chips.set_cr8(absent, 0), Err(GeneralProtection));
-        assert_eq!(chips.before_entry(absent, Interruptibility::default()), Injection::default());
+        assert_eq!(chips.before_entry(absent, Interruptibility::default), Injection::default());
         assert_eq!(chips.after_exit(absent, Exited::default()), PinSet::EMPTY);
         assert!(!chips.take_init(absent) && !chips.lapic_enabled(absent));
         assert_eq!(chips.rest(absent, true), Rest::ForEver);
