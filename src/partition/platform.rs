@@ -52,6 +52,13 @@ struct Device {
     lost: bool,
 }
 
+impl Device {
+    /// What its guest is to reach of it.
+    fn wanted(&self) -> Mappings {
+        if self.lost { [None; 6] } else { self.config.mappings() }
+    }
+}
+
 impl Platform {
     /// The platform of a guest of these functions, none of whose BARs is mapped yet.
     pub(crate) fn new(
@@ -126,12 +133,14 @@ impl Platform {
         Some((effect, if effect.remap { self.remap() } else { Stale::NOTHING }))
     }
 
-    /// Opens and closes until the guest reaches exactly what its BARs say now.
+    /// Opens and closes until the guest reaches exactly what its BARs say now. What stays is not touched: its CPUs may be using
+    /// it.
     pub(crate) fn remap(&mut self) -> Stale {
         let mut reach = Reach::new(&self.nested, &mut self.pool, self.io);
         let mut stale = Stale::NOTHING;
         for device in &mut self.devices {
-            for slot in &mut device.mapped {
+            let wanted = device.wanted();
+            for (slot, _) in device.mapped.iter_mut().zip(wanted).filter(|(slot, wanted)| **slot != *wanted) {
                 let closed = match *slot {
                     Some(Mapping::Memory { guest, bytes, .. }) => reach.close_memory(guest, bytes).ok(),
                     Some(Mapping::Ports { first, last }) => Some(reach.close_ports(first..=last)),
@@ -143,10 +152,11 @@ impl Platform {
                 }
             }
         }
-        for device in self.devices.iter_mut().filter(|device| !device.lost) {
-            for (slot, wanted) in device.mapped.iter_mut().zip(device.config.mappings()) {
+        for device in &mut self.devices {
+            let wanted = device.wanted();
+            for (slot, wanted) in device.mapped.iter_mut().zip(wanted) {
                 let opened = match wanted {
-                    // What could not be closed stays where it is.
+                    // It is there, or could not be closed and stays where it is.
                     _ if slot.is_some() => continue,
                     Some(Mapping::Memory { guest, host, bytes }) => {
                         reach.open_memory(guest, host, bytes).is_ok()
@@ -157,7 +167,7 @@ impl Platform {
                     }
                     None => false,
                 };
-                // A guest that lays its BARs over one another gets the first of them.
+                // A guest that lays its BARs over one another gets the one that was there first.
                 *slot = if opened { wanted } else { None };
             }
         }

@@ -71,8 +71,8 @@ impl From<BarError> for VirtualConfigError {
 #[must_use = "a guest's write has no effect until its effects are carried out"]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effect {
-    /// [`VirtualConfig::mappings`] has changed. BARs of one partition may overlap each other after a guest moved
-    /// them, so what was mapped before goes first and then all of the partition's mappings are made again.
+    /// [`VirtualConfig::mappings`] has changed. BARs of one partition may overlap each other after a guest moved them, so
+    /// what is to be mapped no more goes first, in all of the partition's functions, and then what is missing is mapped.
     pub remap: bool,
     /// The guest's DisINTx changed to this: a reason for or against masking the source.
     pub dis_intx: Option<bool>,
