@@ -105,7 +105,7 @@ impl VirtualCpu {
     fn replace<'m>(&mut self, machine: &'m Machine, index: Index, new: New) -> Next<'m> {
         let error = match self.source(index) {
             Err(error) => error,
-            Ok(source) => match machine.control.with(Option::take) {
+            Ok(source) => match machine.turns.try_take() {
                 None => CallError::Busy,
                 Some(control) => {
                     let new = match new {
@@ -120,7 +120,7 @@ impl VirtualCpu {
                             return Next::Replace(replacing);
                         }
                         Err((control, _)) => {
-                            machine.control.with(|slot| *slot = Some(control));
+                            machine.turns.give_back(control);
                             CallError::BadTarget
                         }
                     }

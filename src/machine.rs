@@ -9,10 +9,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use levelhead::config::COM1_PIN;
 use levelhead::decide::MAX_SOURCES;
 use levelhead::device::Output;
-use levelhead::intx::{Control, Deliveries, LineIo, LineTable, Notifier, Sample, SourceId};
+use levelhead::intx::{Deliveries, LineIo, LineTable, Notifier, Sample, SourceId, Turns};
 use levelhead::irq::{ApicId, Gsi, Pin, Vector};
 use levelhead::pci::{Bdf, ConfigSpace, DisIntx, Offset};
-use levelhead::sync::Lock;
 use levelhead::virq::{
     Contributor, Doorbell, LapicModel, MAX_VCPUS, PinSet, Requests, Settled, Vcpu, VcpuSet, VirtualChips,
 };
@@ -34,8 +33,8 @@ pub(crate) const POLL_COUNTERS: u16 = MAX_SOURCES as u16 * 2;
 pub(crate) struct Machine {
     /// Every line with its permanent handler.
     pub(crate) lines: LineTable,
-    /// The right to replace notifiers; absent while somebody does.
-    pub(crate) control: Lock<Option<Control>>,
+    /// The right to replace notifiers, and who waits for it.
+    pub(crate) turns: Turns,
     /// The physical IO-APICs.
     pub(crate) io_apics: Ordered<IoApics>,
     /// Physical configuration space.

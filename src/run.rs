@@ -354,7 +354,7 @@ fn retire(
     loop {
         match replacing.poll(&mut machine.wires()) {
             Ok(done) => {
-                machine.control.with(|control| *control = Some(done.control));
+                machine.turns.give_back(done.control);
                 vcpu.deliver(machine, done.deliveries);
                 return;
             }
@@ -427,15 +427,17 @@ pub(crate) fn replace_now(
     how: Completion,
 ) {
     // Another CPU holds the right for a bounded time, and may wait for this one to take its interrupts.
+    let mut turn = machine.turns.queue();
     let control = loop {
-        if let Some(control) = machine.control.with(Option::take) {
-            break control;
+        match machine.turns.take(turn) {
+            Ok(control) => break control,
+            Err(waiting) => turn = waiting,
         }
         take_turn(cpu, machine, vcpu);
     };
     match machine.lines.replace(control, source, new, how) {
         Ok(replacing) => retire(cpu, machine, vcpu, replacing),
-        Err((control, _)) => machine.control.with(|slot| *slot = Some(control)),
+        Err((control, _)) => machine.turns.give_back(control),
     }
 }
 

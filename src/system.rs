@@ -12,11 +12,10 @@ use levelhead::decide::{self, PartitionPlan, Plan, decide, loud, places, unroute
 use levelhead::facts::{Facts, IoApic, MemoryKind, PlaceOnBus, Routing};
 use levelhead::frames::{Frames, Range};
 use levelhead::guest::{Fault, judge};
-use levelhead::intx::{Completion, Control, Gate, LineTable, Notifier, SourceId, Targets};
+use levelhead::intx::{Completion, Control, Gate, LineTable, Notifier, SourceId, Targets, Turns};
 use levelhead::irq::{ApicId, CpuId, Gsi, Pin};
 use levelhead::message::{Message, Record, Refusal};
 use levelhead::pci::{Bdf, enumerate};
-use levelhead::sync::Lock;
 use levelhead::virq::{LapicModel, PINS};
 use log::info;
 
@@ -203,7 +202,7 @@ impl System<'_> {
         let rate = self.apic.measure_timer(TIMER_MEASURE_TICKS);
         let machine: &Machine = Box::leak(Box::new(Machine {
             lines,
-            control: Lock::new(None),
+            turns: Turns::new(None),
             io_apics,
             config: host_config,
             dis_intx,
@@ -217,7 +216,7 @@ impl System<'_> {
         for (partition, source, vpin) in notifiers {
             control = first_notifier(machine, control, partition, source, vpin)?;
         }
-        machine.control.with(|slot| *slot = Some(control));
+        machine.turns.give_back(control);
         Ok(Ready { machine, partitions, placed })
     }
 }

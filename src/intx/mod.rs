@@ -48,8 +48,8 @@
 //! There is one lock per line, held by nobody for longer than one event: no wait, no allocation, at most one chip write to
 //! close and one to open (and one Status read per source at function gates). No two are ever held together. Virtual pins are
 //! *raised* outside of it and *lowered* under it, so whatever guards a virtual pin is below the line's lock and must not
-//! call back. Replacements are serialised by the one [`Control`] token, which the interrupt path never needs; a replacer
-//! waits by asking again, with no lock held.
+//! call back. Replacements are serialised by the one [`Control`] token, which the interrupt path never needs; who gets it next
+//! is for [`Turns`] to say, and a replacer waits by asking again, with no lock held.
 //!
 //! # What always holds
 //!
@@ -77,6 +77,7 @@ pub mod sharers;
 pub mod storm;
 pub mod suspicion;
 pub mod table;
+pub mod turns;
 
 pub use deadline::{EoiWatch, Overdue};
 pub use event::{Effects, Event};
@@ -94,3 +95,4 @@ pub use suspicion::{LineFinding, UNCLAIMED_LIMIT};
 pub use table::{
     AssignError, LineReport, LineTable, MAX_SOURCES, ReplaceError, SourceReport, Sources, Targets,
 };
+pub use turns::{Turn, Turns};

@@ -101,7 +101,7 @@ impl VirtualCpu {
             }
             let eoi = self.eoi_watch(index);
             if let Some(overdue) = eoi.and_then(|eoi| eoi.look(&report.state, &report.account, elapsed))
-                && self.act(machine, source, &report, overdue.action)
+                && self.act(machine, source, overdue.action)
             {
                 let eoi = self.eoi_watch(index);
                 eoi.into_iter().for_each(|eoi| eoi.acted(&report.account));
@@ -130,27 +130,22 @@ impl VirtualCpu {
     }
 
     /// Does what is due about a delivery that nobody completes. Whether that could be done now.
-    fn act(
-        &mut self,
-        machine: &'static Machine,
-        source: SourceId,
-        report: &SourceReport,
-        action: NeverEoi,
-    ) -> bool {
+    fn act(&mut self, machine: &'static Machine, source: SourceId, action: NeverEoi) -> bool {
         if action == NeverEoi::Hold {
             return true;
         }
         if self.watch.as_ref().is_none_or(|watch| watch.forcing.is_some()) {
             return false;
         }
-        let Some(control) = machine.control.with(Option::take) else { return false };
+        let Some(control) = machine.turns.try_take() else { return false };
         if action == NeverEoi::Quarantine {
             machine.lines.mask(source, MaskReasons::QUARANTINE, &mut machine.wires());
         }
-        // The same notifier again: the grace period is what makes it safe to lower the pin.
-        match machine.lines.replace(control, source, report.slot.target, Completion::Forced) {
+        // The same notifier again, which nobody else replaces now: the grace period is what makes it safe to lower the pin.
+        let same = machine.lines.source_report(source).map_or(Notifier::None, |report| report.slot.target);
+        match machine.lines.replace(control, source, same, Completion::Forced) {
             Ok(forcing) => self.poll_forced(machine, forcing),
-            Err((control, _)) => machine.control.with(|slot| *slot = Some(control)),
+            Err((control, _)) => machine.turns.give_back(control),
         }
         true
     }
@@ -158,7 +153,7 @@ impl VirtualCpu {
     fn poll_forced(&mut self, machine: &'static Machine, forcing: Replacing<'static>) {
         match forcing.poll(&mut machine.wires()) {
             Ok(done) => {
-                machine.control.with(|slot| *slot = Some(done.control));
+                machine.turns.give_back(done.control);
                 self.deliver(machine, done.deliveries);
             }
             Err(unfinished) => {
