@@ -585,8 +585,8 @@ impl VirtualCpu {
     /// What follows from a write to a function's registers.
     fn config_written(&mut self, machine: &Machine, bdf: Bdf, effect: Effect, stale: Stale) {
         self.forget(machine, stale);
-        let function = self.partition.functions.iter().find(|function| function.bdf == bdf);
-        let source = function.and_then(|function| function.source);
+        let source = self.partition.held().find(|share| share.function.bdf == bdf);
+        let source = source.and_then(|share| share.function.source);
         if let (Some(disabled), Some(source)) = (effect.dis_intx, source) {
             let reason = MaskReasons::GUEST_DISINTX;
             if disabled {

@@ -13,10 +13,10 @@ use levelhead::intx::{Completion, MaskReasons, Notifier, Service, SourceId, Sour
 use levelhead::virq::PINS;
 
 use crate::machine::Machine;
+use crate::partition::Function;
 use crate::partition::end::End;
 use crate::partition::ram::Word;
 use crate::partition::vcpu::VirtualCpu;
-use crate::partition::{Function, Partition};
 use crate::run::Next;
 
 /// Bytes of a console write that are copied at a time.
@@ -133,7 +133,7 @@ impl VirtualCpu {
 
     fn function(&self, index: Index) -> Result<&'static Function, CallError> {
         let at = usize::try_from(index.0).map_err(|_| CallError::BadSource)?;
-        self.partition.functions.get(at).ok_or(CallError::BadSource)
+        self.partition.functions.get(at).map(|share| share.function).ok_or(CallError::BadSource)
     }
 
     fn source(&self, index: Index) -> Result<SourceId, CallError> {
@@ -185,11 +185,7 @@ impl VirtualCpu {
         let source = function.source.ok_or(CallError::NoIntx)?;
         let report = machine.lines.source_report(source).ok_or(CallError::BadSource)?;
         let line = machine.lines.line_reports().find(|line| line.gsi == report.gsi);
-        Ok(record(
-            &report,
-            Partition::replacements(function),
-            line.map_or(0, |line| line.registrations.installed),
-        ))
+        Ok(record(&report, function.replacements(), line.map_or(0, |line| line.registrations.installed)))
     }
 
     fn console_write(&mut self, buffer: Buffer) -> Reply {

@@ -47,8 +47,8 @@ pub(crate) fn run_all(
     space: &mut AddressSpace,
     frames: &mut Frames,
 ) -> Result<Verdict, BootError> {
-    let Ready { machine, partitions, placed } = ready;
-    let count = partitions.len() as u32;
+    let Ready { machine, placed } = ready;
+    let count = machine.partitions.len() as u32;
     let used: Vec<CpuId> = placed.iter().map(|(cpu, _)| *cpu).collect();
     WORK.with(|work| *work = placed);
     MACHINE.with(|slot| *slot = Some(machine));

@@ -18,7 +18,7 @@
 //! | level | modules |
 //! | --- | --- |
 //! | 0 words | [`addr`], [`irq`], [`message`], [`policy`], [`sync`], [`x86`] |
-//! | 1 resources | [`counters`], [`frames`], [`restart`], [`vcpu`] |
+//! | 1 resources | [`counters`], [`frames`], [`ownership`], [`restart`], [`vcpu`] |
 //! | 2 formats | [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
 //! | 3 machines | [`intx`], [`virq`], [`device`], [`config`], [`facts`] |
 //! | 4 systems | [`guest`], [`border`], [`decide`] |
@@ -44,6 +44,7 @@ pub mod intx;
 pub mod ioapic;
 pub mod irq;
 pub mod message;
+pub mod ownership;
 pub mod pci;
 pub mod policy;
 pub mod restart;

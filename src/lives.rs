@@ -76,10 +76,9 @@ fn reset_functions(
         wait_until(cpu, machine, vcpu, until);
     }
     for (bdf, outcome) in revival.resets.iter().flat_map(|reset| reset.outcomes()) {
-        let Some(function) = vcpu.partition.functions.iter().find(|function| function.bdf == bdf) else {
-            continue;
-        };
-        vcpu.partition.platform.with(|platform| platform.judge_reset(bdf, &function.policy, outcome));
+        let Some(share) = vcpu.partition.held().find(|share| share.function.bdf == bdf) else { continue };
+        let policy = &share.function.policy;
+        vcpu.partition.platform.with(|platform| platform.judge_reset(bdf, policy, outcome));
     }
 }
 
@@ -113,9 +112,9 @@ fn restore_memory(
 /// until the guest unmasks it, and then counts as a new assertion (I48).
 fn open_sources(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) {
     let partition = vcpu.partition;
-    for function in &partition.functions {
-        let Some((source, vpin)) = function.source.zip(function.vpin) else { continue };
-        let (lost, lifted) = partition.platform.with(|platform| platform.after_reset(function.bdf));
+    for share in partition.held() {
+        let Some((source, vpin)) = share.function.source.zip(share.vpin) else { continue };
+        let (lost, lifted) = partition.platform.with(|platform| platform.after_reset(share.function.bdf));
         if lost {
             machine.lines.mask(source, MaskReasons::QUARANTINE, &mut machine.wires());
         }

@@ -21,6 +21,7 @@ use crate::arch::x86::cpu::tsc;
 use crate::arch::x86::ioapic::IoApics;
 use crate::arch::x86::lapic::{KICK_VECTOR, LocalApic, TimerRate};
 use crate::order::{Hold, Ordered, Rank};
+use crate::partition::Partition;
 use crate::partition::ram::PollCounter;
 
 /// A partition's interrupt chips.
@@ -41,6 +42,8 @@ pub(crate) struct Machine {
     pub(crate) config: HostConfig,
     /// Who writes DisINTx, by source.
     pub(crate) dis_intx: [Option<DisIntx>; MAX_SOURCES as usize],
+    /// The partitions.
+    pub(crate) partitions: Vec<&'static Partition>,
     /// Where interrupts go, by partition.
     pub(crate) receivers: &'static [Receiver],
     /// Where they are only counted: two for each source, so that the one that is not in use can be led to another word.

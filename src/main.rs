@@ -131,7 +131,7 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
         return system.report_facts();
     }
     let ready = system.build()?;
-    report::lines(ready.machine, &ready.partitions);
+    report::lines(ready.machine);
 
     // And run.
     launch::run_all(&mut cpu, &cpus, ready, space, frames)

@@ -21,8 +21,8 @@ use crate::boot::smp::StartError;
 use crate::console::print;
 use crate::hypercalls::record as ledger_record;
 use crate::machine::Machine;
-use crate::partition::Partition;
 use crate::partition::end::End;
+use crate::partition::{Partition, Share};
 use crate::platform::tables::FirmwareError;
 use crate::rt::exit::Verdict;
 
@@ -129,12 +129,13 @@ pub(crate) fn finding(machine: &Machine, vector: Vector) {
     let sharers = fmt::from_fn(|f| {
         let on_line = machine.lines.sources().filter_map(|source| machine.lines.source_report(source));
         on_line.filter(|report| report.gsi == gsi).try_for_each(|report| {
-            write!(
-                f,
-                " {} of partition number {}",
-                Bdf::from_requester_id(report.info.bdf),
-                report.info.owner
-            )
+            write!(f, " {}", Bdf::from_requester_id(report.info.bdf))?;
+            let is_it = |share: &Share| share.function.bdf.requester_id() == report.info.bdf;
+            let mut partitions = machine.partitions.iter();
+            match partitions.find(|partition| partition.held().any(is_it)) {
+                Some(partition) => write!(f, " of partition {}", partition.name),
+                None => Ok(()),
+            }
         })
     });
     let message = match finding {
@@ -156,12 +157,12 @@ pub(crate) fn finding(machine: &Machine, vector: Vector) {
 }
 
 /// Prints which function's INTx goes where.
-pub(crate) fn lines(machine: &Machine, partitions: &[&Partition]) {
+pub(crate) fn lines(machine: &Machine) {
     print(format_args!(
         "  device   partition        line     vector  gate      notifier               handler\n"
     ));
-    for partition in partitions {
-        for function in &partition.functions {
+    for partition in &machine.partitions {
+        for Share { function, .. } in partition.held() {
             let bdf = function.bdf;
             let Some(report) = function.source.and_then(|source| machine.lines.source_report(source)) else {
                 print(format_args!("  {bdf}  {:<16} no INTx\n", partition.name));
@@ -187,7 +188,7 @@ pub(crate) fn lines(machine: &Machine, partitions: &[&Partition]) {
 /// Prints a partition's closing books; whether every one of them balances.
 pub(crate) fn close(machine: &Machine, partition: &Partition) -> bool {
     let mut balanced = true;
-    for function in &partition.functions {
+    for Share { function, .. } in partition.held() {
         let bdf = function.bdf;
         let Some(report) = function.source.and_then(|source| machine.lines.source_report(source)) else {
             print(format_args!("ledger {bdf} ({}): no INTx\n", partition.name));
@@ -200,7 +201,7 @@ pub(crate) fn close(machine: &Machine, partition: &Partition) -> bool {
             Some(line) => write!(f, "{}", line.state.gate),
             None => f.write_str("gone"),
         });
-        let book = ledger_record(&report, Partition::replacements(function), installed);
+        let book = ledger_record(&report, function.replacements(), installed);
         let even = report.account.balance().is_ok() && book.is_balanced();
         let verdict = if even { "balanced" } else { "NOT BALANCED" };
         balanced &= even;

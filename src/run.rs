@@ -405,7 +405,7 @@ pub(crate) fn await_deserted(cpu: &mut ThisCpu, machine: &'static Machine, vcpu:
 #[inline(never)]
 pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) {
     let partition: &'static Partition = vcpu.partition;
-    for source in partition.functions.iter().filter_map(|function| function.source) {
+    for source in partition.held().filter_map(|share| share.function.source) {
         machine.lines.mask(source, MaskReasons::RESET, &mut machine.wires());
         take_turn(cpu, machine, vcpu);
         replace_now(cpu, machine, vcpu, source, Notifier::None, Completion::Reset);

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use levelhead::config;
-use levelhead::decide::{self, PartitionPlan, Plan, decide, loud, places, unrouted};
+use levelhead::decide::{self, DevicePlan, PartitionPlan, Plan, decide, loud, places, unrouted};
 use levelhead::facts::{Facts, IoApic, MemoryKind, PlaceOnBus, Routing};
 use levelhead::frames::{Frames, Range};
 use levelhead::guest::{Fault, judge};
@@ -34,7 +34,7 @@ use crate::partition::assign::{self, Assigner};
 use crate::partition::ram::PollCounter;
 use crate::partition::vcpu::VirtualCpu;
 use crate::partition::watch::shortest_ms;
-use crate::partition::{BOOT, Partition, build};
+use crate::partition::{BOOT, Function, Share, build};
 use crate::platform::handler::Memory;
 use crate::platform::prt;
 use crate::platform::tables::Platform;
@@ -69,7 +69,6 @@ pub(crate) type Placed = (CpuId, Box<VirtualCpu>);
 /// A machine that is ready to run.
 pub(crate) struct Ready {
     pub(crate) machine: &'static Machine,
-    pub(crate) partitions: Vec<&'static Partition>,
     pub(crate) placed: Vec<Placed>,
 }
 
@@ -183,17 +182,22 @@ impl System<'_> {
             LineTable::new(Targets { partitions, pins: PINS, poll_counters: POLL_COUNTERS });
         let clock = clock(config, self.platform.pm_timer)?;
         let mut assigner = Assigner::new(&host_config, &io_apics, lines, clock);
+        // All functions belong to somebody before the first partition is built: it may stand by for another's.
+        let mut functions: Vec<Vec<&'static Function>> = Vec::new();
+        for (index, (configured, planned)) in (0..).zip(config.partitions.iter().zip(&plan.partitions)) {
+            let assigned = planned.devices.iter();
+            let assigned = assigned.map(|device| assigner.assign(device, &configured.name, index));
+            functions.push(assigned.collect::<Result<_, _>>()?);
+        }
         let mut partitions = Vec::new();
         let mut placed: Vec<Placed> = Vec::new();
-        let mut notifiers = Vec::new();
         for (index, (configured, planned)) in (0..).zip(config.partitions.iter().zip(&plan.partitions)) {
             let receiver = receivers.get(usize::from(index)).ok_or_else(|| {
                 let place = format!("partition {}", configured.name);
                 Refusal::new(Message::InternalError, place, "it has no receiving end")
             })?;
-            let built =
-                build::build(index, configured, planned, &bundle, receiver, &mut assigner, self.frames)?;
-            notifiers.extend(built.notifiers.into_iter().map(|(source, vpin)| (index, source, vpin)));
+            let shares = shares(&plan, &functions, index);
+            let built = build::build(index, configured, &shares, &bundle, receiver, &assigner, self.frames)?;
             partitions.push(built.partition);
             let cpus = planned.cpus.iter().flatten().map(|(cpu, _)| *cpu);
             placed.extend(cpus.zip(built.vcpus.into_iter().map(Box::new)));
@@ -206,6 +210,7 @@ impl System<'_> {
             io_apics,
             config: host_config,
             dis_intx,
+            partitions,
             receivers,
             poll_counters: [const { PollCounter::new() }; POLL_COUNTERS as usize],
             apic: self.apic,
@@ -213,17 +218,32 @@ impl System<'_> {
             boot_cpu: self.cpus.first().map_or(ApicId(0), |(_, apic)| *apic),
         }));
         // From here on an assertion has somewhere to go.
-        for (partition, source, vpin) in notifiers {
-            control = first_notifier(machine, control, partition, source, vpin)?;
+        for partition in &machine.partitions {
+            for Share { function, vpin } in partition.held() {
+                let Some((source, vpin)) = function.source.zip(*vpin) else { continue };
+                control = first_notifier(machine, control, partition.index, source, vpin)?;
+            }
         }
         machine.turns.give_back(control);
-        Ok(Ready { machine, partitions, placed })
+        Ok(Ready { machine, placed })
     }
 }
 
 /// The plan, if nothing is wrong with it.
 fn settled(plan: Plan) -> Result<Plan, BootError> {
     if plan.findings.is_empty() { Ok(plan) } else { Err(plan.findings.into()) }
+}
+
+/// The functions that partition number `index` may have, with their plans.
+fn shares<'p>(
+    plan: &'p Plan,
+    functions: &[Vec<&'static Function>],
+    index: u8,
+) -> Vec<(&'p DevicePlan, Share)> {
+    let index = usize::from(index);
+    let own = plan.partitions.get(index).map_or(&[][..], |planned| &planned.devices);
+    let own = own.iter().zip(functions.get(index).into_iter().flatten());
+    own.map(|(device, function)| (device, Share { function, vpin: device.intx.vpin() })).collect()
 }
 
 /// Every partition's receiving end, as every CPU reaches it from now on.

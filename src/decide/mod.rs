@@ -149,6 +149,16 @@ pub enum Intx {
     Refused,
 }
 
+impl Intx {
+    /// The virtual pin of a device whose line is known.
+    pub const fn vpin(&self) -> Option<Pin> {
+        match self {
+            Self::Line(line) => Some(line.vpin),
+            Self::None | Self::AtBoot { .. } | Self::Refused => None,
+        }
+    }
+}
+
 /// The line of a device, from its pin to its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {

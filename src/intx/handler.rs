@@ -37,8 +37,8 @@ impl fmt::Display for SourceId {
 /// What does not change about a source while it is assigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceInfo {
-    /// The owning partition.
-    pub owner: u8,
+    /// The partition that has it for good; none if it may change hands.
+    pub owner: Option<u8>,
     /// The function, as bus, device and function in 8, 5 and 3 bits (PCI 3.0 3.2.2.3.2).
     pub bdf: u16,
 }

@@ -63,11 +63,11 @@ pub enum AssignError {
         /// Its gate.
         gate: Gate,
     },
-    /// The line would be shared by several partitions, which needs a gate at each function.
+    /// The line would be shared by several partitions, or may be one day, which needs a gate at each function.
     NeedsFunctionGate {
         /// The line.
         gsi: Gsi,
-        /// A source of another partition on it.
+        /// A source on it that is another partition's, or may be.
         with: SourceId,
     },
 }
@@ -83,7 +83,7 @@ impl fmt::Display for AssignError {
             }
             Self::NeedsFunctionGate { gsi, with } => write!(
                 f,
-                "{gsi} is shared with {with} of another partition, which only a DisINTx gate at every function allows"
+                "{gsi} is shared with {with}, which may be another partition's, and only a DisINTx gate at every function allows that"
             ),
         }
     }
@@ -192,8 +192,8 @@ impl LineTable {
         info: SourceInfo,
         io: &mut impl LineIo,
     ) -> Result<SourceId, AssignError> {
-        if info.owner >= self.targets.partitions {
-            return Err(AssignError::NoSuchOwner(info.owner));
+        if let Some(owner) = info.owner.filter(|owner| *owner >= self.targets.partitions) {
+            return Err(AssignError::NoSuchOwner(owner));
         }
         let free = self.sources.iter().position(Option::is_none).unwrap_or(self.sources.len());
         let source = match u8::try_from(free) {
@@ -253,7 +253,8 @@ impl LineTable {
             if handler.vector != vector || latched != gate {
                 return Err(AssignError::Latched { gsi, vector: handler.vector, gate: latched });
             }
-            if let Some(foreign) = handler.seats.iter().flatten().find(|seat| seat.info.owner != info.owner)
+            let beside = |seat: &&Seat| seat.info.owner.is_none() || seat.info.owner != info.owner;
+            if let Some(foreign) = handler.seats.iter().flatten().find(beside)
                 && !gate.allows(Sharing::SeveralPartitions)
             {
                 return Err(AssignError::NeedsFunctionGate { gsi, with: foreign.source });

@@ -5,8 +5,10 @@
 //! before the function may assert again, and the permanent handler stands before anything can reach it (I2, I14, I48). A
 //! step that fails leaves the function silent and its line masked. Functions that nobody gets stay silent for good.
 
+use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use levelhead::decide::{BAR_WINDOW, Bystander, DevicePlan, GateChoice, Intx, Line, MAX_SOURCES};
 use levelhead::facts::Proof;
@@ -14,10 +16,11 @@ use levelhead::intx::{Budget, Gate, LineIo, LineTable, SourceId, SourceInfo};
 use levelhead::ioapic::Rte;
 use levelhead::irq::{Pin, TriggerMode};
 use levelhead::message::{Message, Record, Refusal};
+use levelhead::ownership::Ownership;
 use levelhead::pci::{Bdf, DisIntx, VirtualConfig};
-use levelhead::policy::DevicePolicy;
 use log::info;
 
+use super::Function;
 use crate::arch::x86::clock::Clock;
 use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::ioapic::IoApics;
@@ -59,13 +62,6 @@ pub(crate) struct Assigner<'a> {
     pub(crate) clock: Option<Clock>,
 }
 
-/// An assigned function before its BARs are mapped.
-pub(crate) struct Assigned {
-    pub(crate) config: VirtualConfig,
-    /// Its place among the sources and its virtual pin; none without INTx.
-    pub(crate) line: Option<(SourceId, Pin)>,
-}
-
 impl<'a> Assigner<'a> {
     /// Nothing assigned yet.
     pub(crate) fn new(
@@ -77,41 +73,63 @@ impl<'a> Assigner<'a> {
         Self { config, io_apics, lines, dis_intx: [const { None }; MAX_SOURCES as usize], clock }
     }
 
-    /// Makes the device the property of partition number `owner`, called `name`.
-    pub(crate) fn assign(&mut self, device: &DevicePlan, name: &str, owner: u8) -> Result<Assigned, Refusal> {
+    /// Makes the device the property of partition number `owner`, called `name`: for good, or until another takes it over.
+    pub(crate) fn assign(
+        &mut self,
+        device: &DevicePlan,
+        name: &str,
+        owner: u8,
+    ) -> Result<&'static Function, Refusal> {
         let bdf = device.bdf;
-        let refuse = |key: &'static str, message: Message, what: String| {
-            Refusal::new(message, device.path.key(key).to_string(), what)
-        };
-        let undecided = || refuse("bdf", Message::InternalError, "it is not decided".to_string());
-        let (Some(function), Some(bars)) = (&device.function, &device.bars) else { return Err(undecided()) };
+        let Some(function) = &device.function else { return Err(undecided(device)) };
         let line = match &device.intx {
             Intx::None => None,
             Intx::Line(line) => Some(line),
-            Intx::AtBoot { .. } | Intx::Refused => return Err(undecided()),
+            Intx::AtBoot { .. } | Intx::Refused => return Err(undecided(device)),
         };
         function.prepare(self.config);
         let silencer = DisIntx::take(self.config, bdf).ok_or_else(|| {
-            refuse("bdf", Message::DeviceSilent, Message::DeviceSilent.meaning().to_string())
+            refuse(device, "bdf", Message::DeviceSilent, Message::DeviceSilent.meaning().to_string())
         })?;
         silencer.write(self.config, true);
-        let config = VirtualConfig::new(self.config, function, bars, BAR_WINDOW, line.map(|line| line.vpin))
-            .map_err(|error| refuse("bdf", error.message(), error.to_string()))?;
         info!("{bdf}: bus mastering held off, since no IOMMU bounds its DMA yet");
         match device.reset {
             Some(Ok(method)) => info!("{bdf}: can be reset: {method}"),
             Some(Err(why)) => info!("{bdf}: cannot be reset: {why}"),
             None => {}
         }
-        let Some(line) = line else {
-            info!("{bdf}: assigned to {name}, no INTx");
-            return Ok(Assigned { config, line: None });
+        let source = match line {
+            None => {
+                info!("{bdf}: assigned to {name}, no INTx");
+                None
+            }
+            Some(line) => {
+                let source = self
+                    .install(line, device, owner, silencer)
+                    .map_err(|(key, message, what)| refuse(device, key, message, what))?;
+                let (pin, gsi, vpin) = (line.pin, line.route.gsi, line.vpin.0);
+                info!("{bdf}: assigned to {name}, {pin} -> {gsi} -> virtual pin {vpin}");
+                Some(source)
+            }
         };
-        let source = self
-            .install(line, &device.policy, owner, silencer)
-            .map_err(|(key, message, what)| refuse(key, message, what))?;
-        info!("{bdf}: assigned to {name}, {} -> {} -> virtual pin {}", line.pin, line.route.gsi, line.vpin.0);
-        Ok(Assigned { config, line: Some((source, line.vpin)) })
+        Ok(Box::leak(Box::new(Function {
+            bdf,
+            interrupt_pin: line.map(|line| line.pin),
+            source,
+            policy: device.policy,
+            ownership: Ownership::new(owner),
+            lost: AtomicBool::new(false),
+            replacements: AtomicU64::new(0),
+        })))
+    }
+
+    /// The configuration space of an assigned device in a guest where it drives this virtual pin.
+    pub(crate) fn view(&self, device: &DevicePlan, vpin: Option<Pin>) -> Result<VirtualConfig, Refusal> {
+        let (Some(function), Some(bars)) = (&device.function, &device.bars) else {
+            return Err(undecided(device));
+        };
+        VirtualConfig::new(self.config, function, bars, BAR_WINDOW, vpin)
+            .map_err(|error| refuse(device, "bdf", error.message(), error.to_string()))
     }
 
     /// Programs the line, if this is the first device on it, and installs the permanent handler. The function is silent
@@ -119,7 +137,7 @@ impl<'a> Assigner<'a> {
     fn install(
         &mut self,
         line: &Line,
-        policy: &DevicePolicy,
+        device: &DevicePlan,
         owner: u8,
         silencer: DisIntx,
     ) -> Result<SourceId, (&'static str, Message, String)> {
@@ -141,7 +159,7 @@ impl<'a> Assigner<'a> {
                 remedy: None,
             });
         }
-        let info = SourceInfo { owner, bdf: silencer.bdf().requester_id() };
+        let info = SourceInfo { owner: Some(owner), bdf: silencer.bdf().requester_id() };
         let slot = self.dis_intx.iter_mut().find(|slot| slot.is_none());
         *slot.ok_or_else(|| bug("more sources than were planned"))? = Some(silencer);
         let Self { lines, dis_intx, io_apics, config, .. } = self;
@@ -150,7 +168,7 @@ impl<'a> Assigner<'a> {
         let source = lines
             .assign(gsi, line.vector, gate, info, &mut wires)
             .map_err(|error| bug(&error.to_string()))?;
-        if let Some((limit, clock)) = policy.storm.zip(self.clock) {
+        if let Some((limit, clock)) = device.policy.storm.zip(self.clock) {
             lines.limit(source, Budget::new(&limit, clock.ticks_per_ms.get()));
         }
         if gate == Gate::RteMask {
@@ -159,4 +177,12 @@ impl<'a> Assigner<'a> {
         }
         Ok(source)
     }
+}
+
+fn refuse(device: &DevicePlan, key: &'static str, message: Message, what: String) -> Refusal {
+    Refusal::new(message, device.path.key(key).to_string(), what)
+}
+
+fn undecided(device: &DevicePlan) -> Refusal {
+    refuse(device, "bdf", Message::InternalError, "it is not decided".to_string())
 }

@@ -5,12 +5,11 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::AtomicU64;
 
 use levelhead::border::Ports;
 use levelhead::config::{Bundle, Partition as Configured};
 use levelhead::counters::Stage;
-use levelhead::decide::{BAR_WINDOW, PartitionPlan};
+use levelhead::decide::{BAR_WINDOW, DevicePlan};
 use levelhead::frames::Frames;
 use levelhead::guest::acpi::{self, Route};
 use levelhead::guest::{GuestMemory, Payload, plan};
@@ -26,7 +25,7 @@ use super::ram::Ram;
 use super::revive::{Revival, begin};
 use super::vcpu::VirtualCpu;
 use super::watch::Watch;
-use super::{BOOT, COUNTERS, Course, FirstNotifier, Function, Partition};
+use super::{BOOT, COUNTERS, Course, Function, Partition, Share};
 use crate::arch::svm::nested::TablePool;
 use crate::arch::svm::vmrun::{World, io_permissions};
 use crate::arch::x86::paging::OutOfMemory;
@@ -36,21 +35,20 @@ use crate::order::{Ordered, Rank};
 /// Tables kept for BARs, wherever in their window the guest moves them: one per 2 MiB touched, and what leads there.
 const BAR_TABLES: usize = 64;
 
-/// A partition, its virtual CPUs, and where its sources' notifiers lead at first.
+/// A partition and its virtual CPUs.
 pub(crate) struct Built {
     pub(crate) partition: &'static Partition,
     pub(crate) vcpus: Vec<VirtualCpu>,
-    pub(crate) notifiers: Vec<FirstNotifier>,
 }
 
-/// Builds partition number `index` as planned.
+/// Builds partition number `index` as planned, with the functions that it may have.
 pub(crate) fn build(
     index: u8,
     configured: &'static Configured,
-    planned: &PartitionPlan,
+    shares: &[(&DevicePlan, Share)],
     bundle: &Bundle<'static>,
     receiver: &'static Receiver,
-    assigner: &mut Assigner<'_>,
+    assigner: &Assigner<'_>,
     frames: &mut Frames,
 ) -> Result<Built, Refusal> {
     let name = &configured.name;
@@ -78,28 +76,18 @@ pub(crate) fn build(
             .map_err(|error| bug("planned outside its memory", &error))?;
     }
 
-    let mut functions = Vec::new();
-    let mut configs = Vec::new();
+    let mut views = Vec::new();
     let mut routes = Vec::new();
-    let mut notifiers = Vec::new();
-    for device in &planned.devices {
-        let assigned = assigner.assign(device, name, index)?;
-        let intx = assigned.config.interrupt_pin().zip(assigned.line);
-        routes.extend(intx.map(|(pin, (_, vpin))| Route { bdf: device.bdf, pin, vpin }));
-        functions.push(Function {
-            bdf: assigned.config.bdf(),
-            interrupt_pin: assigned.config.interrupt_pin(),
-            source: assigned.line.map(|(source, _)| source),
-            vpin: assigned.line.map(|(_, vpin)| vpin),
-            policy: device.policy,
-            replacements: AtomicU64::new(0),
-        });
-        configs.push(assigned.config);
-        notifiers.extend(assigned.line);
+    for (device, share) in shares {
+        let Function { bdf, interrupt_pin, .. } = *share.function;
+        views.push((share.function, assigner.view(device, share.vpin)?));
+        routes.extend(interrupt_pin.zip(share.vpin).map(|(pin, vpin)| Route { bdf, pin, vpin }));
     }
+    let functions: Vec<Share> = shares.iter().map(|(_, share)| *share).collect();
     let root = nested.root();
     let ports = Ports::new(configured.debug_port, configured.exit_port);
-    let mut platform = Platform::new(ports, configs, (nested, pool), io, (name.clone(), configured.console));
+    let mut platform =
+        Platform::new(index, ports, views, (nested, pool), io, (name.clone(), configured.console));
     // Nobody has run the guest, so nobody has kept anything.
     let _ = platform.remap();
     let partition: &'static Partition = Box::leak(Box::new(Partition {
@@ -131,7 +119,7 @@ pub(crate) fn build(
     for id in (0..partition.vcpus()).map(Vcpu) {
         let mut world = World::allocate(io_address, frames).map_err(no_room)?;
         begin(&mut world, id, &boot.entry, root).map_err(|error| bug("control block", &error))?;
-        let watch = if id == BOOT { Watch::new(&configured.devices, assigner.clock) } else { None };
+        let watch = if id == BOOT { Watch::new(&partition.functions, assigner.clock) } else { None };
         vcpus.push(VirtualCpu::new(id, partition, world, boot.entry, watch));
     }
     info!(
@@ -144,9 +132,10 @@ pub(crate) fn build(
         partition.functions.len()
     );
     if let Some(clock) = assigner.clock.filter(|_| partition.revives()) {
-        let revival = Revival::new(configured.restart, boot, &planned.devices, assigner.config, clock);
+        let devices: Vec<&DevicePlan> = shares.iter().map(|(device, _)| *device).collect();
+        let revival = Revival::new(configured.restart, boot, &devices, assigner.config, clock);
         partition.revival.with(|slot| *slot = Some(revival));
     }
     partition.counters.reach(Stage::Ready);
-    Ok(Built { partition, vcpus, notifiers })
+    Ok(Built { partition, vcpus })
 }

@@ -22,13 +22,14 @@ pub(crate) mod watch;
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use levelhead::addr::HostPhys;
 use levelhead::config::MAX_PARTITIONS;
 use levelhead::counters::{Counters, SLOTS, Slot};
 use levelhead::intx::SourceId;
 use levelhead::irq::Pin;
+use levelhead::ownership::Ownership;
 use levelhead::pci::{Bdf, IntPin};
 use levelhead::policy::DevicePolicy;
 use levelhead::sync::Lock;
@@ -52,20 +53,31 @@ const _: () = assert!(MAX_PARTITIONS <= SLOTS, "every partition has a slot");
 /// The virtual CPU that starts a guest.
 pub(crate) const BOOT: Vcpu = Vcpu(0);
 
-/// What does not change about a physical function that the partition owns, and how often its notifier was replaced.
+/// A physical function that is passed through: what does not change about it, and whose it is. All partitions that may have it
+/// know it by this.
 pub(crate) struct Function {
-    /// Its address, on the machine and in the guest.
+    /// Its address, on the machine and in its guests.
     pub(crate) bdf: Bdf,
     /// The pin it interrupts by.
     pub(crate) interrupt_pin: Option<IntPin>,
     /// Its place among the machine's sources; none without INTx.
     pub(crate) source: Option<SourceId>,
-    /// The virtual pin that its notifier leads to when the guest starts.
-    pub(crate) vpin: Option<Pin>,
     /// What is done about its misbehaviour.
     pub(crate) policy: DevicePolicy,
+    /// Whose it is.
+    pub(crate) ownership: Ownership,
+    /// It did not come back from its last reset as it was: it is silent, and nobody reaches any of its BARs.
+    pub(crate) lost: AtomicBool,
     /// How often its notifier was replaced by hypercall.
     pub(crate) replacements: AtomicU64,
+}
+
+/// A function as a partition knows it that may have it.
+#[derive(Clone, Copy)]
+pub(crate) struct Share {
+    pub(crate) function: &'static Function,
+    /// The virtual pin that its notifier leads to at first; none without INTx.
+    pub(crate) vpin: Option<Pin>,
 }
 
 /// What all virtual CPUs of one guest share.
@@ -75,7 +87,8 @@ pub(crate) struct Partition {
     pub(crate) ram: Ram,
     /// Where its interrupts arrive.
     pub(crate) receiver: &'static Receiver,
-    pub(crate) functions: Vec<Function>,
+    /// The functions it may have: its own, then those for which it stands by.
+    pub(crate) functions: Vec<Share>,
     /// Lines' interrupts taken on its CPUs, and how far it is; seen from outside.
     pub(crate) counters: &'static Slot,
     pub(crate) user_hypercalls: bool,
@@ -186,11 +199,26 @@ impl Partition {
         self.course.with(|course| course.exits)
     }
 
-    /// How often a function's notifier was replaced by hypercall.
-    pub(crate) fn replacements(function: &Function) -> u64 {
-        function.replacements.load(Ordering::Relaxed)
+    /// The functions it has now.
+    pub(crate) fn held(&self) -> impl Iterator<Item = &Share> {
+        self.functions.iter().filter(|share| self.holds(share))
+    }
+
+    /// Whether it has this function now. Whoever is at work in its guest acts on that before he answers his bell again, and
+    /// nobody takes the function away before.
+    pub(crate) fn holds(&self, share: &Share) -> bool {
+        share.function.ownership.is_held_by(self.index)
     }
 }
 
-/// A source and the virtual pin its notifier leads to at first.
-pub(crate) type FirstNotifier = (SourceId, Pin);
+impl Function {
+    /// How often its notifier was replaced by hypercall.
+    pub(crate) fn replacements(&self) -> u64 {
+        self.replacements.load(Ordering::Relaxed)
+    }
+
+    /// Whether it did not come back from its last reset.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+}

@@ -4,6 +4,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::Ordering;
 
 use levelhead::border::Ports;
 use levelhead::decide::BAR_WINDOW;
@@ -16,6 +17,7 @@ use levelhead::pci::{Access, Bdf, Effect, VirtualConfig};
 use levelhead::policy::{DevicePolicy, NoReset};
 use levelhead::svm::{IoPermissions, NestedTables, Reach, Stale};
 
+use super::Function;
 use crate::arch::svm::nested::TablePool;
 use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::cpu::tsc;
@@ -26,6 +28,8 @@ const CONSOLE_COLUMNS: usize = 160;
 
 /// What the virtual CPUs share and change.
 pub(crate) struct Platform {
+    /// The number of the guest's partition.
+    partition: u8,
     pub(crate) ports: Ports,
     devices: Vec<Device>,
     nested: NestedTables,
@@ -41,43 +45,48 @@ pub(crate) struct Platform {
 
 /// A physical function as the guest sees it.
 struct Device {
+    function: &'static Function,
     config: VirtualConfig,
     /// The same when the guest starts.
     initial: VirtualConfig,
     /// What of its BARs is mapped now.
     mapped: Mappings,
-    /// How its last reset went.
+    /// How its last reset here went.
     reset: Option<Result<(), Fault>>,
-    /// It did not come back from its last reset as it was: it is silent, and the guest reaches none of its BARs.
-    lost: bool,
 }
 
 impl Device {
-    /// What its guest is to reach of it.
-    fn wanted(&self) -> Mappings {
-        if self.lost { [None; 6] } else { self.config.mappings() }
+    /// Whether the guest of partition number `partition` has it now.
+    fn is_here(&self, partition: u8) -> bool {
+        self.function.ownership.is_held_by(partition)
+    }
+
+    /// What the guest of partition number `partition` is to reach of it.
+    fn wanted(&self, partition: u8) -> Mappings {
+        if self.is_here(partition) && !self.function.is_lost() { self.config.mappings() } else { [None; 6] }
     }
 }
 
 impl Platform {
     /// The platform of a guest of these functions, none of whose BARs is mapped yet.
     pub(crate) fn new(
+        partition: u8,
         ports: Ports,
-        functions: Vec<VirtualConfig>,
+        functions: Vec<(&'static Function, VirtualConfig)>,
         (nested, pool): (NestedTables, TablePool),
         io: &'static mut IoPermissions,
         (name, console): (String, bool),
     ) -> Self {
-        let device = |config: VirtualConfig| Device {
+        let device = |(function, config): (&'static Function, VirtualConfig)| Device {
+            function,
             initial: config.clone(),
             config,
             mapped: [None; 6],
             reset: None,
-            lost: false,
         };
         let devices = functions.into_iter().map(device).collect();
         let (line, budget) = (LineBuffer::new(), PrintBudget::new());
-        Self { ports, devices, nested, pool, io, name, console, line, budget }
+        Self { partition, ports, devices, nested, pool, io, name, console, line, budget }
     }
 
     /// The platform as at boot, but for how resets went. What CPUs kept is stale.
@@ -97,12 +106,13 @@ impl Platform {
         let name = &self.name;
         let Some(device) = self.devices.iter_mut().find(|device| device.config.bdf() == bdf) else { return };
         let before = device.reset.replace(outcome);
-        device.lost = outcome.is_err_and(|fault| !fault.is_harmless() || policy.no_reset == NoReset::Refuse);
+        let lost = outcome.is_err_and(|fault| !fault.is_harmless() || policy.no_reset == NoReset::Refuse);
+        device.function.lost.store(lost, Ordering::Relaxed);
         let Err(fault) = outcome else { return };
         if before == Some(outcome) {
             return;
         }
-        let message = if device.lost { Message::ResetFailed } else { Message::ResetNoEffect };
+        let message = if lost { Message::ResetFailed } else { Message::ResetNoEffect };
         let place = format_args!("partition {name}, device {bdf}");
         report::record(Record { message, place: &place, what: Some(&fault), remedy: None });
     }
@@ -115,7 +125,7 @@ impl Platform {
             MaskReasons::RESET | MaskReasons::GUEST_DISINTX | MaskReasons::OPERATOR | MaskReasons::THROTTLE;
         let device = self.devices.iter().find(|device| device.config.bdf() == bdf);
         let cleared = device.is_some_and(|device| device.reset == Some(Ok(())));
-        let lost = device.is_some_and(|device| device.lost);
+        let lost = device.is_some_and(|device| device.function.is_lost());
         (lost, if cleared && !lost { lifted | MaskReasons::QUARANTINE } else { lifted })
     }
 
@@ -139,7 +149,7 @@ impl Platform {
         let mut reach = Reach::new(&self.nested, &mut self.pool, self.io);
         let mut stale = Stale::NOTHING;
         for device in &mut self.devices {
-            let wanted = device.wanted();
+            let wanted = device.wanted(self.partition);
             for (slot, _) in device.mapped.iter_mut().zip(wanted).filter(|(slot, wanted)| **slot != *wanted) {
                 let closed = match *slot {
                     Some(Mapping::Memory { guest, bytes, .. }) => reach.close_memory(guest, bytes).ok(),
@@ -153,7 +163,7 @@ impl Platform {
             }
         }
         for device in &mut self.devices {
-            let wanted = device.wanted();
+            let wanted = device.wanted(self.partition);
             for (slot, wanted) in device.mapped.iter_mut().zip(wanted) {
                 let opened = match wanted {
                     // It is there, or could not be closed and stays where it is.

@@ -41,11 +41,11 @@ pub(crate) struct Revival {
 }
 
 impl Revival {
-    /// What is kept of a partition that has just been assigned its functions, as planned by `devices`.
+    /// What is kept of a partition that may have these functions, which have just been assigned.
     pub(crate) fn new(
         policy: RestartPolicy,
         boot: BootPlan<'static>,
-        devices: &[DevicePlan],
+        devices: &[&DevicePlan],
         space: &impl ConfigSpace,
         clock: Clock,
     ) -> Self {

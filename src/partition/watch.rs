@@ -8,7 +8,6 @@ use core::fmt;
 use core::num::NonZeroU64;
 use core::ops::RangeInclusive;
 
-use levelhead::config::Device;
 use levelhead::intx::{
     Completion, EoiWatch, Gate, MaskReasons, Notifier, Outcome, Overdue, Replacing, SourceId, SourceReport,
     Storm,
@@ -16,7 +15,7 @@ use levelhead::intx::{
 use levelhead::message::{Message, Record};
 use levelhead::policy::{DevicePolicy, NeverEoi};
 
-use super::Function;
+use super::Share;
 use super::vcpu::VirtualCpu;
 use crate::arch::x86::clock::Clock;
 use crate::machine::Machine;
@@ -38,20 +37,20 @@ impl Watch {
     /// Looks are a quarter of the shortest time of all policies apart, within these bounds.
     const PERIOD_MS: RangeInclusive<u32> = 1..=100;
 
-    /// The watch that these devices need; none if no policy has a time in it.
-    pub(crate) fn new(devices: &[Device], clock: Option<Clock>) -> Option<Self> {
-        let shortest = devices.iter().filter_map(|device| shortest_ms(&device.policy)).min()?;
+    /// The watch that these functions need; none if no policy has a time in it.
+    pub(crate) fn new(functions: &[Share], clock: Option<Clock>) -> Option<Self> {
+        let shortest = functions.iter().filter_map(|share| shortest_ms(&share.function.policy)).min()?;
         let (least, most) = Self::PERIOD_MS.into_inner();
         let clock = clock?;
         let period = clock.ticks_per_ms.get().saturating_mul(u64::from((shortest / 4).clamp(least, most)));
-        let eoi = devices.iter().map(|device| eoi_watch(&device.policy, clock)).collect();
+        let eoi = functions.iter().map(|share| eoi_watch(&share.function.policy, clock)).collect();
         Some(Self { clock, period, last: 0, eoi, forcing: None })
     }
 
     /// As for a guest that has not run yet.
-    pub(super) fn renew(&mut self, functions: &[Function]) {
-        for (eoi, function) in self.eoi.iter_mut().zip(functions) {
-            *eoi = eoi_watch(&function.policy, self.clock);
+    pub(super) fn renew(&mut self, functions: &[Share]) {
+        for (eoi, share) in self.eoi.iter_mut().zip(functions) {
+            *eoi = eoi_watch(&share.function.policy, self.clock);
         }
     }
 
@@ -89,10 +88,7 @@ impl VirtualCpu {
             self.poll_forced(machine, forcing);
         }
         for index in 0..self.partition.functions.len() {
-            let Some(source) = self.partition.functions.get(index).and_then(|function| function.source)
-            else {
-                continue;
-            };
+            let Some(source) = self.watched(index) else { continue };
             let (storm, deliveries) = machine.lines.resume(source, now, &mut machine.wires());
             self.deliver(machine, deliveries);
             let Some(report) = machine.lines.source_report(source) else { continue };
@@ -110,6 +106,12 @@ impl VirtualCpu {
         }
     }
 
+    /// The source of this function, if the partition has it now.
+    fn watched(&self, index: usize) -> Option<SourceId> {
+        let share = self.partition.functions.get(index).filter(|share| self.partition.holds(share))?;
+        share.function.source
+    }
+
     fn eoi_watch(&mut self, index: usize) -> Option<&mut EoiWatch> {
         self.watch.as_mut()?.eoi.get_mut(index)?.as_mut()
     }
@@ -118,8 +120,7 @@ impl VirtualCpu {
     pub(crate) fn last_look(&mut self, machine: &'static Machine) {
         let Some(ticks_per_ms) = self.watch.as_ref().map(|watch| watch.clock.ticks_per_ms) else { return };
         for index in 0..self.partition.functions.len() {
-            let source = self.partition.functions.get(index).and_then(|function| function.source);
-            let Some(source) = source else { continue };
+            let Some(source) = self.watched(index) else { continue };
             // At the beginning of time no pause is over.
             let (storm, deliveries) = machine.lines.resume(source, 0, &mut machine.wires());
             self.deliver(machine, deliveries);
@@ -234,7 +235,7 @@ impl VirtualCpu {
         fmt::from_fn(move |f| {
             write!(f, "partition {}", self.partition.name)?;
             match self.partition.functions.get(index) {
-                Some(function) => write!(f, ", device {}", function.bdf),
+                Some(share) => write!(f, ", device {}", share.function.bdf),
                 None => Ok(()),
             }
         })

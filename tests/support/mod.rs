@@ -243,7 +243,7 @@ impl LineIo for Board {
 pub(crate) fn assign_all(board: &mut Board, gate: Gate) -> Result<(LineTable, Control), AssignError> {
     let (mut table, control) = LineTable::new(Targets { partitions: 1, pins: PINS as u8, poll_counters: 0 });
     for device in 0..board.devices.len() {
-        let info = SourceInfo { owner: 0, bdf: device as u16 };
+        let info = SourceInfo { owner: Some(0), bdf: device as u16 };
         let source = table.assign(GSI, vector(), gate, info, board)?;
         assert_eq!(usize::from(source.0), device);
         assert!(board.budget.is_none_or(|budget| table.limit(source, budget)));

@@ -48,7 +48,7 @@ const fn pin(partition: u8, vpin: u8) -> Notifier {
 }
 
 fn owned_by(owner: u8) -> SourceInfo {
-    SourceInfo { owner, bdf: 0x18 }
+    SourceInfo { owner: Some(owner), bdf: 0x18 }
 }
 
 fn replace(table: &LineTable, control: Control, source: SourceId, new: Notifier, io: &mut Quiet) -> Control {
@@ -377,7 +377,7 @@ fn i43_t11_a_thousand_deaths_in_service_leave_nothing_and_the_sharer_misses_noth
         let io = &mut Wired { rte_masked: true, ..Wired::default() };
         let sources = [0, 1].map(|owner| {
             (owner == 0 || shared).then(|| {
-                let info = SourceInfo { owner, bdf: Wired::BDFS[usize::from(owner)] };
+                let info = SourceInfo { owner: Some(owner), bdf: Wired::BDFS[usize::from(owner)] };
                 table.assign(GSI, vector(0x51), gate, info, io).unwrap()
             })
         });
