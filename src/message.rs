@@ -184,7 +184,7 @@ catalogue! {
     Config Error {
         TomlSyntax "toml-syntax"
             "the file is not TOML"
-            "correct the syntax at this place; the rest of the file is judged afterwards"
+            "correct the syntax at this place"
         UnknownKey "unknown-key"
             "the key means nothing in this table"
             "correct its spelling or remove it; docs/config.md lists the keys"

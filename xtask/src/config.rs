@@ -2,11 +2,12 @@
 //!
 //! An image is a path relative to the file, or `guest:` and the name of one of the project's own guests.
 //!
-//! `keys` has the keys, what they mean and what can be wrong with them; this file makes the library's values of them; `reader`
-//! knows TOML and how mistakes are told; the library knows the rules.
+//! `keys` has the keys, what they mean and what can be wrong with them; this file makes the library's values of them; `syntax`
+//! knows what of a broken file can be read, `reader` how it is read and mistakes are told; the library knows the rules.
 
 pub mod keys;
 pub mod reader;
+pub mod syntax;
 
 use std::fs;
 use std::io;
@@ -28,6 +29,7 @@ use toml::de::DeValue;
 
 pub use reader::{Finding, Problems};
 use reader::{Mistake, Positions, Read, Reader, Table, choice, flag, nearest, number, size, text};
+use syntax::Source;
 
 /// What an image's name starts with when it is one of the project's own guests.
 const GUEST_PREFIX: &str = "guest:";
@@ -88,14 +90,15 @@ pub struct ImageFile {
 ///
 /// # Errors
 /// Everything that is wrong with it, one record each: file, line, column, key, what is wrong, what would be right.
-/// A file whose syntax is wrong is not judged any further, unless keys are there twice and no more.
+/// Where the syntax is wrong, nothing else is said of that statement.
 pub fn load(path: &Path, guests: Guests<'_>) -> Result<LoadedConfig, Problems> {
     let shown = path.display().to_string();
     let content = text_of(path)?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut images = Images { folder, guests, files: Vec::new() };
 
-    let mut reader = Reader::new(shown, &content, keys::elsewhere);
+    let source = Source::of(&content);
+    let mut reader = Reader::new(shown, &source, keys::elsewhere);
     let mut unread = Vec::new();
     let partitions = reader.document(|file| {
         file.tables(&keys::PARTITION, |table| {
@@ -219,10 +222,15 @@ fn partition(table: &mut Table<'_, '_>, images: &mut Images<'_>) -> (Partition, 
 }
 
 fn device(table: &mut Table<'_, '_>) -> Device {
+    let bdf = table.required(&keys::BDF, function).unwrap_or(LAST_FUNCTION);
+    let gsi = table.optional(&keys::GSI, |value| number(value, MAX_GSIS - 1).map(Gsi));
+    let vpin = table.optional(&keys::VPIN, |value| number(value, VIRTUAL_PINS - 1).map(Pin));
+    let unread = vpin.is_none() && table.names(&keys::VPIN);
     Device {
-        bdf: table.required(&keys::BDF, function).unwrap_or(LAST_FUNCTION),
-        gsi: table.optional(&keys::GSI, |value| number(value, MAX_GSIS - 1).map(Gsi)),
-        vpin: table.optional(&keys::VPIN, |value| number(value, VIRTUAL_PINS - 1).map(Pin)),
+        bdf,
+        // A line that needs a virtual pin has one, which could not be read.
+        gsi: gsi.filter(|gsi| !unread || gsi.0 < u32::from(VIRTUAL_PINS)),
+        vpin,
         mask: table
             .optional(&keys::MASK, |value| choice(value, &MaskPolicy::ALL, "way to mask a line"))
             .unwrap_or_default(),

@@ -13,9 +13,7 @@ use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::keys::Key;
-
-/// What the parser says of a key that a table has already.
-const DUPLICATE: &str = "duplicate key";
+use super::syntax::{Source, position};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Debug)]
@@ -53,8 +51,8 @@ impl From<&'static str> for Spelling {
 /// A mistake and its place.
 #[derive(Debug)]
 struct Problem {
-    /// Bytes of the file; empty and at its start for what is missing altogether.
-    span: Range<usize>,
+    /// Line and column; the file's start for what is missing altogether.
+    position: (usize, usize),
     /// The key.
     path: String,
     mistake: Mistake,
@@ -146,17 +144,11 @@ impl Mistake {
     }
 }
 
-/// The line and the column, in characters, at which `before` ends.
-fn position(before: &str) -> (usize, usize) {
-    let line = before.matches('\n').count() + 1;
-    (line, before.chars().rev().take_while(|&c| c != '\n').count() + 1)
-}
-
 /// The problems of one file as they are found, and where its keys stand.
 pub struct Reader<'t> {
     /// The file, as messages shall call it.
     file: String,
-    text: &'t str,
+    source: &'t Source,
     /// Where a key belongs that stands where it does not, as a remedy.
     elsewhere: fn(&str) -> Option<String>,
     problems: Vec<Problem>,
@@ -164,37 +156,30 @@ pub struct Reader<'t> {
 }
 
 impl<'t> Reader<'t> {
-    /// A reader of `text`, the content of `file`. `elsewhere` tells of a key that is unknown in its table where it belongs.
-    pub fn new(file: impl Into<String>, text: &'t str, elsewhere: fn(&str) -> Option<String>) -> Self {
-        Self { file: file.into(), text, elsewhere, problems: Vec::new(), spans: BTreeMap::new() }
+    /// A reader of `source`, the content of `file`. `elsewhere` tells of a key that is unknown in its table where it belongs.
+    pub fn new(file: impl Into<String>, source: &'t Source, elsewhere: fn(&str) -> Option<String>) -> Self {
+        Self { file: file.into(), source, elsewhere, problems: Vec::new(), spans: BTreeMap::new() }
     }
 
-    /// Parses the text and hands its top table to `read`.
-    ///
-    /// Of a line, the first thing wrong with its syntax is told: the rest are the parser's guesses at what was meant.
+    /// Parses the text and hands its top table to `read`. What is wrong with the syntax is noted, and nothing else of the
+    /// statements that it is wrong in.
     ///
     /// # Errors
-    /// What is wrong with the syntax; `read` has not been called then, unless keys are there twice and no more.
+    /// What is wrong with the syntax, if it is so much that the rest cannot be judged; `read` has not been called then.
     pub fn document<T>(&mut self, read: impl FnOnce(&mut Table<'_, 't>) -> T) -> Result<T, Problems> {
-        let (document, errors) = DeTable::parse_recoverable(self.text);
-        let mut errors: Vec<_> =
-            errors.iter().map(|error| (error.span().unwrap_or_default(), error)).collect();
-        errors.sort_by_key(|(span, _)| span.start);
-        errors.dedup_by_key(|(span, _)| self.line(span.start));
-        let readable = errors.iter().all(|(_, error)| error.message() == DUPLICATE);
-        for (span, error) in errors {
-            let mistake = match self.text.get(span.clone()) {
-                Some(key) if error.message() == DUPLICATE && !key.contains('\n') => Mistake::new(
-                    Message::TomlSyntax,
-                    format!("{key} is there twice"),
-                    "write each key of a table once",
-                ),
-                _ => Mistake::new(Message::TomlSyntax, error.message(), "correct the TOML syntax"),
-            };
-            self.problem(span, String::new(), mistake);
+        let syntax = |what: &str, remedy: &str| Mistake::new(Message::TomlSyntax, what, remedy);
+        for fault in self.source.faults() {
+            let mistake = syntax(&fault.what, &fault.remedy);
+            self.problems.push(Problem { position: fault.position, path: String::new(), mistake });
         }
-        if !readable {
+        if !self.source.is_readable() {
             self.finish()?;
+        }
+        let (document, errors) = DeTable::parse_recoverable(self.source.text());
+        for span in Source::duplicates(&errors) {
+            let key = self.source.text().get(span.clone()).unwrap_or_default();
+            let mistake = syntax(&format!("{key} is there twice"), "write each key of a table once");
+            self.problem(span, String::new(), mistake);
         }
         let span = document.span();
         Ok(self.table(&KeyPath::root(), span, document.get_ref(), read))
@@ -221,17 +206,15 @@ impl<'t> Reader<'t> {
             return Ok(());
         }
         let mut problems = std::mem::take(&mut self.problems);
-        problems.sort_by_key(|problem| problem.span.start);
+        problems.sort_by_key(|problem| problem.position);
         Err(Problems(problems.iter().map(|problem| self.describe(problem)).collect()))
     }
 
-    /// The line of that byte, counted from 0.
-    fn line(&self, byte: usize) -> usize {
-        self.text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
-    }
-
+    /// Notes a mistake in those bytes. Of a line whose syntax is wrong nothing else is to be said.
     fn problem(&mut self, span: Range<usize>, path: String, mistake: Mistake) {
-        self.problems.push(Problem { span, path, mistake });
+        if !self.source.is_cut(span.start) {
+            self.problems.push(Problem { position: self.source.position(span.start), path, mistake });
+        }
     }
 
     /// Where the key is, or the table that lacks it.
@@ -241,17 +224,16 @@ impl<'t> Reader<'t> {
 
     /// Where everything stands that was read.
     pub fn positions(&self) -> Positions {
-        let at = |span: &Range<usize>| position(self.text.get(..span.start).unwrap_or(self.text));
+        let at = |span: &Range<usize>| self.source.position(span.start);
         let places = self.spans.iter().map(|(key, span)| (key.clone(), at(span))).collect();
         Positions { file: self.file.clone(), places }
     }
 
-    fn describe(&self, Problem { span, path, mistake }: &Problem) -> Finding {
-        let before = self.text.get(..span.start).unwrap_or(self.text);
+    fn describe(&self, Problem { position, path, mistake }: &Problem) -> Finding {
         let Mistake { message, what, remedy } = mistake;
         let place = if path.is_empty() { "file" } else { path };
         let refusal = Refusal::new(*message, place, what).remedy(remedy);
-        Finding { file: self.file.clone(), position: Some(position(before)), refusal }
+        Finding { file: self.file.clone(), position: Some(*position), refusal }
     }
 
     fn table<T>(
@@ -261,8 +243,8 @@ impl<'t> Reader<'t> {
         table: &DeTable<'t>,
         read: impl FnOnce(&mut Table<'_, 't>) -> T,
     ) -> T {
-        self.spans.insert(path.to_string(), span);
-        let mut table = Table { reader: self, path, table, known: Vec::new() };
+        self.spans.insert(path.to_string(), span.clone());
+        let mut table = Table { reader: self, path, header: span.start, table, known: Vec::new() };
         let value = read(&mut table);
         table.refuse_unknown();
         value
@@ -298,6 +280,8 @@ fn innermost<'a, T>(of: &'a BTreeMap<String, T>, path: &KeyPath) -> Option<&'a T
 pub struct Table<'r, 't> {
     reader: &'r mut Reader<'t>,
     path: &'r KeyPath,
+    /// The byte at which its header begins.
+    header: usize,
     table: &'r DeTable<'t>,
     known: Vec<&'static str>,
 }
@@ -335,7 +319,7 @@ impl<'r, 't> Table<'r, 't> {
     ) -> Option<T> {
         let (key, other) = (key.into(), other.into());
         let value = self.optional(key, read);
-        if self.find(key.name).is_some() && self.find(other.name).is_none() {
+        if self.names(key) && !self.names(other) {
             let what = format!("without `{}` it means nothing", other.name);
             let remedy = format!("add `{}`, or remove this key", other.example);
             self.broken(key, Mistake::new(Message::CompanionMissing, what, remedy));
@@ -362,10 +346,16 @@ impl<'r, 't> Table<'r, 't> {
         }
     }
 
+    /// Whether `key` is there, though its value may be wrong, or was, before a line with wrong syntax was cut out.
+    pub fn names(&mut self, key: impl Into<Spelling>) -> bool {
+        let Spelling { name, .. } = key.into();
+        self.find(name).is_some() || self.reader.source.lost(self.header, name).is_some()
+    }
+
     /// Notes that `key` is missing, if it is.
     pub fn demand(&mut self, key: impl Into<Spelling>) {
         let key = key.into();
-        if self.find(key.name).is_none() {
+        if !self.names(key) {
             let remedy = format!("add it, as in `{}`", key.example);
             self.broken(key, Mistake::new(Message::MissingKey, "missing", remedy));
         }
@@ -445,9 +435,16 @@ impl<'r, 't> Table<'r, 't> {
         if !self.known.contains(&key) {
             self.known.push(key);
         }
-        let value = self.table.get(key)?;
-        self.reader.spans.insert(self.path.key(key).to_string(), value.span());
-        Some(value)
+        let value = self.table.get(key);
+        let span = match value {
+            Some(value) => Some(value.span()),
+            // What is found wrong with it later is no news in that line.
+            None => self.reader.source.lost(self.header, key).map(|line| line..line),
+        };
+        if let Some(span) = span {
+            self.reader.spans.insert(self.path.key(key).to_string(), span);
+        }
+        value
     }
 
     fn refuse_unknown(&mut self) {

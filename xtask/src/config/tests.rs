@@ -362,13 +362,116 @@ gsi = 999
 }
 
 #[test]
-fn wrong_syntax_is_told_in_one_go_too() {
-    let broken = errors("[[partition]]\nname = \ncpus = [0\nmemory = 'x\n");
-    assert!(broken.len() > 1, "{broken:?}");
-    assert!(broken[0].starts_with("2:8: "), "{broken:?}");
-    assert!(broken.iter().all(|line| line.ends_with("; to do: correct the TOML syntax")), "{broken:?}");
-    let lines: Vec<_> = broken.iter().filter_map(|line| line.split(':').next()).collect();
-    assert_eq!(lines, ["2", "4"], "the first of each line: {broken:?}");
+fn wrong_syntax_and_wrong_values_are_told_in_one_go() {
+    let text = r#"
+[[partition]
+name = control
+cpus = [0
+memory = 64M
+kernel = "guest:ecko"
+modules = [
+    { file = "kernel.elf" },
+    { file = "kernel.elf", cmdline = one },
+    { file = "kernel.elf" },
+]
+console: yes
+exit-port = 0xf4 debug-port = 0xe9
+
+[[partition.device]]
+bdf = "00:03.0
+gsi = "x"
+
+[partition.device]]
+bdf = "00:04.0"
+vpin = p5
+gsi = 40
+storm-limit =
+storm-pause = 5
+mask = "lines"
+
+[[partition]]
+name = "logging"
+kernel = "guest:echo"
+memory = 5000
+memory at 0x4000_0000
+"#;
+    let syntax = |place: &str, said: &str| format!("{place}: ERROR Config/toml-syntax: file: {said}");
+    let expected = [
+        syntax("2:13", "unclosed array table; to do: write `[[partition]]`"),
+        syntax("3:8", "\"control\" without quotes is no value; to do: write \"control\""),
+        syntax("4:8", "the array that begins here is not closed; to do: close it with `]`"),
+        syntax("5:10", "\"64M\" without quotes is no value; to do: write a number, or text in quotes"),
+        "6:10: ERROR Config/no-such-file: partition[0].kernel: there is no guest \"ecko\"; to do: did you mean \"guest:echo\"?".into(),
+        syntax("9:38", "\"one\" without quotes is no value; to do: write \"one\""),
+        syntax("12:8", "no `:` may stand here; to do: write `=` between a key and its value"),
+        syntax("13:13", "\"0xf4 debug-port\" without quotes is no value; to do: write one number, and each key on a line of its own"),
+        syntax("16:15", "invalid basic string; to do: write `\"` here"),
+        "17:7: ERROR Config/wrong-type: partition[0].device[0].gsi: a string may not stand here; to do: write a number from 0 to 255".into(),
+        syntax("19:19", "the header ends before this; to do: write `[[partition.device]]`"),
+        syntax("21:8", "\"p5\" without quotes is no value; to do: write \"p5\""),
+        syntax("23:14", "there is no value; to do: write one behind the `=`"),
+        "25:8: ERROR Config/wrong-value: partition[0].device[1].mask: \"lines\" is no way to mask a line; to do: did you mean \"line\"?".into(),
+        "27:1: ERROR Config/missing-key: partition[1].cpus: missing; to do: add it, as in `cpus = [0]`".into(),
+        "30:10: ERROR Config/memory-size: partition[1].memory: 5000 bytes are too few; to do: use 1M to 256G".into(),
+        syntax("31:8", "neither a key with a value, nor a table, nor a comment; to do: write `key = value`, or begin a comment with #"),
+    ];
+    let found = errors(text);
+    for (found, expected) in found.iter().zip(&expected) {
+        assert_eq!(found, expected);
+    }
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+}
+
+/// A bracket, a brace, a quote or an equals sign is left out of a good file: what that breaks is told in its line, and nothing of
+/// any other.
+#[test]
+fn a_slip_in_one_line_is_told_of_no_other() {
+    let example = include_str!("example.toml");
+    let folder = Folder::new();
+    let mut broken = 0;
+    for (at, left_out) in example.char_indices().filter(|(_, c)| "[]{}=\"'".contains(*c)) {
+        let line = 1 + example[..at].matches('\n').count();
+        let text = [&example[..at], &example[at + left_out.len_utf8()..]].concat();
+        if example.lines().nth(line - 1).is_some_and(|line| line.trim_start().starts_with('#')) {
+            continue;
+        }
+        let Err(error) = folder.load(&text) else { continue };
+        broken += 1;
+        let place = format!("{}:{line}:", folder.0.join("test.toml").display());
+        let elsewhere: Vec<_> =
+            error.to_string().lines().filter(|found| !found.starts_with(&place)).map(str::to_owned).collect();
+        assert!(elsewhere.is_empty(), "{line}: {}: {elsewhere:?}", text.lines().nth(line - 1).unwrap());
+    }
+    assert!(broken > 70, "{broken} files are too few");
+}
+
+#[test]
+fn what_is_no_toml_at_all_is_answered_briefly() {
+    let letter = "Dear hypervisor,\nplease give the first CPU to me.\n".repeat(1000);
+    let broken = errors(&letter);
+    assert_eq!(broken.len(), 51, "{:?}", broken.last());
+    assert!(broken[50].contains("too much is wrong to judge the rest of the file"), "{broken:?}");
+    assert!(broken.iter().all(|line| line.contains("Config/toml-syntax: file: ")));
+}
+
+#[test]
+fn a_string_that_is_not_closed_swallows_nothing() {
+    for (value, remedy) in [("\"\"\"x", "`\"\"\"`"), ("'''x", "`'''`")] {
+        let broken = errors(&(GOOD.replace("\"demo\"", value) + "console = 1\n"));
+        let expected = [
+            format!("3:8: ERROR Config/toml-syntax: file: the string that begins here is not closed; to do: close it with {remedy}"),
+            "7:11: ERROR Config/wrong-type: partition[0].console: an integer may not stand here; to do: write true or false".to_owned(),
+        ];
+        assert_eq!(broken, expected);
+    }
+    let broken = errors(&good_with("modules = [{ file = 'kernel.elf',\nconsole = 1"));
+    assert_eq!(broken.len(), 2, "{broken:?}");
+    assert!(
+        broken[0].starts_with(
+            "7:12: ERROR Config/toml-syntax: file: the inline table that begins here is not closed"
+        ),
+        "{broken:?}"
+    );
 }
 
 #[test]

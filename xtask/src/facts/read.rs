@@ -21,6 +21,7 @@ use levelhead::pci::{
 use toml::de::DeValue;
 
 use crate::config::reader::{Mistake, Read, Reader, Table, flag, number, one_of, text};
+use crate::config::syntax::Source;
 use crate::config::{self, Problems};
 
 /// The base address registers, as they are written.
@@ -49,7 +50,8 @@ pub fn load(path: &Path) -> Result<Facts, Problems> {
 /// # Errors
 /// As [`load`].
 pub fn parse(file: &str, content: &str) -> Result<Facts, Problems> {
-    let mut reader = Reader::new(file, content, |_| None);
+    let source = Source::of(content);
+    let mut reader = Reader::new(file, &source, |_| None);
     let facts = reader.document(facts)?;
     reader.finish()?;
     Ok(facts)
