@@ -23,7 +23,7 @@ use crate::build::Tree;
 use crate::cases::{self, Case};
 use crate::console::{Console, json};
 use crate::digest::Digest;
-use crate::gates::GATES;
+use crate::gates::{GATES, source};
 use crate::{linux, setup, signals};
 
 pub use host::{Step, output, succeeds};
@@ -106,6 +106,11 @@ impl Options {
         self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
     }
 
+    /// What is said when no test is wanted.
+    fn unknown(&self) -> String {
+        format!("no test has a name with {}; `--list` shows the names", self.filters.join(" or "))
+    }
+
     /// Whether a test is asked for by its whole name, so that it runs whatever is known of it.
     fn names(&self, name: &str) -> bool {
         let bare = Class::ALL.iter().find_map(|class| name.strip_prefix(class.prefix())).unwrap_or(name);
@@ -147,10 +152,28 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
         true => host::STEPS.into_iter().chain(GATES).filter(|step| options.wants(step.name)).collect(),
         false => Vec::new(),
     };
+    let mut models = Vec::new();
+    if options.wants_class(Class::Model) {
+        models = suite::model_names(tree)?;
+        models.retain(|name| options.wants(name));
+    }
+    let mut cases = Vec::new();
+    if options.wants_class(Class::Qemu) {
+        cases = cases::load(tree)?;
+        cases.retain(|case| options.wants(&case_name(case)));
+    }
+    // The names of the host's tests are known when they are built, the others' before.
+    let hosts = options.wants_class(Class::Host);
+    if hosts && steps.is_empty() && models.is_empty() && cases.is_empty() {
+        refuse_strangers(tree, options)?;
+    }
     let mut suites = Vec::new();
     let mut broken = Vec::new();
-    for (class, plan) in [(Class::Host, suite::host as fn(&Tree) -> _), (Class::Model, suite::models)] {
-        if !options.wants_class(class) {
+    for (class, wanted, plan) in [
+        (Class::Host, hosts, suite::host as fn(&Tree) -> _),
+        (Class::Model, !models.is_empty() && !options.list, suite::models),
+    ] {
+        if !wanted {
             continue;
         }
         eprintln!("test: building the {} tests", class.prefix().trim_end_matches('/'));
@@ -161,16 +184,13 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
             Err(lines) => broken.push((format!("{}build-tests", class.prefix()), lines)),
         }
     }
-    let mut cases = Vec::new();
-    if options.wants_class(Class::Qemu) {
-        cases = cases::load(tree)?;
-        cases.retain(|case| options.wants(&case_name(case)));
-    }
 
+    let tests = suites.iter().map(Suite::len).sum::<usize>();
+    ensure!(steps.len() + broken.len() + tests + models.len() + cases.len() > 0, "{}", options.unknown());
     if options.list {
         let steps = steps.iter().map(|step| step.name.to_owned());
         let tests = suites.iter().flat_map(Suite::names);
-        let names = steps.chain(tests).chain(cases.iter().map(case_name));
+        let names = steps.chain(tests).chain(models).chain(cases.iter().map(case_name));
         if options.json {
             json::print("test-list", &List { tests: names.collect() })?;
         } else {
@@ -181,13 +201,7 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
         return Ok(());
     }
 
-    let tests: usize = suites.iter().map(Suite::len).sum();
     let planned = steps.len() + broken.len() + tests + cases.len();
-    ensure!(
-        planned > 0,
-        "no test has a name with {}; `--list` shows the names",
-        options.filters.join(" or ")
-    );
     let passes = Passes::open(tree, options)?;
     let report = Report::new(planned, Console::beside(options.json), options.json);
     report.during(|| {
@@ -221,6 +235,20 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
     if report.has_failed() {
         bail!(crate::Reported);
     }
+    Ok(())
+}
+
+/// Refuses filters that no test on the host can be meant by, before the tests are built: what a test is called stands in the
+/// sources, or is their path.
+fn refuse_strangers(tree: &Tree, options: &Options) -> Result<()> {
+    let mut known = format!("{} doc-examples", Class::Host.prefix());
+    for path in source::rust(&tree.root)? {
+        known += &source::read(&tree.root.join(&path))?;
+        known += &path.display().to_string();
+    }
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let possible = |filter: &String| filter.split(|c| !is_part(c)).all(|word| known.contains(word));
+    ensure!(options.filters.iter().any(possible), "{}", options.unknown());
     Ok(())
 }
 
@@ -388,6 +416,26 @@ mod tests {
         assert_eq!((boot(false), boots()), (Verdict::Unchanged, 4));
         assert_eq!((boot(true), boots()), (Verdict::Passed, 5), "asked for");
         fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_filter_that_no_source_speaks_of_is_refused_before_anything_is_built() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let tree = Tree { target: root.join("target"), root, profile: Profile::Release };
+        // Not in one word, which this source would speak of.
+        let stranger = ["zz", "yy", "xx"].concat();
+        let refused = |filters: &[&str]| refuse_strangers(&tree, &options(&[], filters)).is_err();
+        assert!(refused(&[&stranger]));
+        assert!(refused(&[&format!("host/levelhead::{stranger}")]));
+        let names = ["host/levelhead::intx::line::tests::n9", "memory_rout", "doc-examples", "unsafe_code::"];
+        for name in names {
+            assert!(!refused(&[name]) && !refused(&[&stranger, name]), "{name}");
+        }
+        // It would be an error of another kind if anything had been tried.
+        let error = test(&tree, &options(&[], &[&stranger])).unwrap_err().to_string();
+        assert_eq!(error, format!("no test has a name with {stranger}; `--list` shows the names"));
+        let error = test(&tree, &options(&[], &["qemu/nobody"])).unwrap_err().to_string();
+        assert_eq!(error, "no test has a name with qemu/nobody; `--list` shows the names");
     }
 
     #[test]

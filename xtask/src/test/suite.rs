@@ -1,11 +1,12 @@
 //! Test programs built by cargo: their tests listed by name, and their results read line by line.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::passes::Passes;
 use super::{Fuzz, Options, Report, Verdict, host};
@@ -20,6 +21,10 @@ const LIMIT: Duration = Duration::from_secs(900);
 const LIMIT_OF_MORE: Duration = Duration::from_secs(24 * 3600);
 /// How much of a failed suite's report is shown.
 const TAIL: usize = 200;
+/// The programs of `tests/` that are models.
+const MODELS: [&str; 2] = ["intx_loom", "smp_loom"];
+/// What their labels begin with.
+const MODEL_PREFIX: &str = "model/";
 
 /// The tests of one program that are wanted.
 #[derive(Debug)]
@@ -77,20 +82,49 @@ pub fn host(tree: &Tree) -> Result<Vec<Suite>, Vec<String>> {
     Ok(suites)
 }
 
+/// The full names of the models, as their sources have them: nothing need be built for that.
+///
+/// # Errors
+/// When a source cannot be read.
+pub fn model_names(tree: &Tree) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for program in MODELS {
+        let path = tree.root.join("tests").join(program).with_extension("rs");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let label = format!("{MODEL_PREFIX}{program}");
+        names.extend(tests_in(&text).map(|test| full_name(&label, test)));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The tests of a source that has no modules.
+fn tests_in(text: &str) -> impl Iterator<Item = &str> {
+    let below = text.split("\n#[test]\n").skip(1);
+    below.filter_map(|below| below.split_once("fn ")?.1.split('(').next())
+}
+
 /// The models, which loom explores. They live in a target directory of their own: the flag changes everything.
 ///
 /// # Errors
-/// What cargo said when they do not build.
+/// What cargo said when they do not build, or that they are others than their sources say.
 pub fn models(tree: &Tree) -> Result<Vec<Suite>, Vec<String>> {
+    let named = model_names(tree).map_err(|error| vec![format!("{error:#}")])?;
     let mut build = cargo();
     build.current_dir(&tree.root).env("RUSTFLAGS", "--cfg loom").arg("test");
     // Optimised, for the many interleavings; but linking all of it at once would take longer than it saves.
     build.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
     build.args(["--release", "--package", "levelhead", "--no-default-features"]);
-    build.args(["--test", "intx_loom", "--test", "smp_loom"]);
+    build.args(MODELS.iter().flat_map(|program| ["--test", program]));
     build.args(["--no-run", "--message-format=json-render-diagnostics", "--target-dir"]);
     build.arg(tree.target.join("loom"));
-    programs("model/", &mut build)
+    let suites = programs(MODEL_PREFIX, &mut build)?;
+    let mut built: Vec<_> = suites.iter().flat_map(Suite::names).collect();
+    built.sort();
+    if built != named {
+        return Err(vec![format!("their sources name other models: {named:?}, not {built:?}")]);
+    }
+    Ok(suites)
 }
 
 /// The library's own tests, or one program of `tests/`, without the hypervisor and what only it needs.
@@ -359,6 +393,12 @@ mod tests {
         if let Start::Program { path, .. } = &suite.start {
             std::fs::remove_file(path).unwrap();
         }
+    }
+
+    #[test]
+    fn models_are_named_by_their_sources() {
+        let text = "#![cfg(loom)]\n\n#[test]\nfn a_b() {\n    fn c() {}\n}\n\nfn d() {}\n\n#[test]\n#[ignore]\nfn e() {}\n";
+        assert_eq!(tests_in(text).collect::<Vec<_>>(), ["a_b", "e"]);
     }
 
     #[test]
