@@ -14,10 +14,9 @@ use crate::pci::Bdf;
 use crate::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, RestartPolicy, StormLimit};
 
 use super::model::{Config, Device, ImageIndex, MaskPolicy, Module, Partition};
-use super::validate::{MAX_CMDLINE_BYTES, MAX_DEVICES, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS};
-
-/// More CPUs than any partition can name: their numbers are bytes.
-const MAX_CPUS: usize = 256;
+use super::validate::{
+    MAX_CMDLINE_BYTES, MAX_CPUS, MAX_DEVICES, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS,
+};
 
 /// Bytes that are no configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

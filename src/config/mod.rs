@@ -28,8 +28,9 @@ pub use bundle::{Bundle, BundleError, Image, MAX_IMAGE_NAME_BYTES, MAX_IMAGES, R
 pub use model::{Config, Device, ImageIndex, MaskPolicy, Module, Partition};
 pub use validate::{
     COM1_PIN, COM1_PORTS, EXIT_PORT_BYTES, KeyPath, MAX_CMDLINE_BYTES, MAX_CPUS, MAX_DEVICES, MAX_GSIS,
-    MAX_MEMORY_BYTES, MAX_MEMORY_END, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS, MIN_MEMORY_AT,
-    MIN_MEMORY_BYTES, PCI_PORTS, POWER_PORTS, RESET_PORT, Rule, Step, VIRTUAL_PINS, Violation, validate,
+    MAX_MEMORY_BYTES, MAX_MEMORY_END, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS, MAX_VIOLATIONS,
+    MIN_MEMORY_AT, MIN_MEMORY_BYTES, PCI_PORTS, POWER_PORTS, RESET_PORT, Rule, Step, VIRTUAL_PINS, Violation,
+    validate,
 };
 
 /// Why a bundle was refused. Whoever packed it must fix it.
@@ -39,7 +40,7 @@ pub enum Rejection {
     Bundle(BundleError),
     /// The bundle is sound, the configuration in it is not one.
     Blob(BlobError),
-    /// The configuration breaks these rules: all of them, at least one.
+    /// The configuration breaks these rules: at least one, at most [`MAX_VIOLATIONS`].
     Rules(Vec<Violation>),
 }
 
@@ -82,10 +83,10 @@ pub fn pack(config: &Config, images: &[Image<'_>]) -> Result<Vec<u8>, Rejection>
 /// Checks a bundle as a boot loader handed it over, and returns its configuration and a view of its images.
 ///
 /// `bytes` is exactly the module: nothing before, nothing after. Whatever it holds, this returns; a bundle in
-/// which any single bit was changed is refused.
+/// which any single bit was changed is refused. It allocates at most twelve times what `bytes` are, and half a MiB.
 ///
 /// # Errors
-/// The first layer that does not hold; for broken rules, all of them.
+/// The first layer that does not hold; for broken rules, all of them up to [`MAX_VIOLATIONS`].
 pub fn unpack(bytes: &[u8]) -> Result<(Config, Bundle<'_>), Rejection> {
     let bundle = Bundle::parse(bytes).map_err(Rejection::Bundle)?;
     let config = blob::decode(bundle.config()).map_err(Rejection::Blob)?;

@@ -27,6 +27,8 @@ pub const MAX_CPUS: usize = 32;
 pub const MAX_DEVICES: usize = 32;
 /// The most modules of one partition.
 pub const MAX_MODULES: usize = 16;
+/// The most violations that are told of one configuration: at boot they have to fit the heap, whatever a bundle holds.
+pub const MAX_VIOLATIONS: usize = 256;
 /// The longest partition name, in bytes.
 pub const MAX_NAME_BYTES: usize = 31;
 /// The longest command line, in bytes and without a terminator: a page takes it with one.
@@ -412,7 +414,7 @@ impl fmt::Display for Ports<'_> {
 /// again: the rules about lines and virtual pins then see it.
 ///
 /// # Errors
-/// Every broken rule, in the order of the file; at least one.
+/// Every broken rule, in the order of the file: at least one, and the first [`MAX_VIOLATIONS`] if there are more.
 pub fn validate(config: &Config, images: usize) -> Result<(), Vec<Violation>> {
     let mut judge = Judge { images, ..Judge::default() };
     let path = KeyPath::root().key("partition");
@@ -439,7 +441,9 @@ struct Judge<'a> {
 
 impl<'a> Judge<'a> {
     fn broken(&mut self, path: KeyPath, rule: Rule) {
-        self.violations.push(Violation { path, rule });
+        if self.violations.len() < MAX_VIOLATIONS {
+            self.violations.push(Violation { path, rule });
+        }
     }
 
     fn partition(&mut self, path: &KeyPath, partition: &'a Partition) {
