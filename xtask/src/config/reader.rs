@@ -13,7 +13,7 @@ use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::keys::Key;
-use super::syntax::{Source, position};
+use super::syntax::{Fault, Source, position};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Debug)]
@@ -168,11 +168,13 @@ impl<'t> Reader<'t> {
     /// What is wrong with the syntax, if it is so much that the rest cannot be judged; `read` has not been called then.
     pub fn document<T>(&mut self, read: impl FnOnce(&mut Table<'_, 't>) -> T) -> Result<T, Problems> {
         let syntax = |what: &str, remedy: &str| Mistake::new(Message::TomlSyntax, what, remedy);
-        for fault in self.source.faults() {
-            let mistake = syntax(&fault.what, &fault.remedy);
-            self.problems.push(Problem { position: fault.position, path: String::new(), mistake });
-        }
+        let told = |fault: &Fault, path| Problem {
+            position: fault.position,
+            path,
+            mistake: syntax(&fault.what, &fault.remedy),
+        };
         if !self.source.is_readable() {
+            self.problems.extend(self.source.faults().iter().map(|fault| told(fault, String::new())));
             self.finish()?;
         }
         let (document, errors) = DeTable::parse_recoverable(self.source.text());
@@ -182,7 +184,23 @@ impl<'t> Reader<'t> {
             self.problem(span, String::new(), mistake);
         }
         let span = document.span();
-        Ok(self.table(&KeyPath::root(), span, document.get_ref(), read))
+        let read = self.table(&KeyPath::root(), span, document.get_ref(), read);
+        // Which table a broken statement is in is known when they have been read.
+        for fault in self.source.faults() {
+            let path = fault.key.as_ref().map(|key| within(self.table_at(fault.position), key));
+            self.problems.push(told(fault, path.unwrap_or_default()));
+        }
+        Ok(read)
+    }
+
+    /// The path of the last table that was read and begins before `position`.
+    fn table_at(&self, position: (usize, usize)) -> &str {
+        let headers = self.spans.iter().filter(|(_, span)| self.source.is_header(span.start));
+        let before = headers
+            .map(|(path, span)| (self.source.position(span.start), path))
+            .filter(|(header, _)| *header < position);
+        // An array of tables begins where its first element does.
+        before.max().map_or("", |(_, path)| path)
     }
 
     /// Notes a mistake at `path`, unless something is wrong with that key already: one mistake, one message.
@@ -263,6 +281,11 @@ impl Positions {
     pub fn finding(&self, path: &KeyPath, refusal: Refusal) -> Finding {
         Finding { file: self.file.clone(), position: innermost(&self.places, path).copied(), refusal }
     }
+}
+
+/// The path of `key` in the table at `path`.
+fn within(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 /// What is known of a key, or of the table that lacks it.
@@ -458,8 +481,7 @@ impl<'r, 't> Table<'r, 't> {
                 None => (self.reader.elsewhere)(name)
                     .unwrap_or_else(|| format!("the keys here are {}", self.known.join(", "))),
             };
-            let path = self.path.to_string();
-            let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+            let path = within(&self.path.to_string(), name);
             self.reader.problem(key.span(), path, Mistake::new(Message::UnknownKey, "unknown key", remedy));
         }
     }

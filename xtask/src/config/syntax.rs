@@ -36,6 +36,8 @@ pub struct Source {
 pub struct Fault {
     /// Line and column, counted from 1.
     pub position: (usize, usize),
+    /// The key that the statement gives a value, if it is one that does.
+    pub key: Option<String>,
     /// What is wrong.
     pub what: String,
     /// What would be right.
@@ -66,7 +68,9 @@ impl Source {
                 .min_by_key(|(span, _)| span.start);
             let Some((span, message)) = first else { break true };
             let statement = Statement::at(&text, document.get_ref(), span.start);
-            faults.push(statement.unclosed(&text).unwrap_or_else(|| fault(&text, span, message)));
+            let mut fault = statement.unclosed(&text).unwrap_or_else(|| fault(&text, span, message));
+            fault.key = text.lines().nth(statement.lines.start).and_then(assigned).map(str::to_owned);
+            faults.push(fault);
             let changed = cut(&mut lines, &statement.lines);
             let keys = text.lines().skip(statement.lines.start).take(statement.lines.len());
             cuts.push(Cut {
@@ -76,6 +80,7 @@ impl Source {
             if !changed || faults.len() == MAX_FAULTS {
                 faults.extend(faults.last().map(|Fault { position, .. }| Fault {
                     position: *position,
+                    key: None,
                     what: "too much is wrong to judge the rest of the file".to_owned(),
                     remedy: "correct what is said so far".to_owned(),
                 }));
@@ -129,6 +134,13 @@ impl Source {
             .and_then(|line| self.lines.get(line).copied())
     }
 
+    /// Whether a header begins at that byte.
+    pub fn is_header(&self, byte: usize) -> bool {
+        let begin = self.lines.get(self.line(byte)).copied().unwrap_or_default();
+        let before = self.text.get(begin..byte).unwrap_or_default();
+        before.trim_start().is_empty() && self.text.get(byte..).is_some_and(|rest| rest.starts_with('['))
+    }
+
     /// The line of that byte, counted from 0.
     fn line(&self, byte: usize) -> usize {
         self.lines.partition_point(|start| *start <= byte).saturating_sub(1)
@@ -178,6 +190,7 @@ impl<'d> Statement<'d> {
         };
         Some(Fault {
             position: position(text.get(..start)?),
+            key: None,
             what: format!("the {what} that begins here is not closed"),
             remedy: format!("close it with `{bracket}`"),
         })
@@ -269,6 +282,14 @@ fn keys_of(line: &str) -> impl Iterator<Item = &str> {
     )
 }
 
+/// The key that `line` gives a value, or was meant to.
+fn assigned(line: &str) -> Option<&str> {
+    let key = line.trim_start();
+    let rest = key.trim_start_matches(is_bare);
+    let key = key.get(..key.len() - rest.len()).filter(|key| !key.is_empty());
+    key.filter(|_| rest.trim_start().starts_with(['=', ':']))
+}
+
 /// Whether a key without quotes may have that in it.
 fn is_bare(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '_')
@@ -320,7 +341,7 @@ fn fault(text: &str, span: Range<usize>, message: &str) -> Fault {
             None => (message.to_owned(), "correct the TOML syntax".to_owned()),
         },
     };
-    Fault { position: position(before), what, remedy }
+    Fault { position: position(before), key: None, what, remedy }
 }
 
 /// Where each line begins.

@@ -395,25 +395,25 @@ kernel = "guest:echo"
 memory = 5000
 memory at 0x4000_0000
 "#;
-    let syntax = |place: &str, said: &str| format!("{place}: ERROR Config/toml-syntax: file: {said}");
+    let syntax = |place: &str, said: &str| format!("{place}: ERROR Config/toml-syntax: {said}");
     let expected = [
-        syntax("2:13", "unclosed array table; to do: write `[[partition]]`"),
-        syntax("3:8", "\"control\" without quotes is no value; to do: write \"control\""),
-        syntax("4:8", "the array that begins here is not closed; to do: close it with `]`"),
-        syntax("5:10", "\"64M\" without quotes is no value; to do: write a number, or text in quotes"),
+        syntax("2:13", "file: unclosed array table; to do: write `[[partition]]`"),
+        syntax("3:8", "partition[0].name: \"control\" without quotes is no value; to do: write \"control\""),
+        syntax("4:8", "partition[0].cpus: the array that begins here is not closed; to do: close it with `]`"),
+        syntax("5:10", "partition[0].memory: \"64M\" without quotes is no value; to do: write a number, or text in quotes"),
         "6:10: ERROR Config/no-such-file: partition[0].kernel: there is no guest \"ecko\"; to do: did you mean \"guest:echo\"?".into(),
-        syntax("9:38", "\"one\" without quotes is no value; to do: write \"one\""),
-        syntax("12:8", "no `:` may stand here; to do: write `=` between a key and its value"),
-        syntax("13:13", "\"0xf4 debug-port\" without quotes is no value; to do: write one number, and each key on a line of its own"),
-        syntax("16:15", "invalid basic string; to do: write `\"` here"),
+        syntax("9:38", "partition[0].modules: \"one\" without quotes is no value; to do: write \"one\""),
+        syntax("12:8", "partition[0].console: no `:` may stand here; to do: write `=` between a key and its value"),
+        syntax("13:13", "partition[0].exit-port: \"0xf4 debug-port\" without quotes is no value; to do: write one number, and each key on a line of its own"),
+        syntax("16:15", "partition[0].device[0].bdf: invalid basic string; to do: write `\"` here"),
         "17:7: ERROR Config/wrong-type: partition[0].device[0].gsi: a string may not stand here; to do: write a number from 0 to 255".into(),
-        syntax("19:19", "the header ends before this; to do: write `[[partition.device]]`"),
-        syntax("21:8", "\"p5\" without quotes is no value; to do: write \"p5\""),
-        syntax("23:14", "there is no value; to do: write one behind the `=`"),
+        syntax("19:19", "file: the header ends before this; to do: write `[[partition.device]]`"),
+        syntax("21:8", "partition[0].device[1].vpin: \"p5\" without quotes is no value; to do: write \"p5\""),
+        syntax("23:14", "partition[0].device[1].storm-limit: there is no value; to do: write one behind the `=`"),
         "25:8: ERROR Config/wrong-value: partition[0].device[1].mask: \"lines\" is no way to mask a line; to do: did you mean \"line\"?".into(),
         "27:1: ERROR Config/missing-key: partition[1].cpus: missing; to do: add it, as in `cpus = [0]`".into(),
         "30:10: ERROR Config/memory-size: partition[1].memory: 5000 bytes are too few; to do: use 1M to 256G".into(),
-        syntax("31:8", "neither a key with a value, nor a table, nor a comment; to do: write `key = value`, or begin a comment with #"),
+        syntax("31:8", "file: neither a key with a value, nor a table, nor a comment; to do: write `key = value`, or begin a comment with #"),
     ];
     let found = errors(text);
     for (found, expected) in found.iter().zip(&expected) {
@@ -459,7 +459,7 @@ fn a_string_that_is_not_closed_swallows_nothing() {
     for (value, remedy) in [("\"\"\"x", "`\"\"\"`"), ("'''x", "`'''`")] {
         let broken = errors(&(GOOD.replace("\"demo\"", value) + "console = 1\n"));
         let expected = [
-            format!("3:8: ERROR Config/toml-syntax: file: the string that begins here is not closed; to do: close it with {remedy}"),
+            format!("3:8: ERROR Config/toml-syntax: partition[0].name: the string that begins here is not closed; to do: close it with {remedy}"),
             "7:11: ERROR Config/wrong-type: partition[0].console: an integer may not stand here; to do: write true or false".to_owned(),
         ];
         assert_eq!(broken, expected);
@@ -468,7 +468,7 @@ fn a_string_that_is_not_closed_swallows_nothing() {
     assert_eq!(broken.len(), 2, "{broken:?}");
     assert!(
         broken[0].starts_with(
-            "7:12: ERROR Config/toml-syntax: file: the inline table that begins here is not closed"
+            "7:12: ERROR Config/toml-syntax: partition[0].modules: the inline table that begins here is not closed"
         ),
         "{broken:?}"
     );
