@@ -56,6 +56,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lexopt::prelude::{Long, Short, Value, ValueExt as _};
 
 use build::Tree;
+use console::Console;
 
 const HELP: &str = "\
 cargo xtask <verb>: build, run, test and measure Levelhead
@@ -198,7 +199,7 @@ fn main() -> ExitCode {
 
 fn perform(verb: &Verb) -> Result<()> {
     if let Verb::Help = verb {
-        println!("{HELP}");
+        Console::stdout().line(HELP);
         return Ok(());
     }
     let tree = Tree::find()?;
