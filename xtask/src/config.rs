@@ -20,7 +20,7 @@ use levelhead::config::{
     self, Config, Device, Image, ImageIndex, KeyPath, MAX_GSIS, MAX_IMAGE_NAME_BYTES, MAX_IMAGES,
     MAX_MEMORY_END, MaskPolicy, Module, Partition, VIRTUAL_PINS,
 };
-use levelhead::guest::{self, HOLE_START};
+use levelhead::guest::{self, GuestMemory, HOLE_START};
 use levelhead::irq::{CpuId, Gsi, Pin};
 use levelhead::message::{Message, Refusal};
 use levelhead::pci::Bdf;
@@ -53,7 +53,7 @@ pub struct Guests<'a> {
 
 /// Stands for a size of memory that could not be read: the library refuses it, at a key that has its mistake already.
 const UNREAD_BYTES: u64 = 0;
-/// What the images of a partition of unknown size are judged with: room for anything.
+/// What the images of a partition of no possible size are judged with: room for anything.
 const ROOMY_BYTES: u64 = 1 << 30;
 
 /// A configuration that keeps all rules, and its images.
@@ -123,7 +123,8 @@ pub fn load(path: &Path, guests: Guests<'_>) -> Result<LoadedConfig, Problems> {
             continue;
         }
         let mut partition = partition.clone();
-        if partition.memory_bytes == UNREAD_BYTES {
+        // The size has its mistake already; the images may have theirs.
+        if GuestMemory::new(partition.memory_bytes).is_none() {
             partition.memory_bytes = ROOMY_BYTES;
         }
         if let Some(fault) = guest::judge_partition(index, &partition, &views) {

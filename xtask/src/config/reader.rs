@@ -55,6 +55,8 @@ struct Problem {
     position: (usize, usize),
     /// The key.
     path: String,
+    /// Whether nothing more is to be said of what is below the key.
+    covers: bool,
     mistake: Mistake,
 }
 
@@ -171,6 +173,7 @@ impl<'t> Reader<'t> {
         let told = |fault: &Fault, path| Problem {
             position: fault.position,
             path,
+            covers: true,
             mistake: syntax(&fault.what, &fault.remedy),
         };
         if !self.source.is_readable() {
@@ -180,7 +183,13 @@ impl<'t> Reader<'t> {
         let (document, errors) = DeTable::parse_recoverable(self.source.text());
         for span in Source::duplicates(&errors) {
             let key = self.source.text().get(span.clone()).unwrap_or_default();
-            let mistake = syntax(&format!("{key} is there twice"), "write each key of a table once");
+            let remedy = match self.source.text().get(..span.start) {
+                Some(before) if before.ends_with('[') => {
+                    format!("write one table, or `[[{key}]]` if there may be several")
+                }
+                _ => "write each key of a table once".to_owned(),
+            };
+            let mistake = syntax(&format!("{key} is there twice"), &remedy);
             self.problem(span, String::new(), mistake);
         }
         let span = document.span();
@@ -208,7 +217,7 @@ impl<'t> Reader<'t> {
         let key = path.to_string();
         let known = |problem: &Problem| {
             let rest = key.strip_prefix(&*problem.path);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            rest.is_some_and(|rest| rest.is_empty() || problem.covers && rest.starts_with(['.', '[']))
         };
         if !self.problems.iter().any(known) {
             self.problem(self.span(path), key, mistake);
@@ -231,7 +240,8 @@ impl<'t> Reader<'t> {
     /// Notes a mistake in those bytes. Of a line whose syntax is wrong nothing else is to be said.
     fn problem(&mut self, span: Range<usize>, path: String, mistake: Mistake) {
         if !self.source.is_cut(span.start) {
-            self.problems.push(Problem { position: self.source.position(span.start), path, mistake });
+            let position = self.source.position(span.start);
+            self.problems.push(Problem { position, path, covers: true, mistake });
         }
     }
 
@@ -247,7 +257,7 @@ impl<'t> Reader<'t> {
         Positions { file: self.file.clone(), places }
     }
 
-    fn describe(&self, Problem { position, path, mistake }: &Problem) -> Finding {
+    fn describe(&self, Problem { position, path, mistake, .. }: &Problem) -> Finding {
         let Mistake { message, what, remedy } = mistake;
         let place = if path.is_empty() { "file" } else { path };
         let refusal = Refusal::new(*message, place, what).remedy(remedy);
@@ -439,14 +449,21 @@ impl<'r, 't> Table<'r, 't> {
             DeValue::Array(array) => {
                 array.iter().enumerate().map(|(index, value)| (path.index(index), value)).collect()
             }
+            DeValue::Table(_) if key.example.starts_with("[[") => {
+                let remedy = format!("write `{}` with two brackets: there may be several", key.example);
+                let mistake = Mistake::type_of(value.get_ref(), remedy);
+                let position = self.reader.source.position(value.span().start);
+                // It can be read all the same, as the only one.
+                self.reader.problems.push(Problem {
+                    position,
+                    path: path.to_string(),
+                    covers: false,
+                    mistake,
+                });
+                vec![(path.index(0), value)]
+            }
             other => {
-                let remedy = match other {
-                    DeValue::Table(_) if key.example.starts_with("[[") => {
-                        format!("write `{}` with two brackets: there may be several", key.example)
-                    }
-                    _ => format!("write an array, as in `{}`", key.example),
-                };
-                let mistake = Mistake::type_of(other, remedy);
+                let mistake = Mistake::type_of(other, format!("write an array, as in `{}`", key.example));
                 self.reader.broken(&path, mistake);
                 Vec::new()
             }

@@ -58,6 +58,23 @@ impl Source {
     pub fn of(text: &str) -> Self {
         let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
         let (mut faults, mut cuts) = (Vec::new(), Vec::new());
+        // To the parser all the others would be wrong.
+        let several: Vec<_> =
+            lines.iter().filter(|line| line.starts_with("[[")).map(|line| header(line)).collect();
+        for (number, line) in lines.iter_mut().enumerate() {
+            let brackets = format!("[{}]", header(line));
+            if line.starts_with('[') && several.contains(&brackets) {
+                faults.push(Fault {
+                    position: (number + 1, 1),
+                    key: None,
+                    what: "it is one of several tables elsewhere".to_owned(),
+                    remedy: format!("write `{brackets}`"),
+                });
+                let end = if line.ends_with('\n') { "\n" } else { "" };
+                *line = brackets + end;
+                cuts.push(Cut { lines: number..number + 1, keys: Vec::new() });
+            }
+        }
         let whole = loop {
             let text = lines.concat();
             let (document, errors) = DeTable::parse_recoverable(&text);
@@ -308,6 +325,11 @@ fn fault(text: &str, span: Range<usize>, message: &str) -> Fault {
             (what.to_owned(), format!("write `{}`", header(line)))
         }
         (_, ":") => ("no `:` may stand here".to_owned(), "write `=` between a key and its value".to_owned()),
+        ("invalid datetime" | "invalid float, expected `nan`", _) => {
+            let value = line.split_once('=').map_or(found, |(_, value)| value);
+            let value = value.split('#').next().unwrap_or_default().trim();
+            (format!("{value:?} without quotes is no value"), format!("write {value:?}"))
+        }
         (UNQUOTED, "") => ("there is no value".to_owned(), "write one behind the `=`".to_owned()),
         (UNQUOTED, "yes" | "on" | "True" | "TRUE") => {
             (format!("{found} is no value"), "write true".to_owned())

@@ -446,6 +446,27 @@ fn a_slip_in_one_line_is_told_of_no_other() {
 }
 
 #[test]
+fn a_header_with_too_few_brackets_hides_nothing() {
+    let device = "[[partition.device]]\nbdf = 00:05.0 # on the left\ngsi = 300\n";
+    let second = GOOD.replace("demo", "other").replace("[0]", "[1]").replace("[[partition]]", "[partition]");
+    let expected = [
+        "9:1: ERROR Config/toml-syntax: file: it is one of several tables elsewhere; to do: write `[[partition]]`",
+        "15:7: ERROR Config/toml-syntax: partition[1].device[0].bdf: \"00:05.0\" without quotes is no value; to do: write \"00:05.0\"",
+        "16:7: ERROR Config/gsi-range: partition[1].device[0].gsi: GSI 300 is out of range; to do: use 0 to 255",
+    ];
+    assert_eq!(errors(&(good_with("") + &second + device)), expected);
+    let broken = errors(&(GOOD.replace("[[partition]]", "[partition]").replace("32M", "much") + device));
+    let alone = "2:1: ERROR Config/wrong-type: partition: a table may not stand here; to do: write `[[partition]]` with two brackets: \
+                 there may be several";
+    let lines: Vec<_> = broken.iter().filter_map(|line| line.split(':').next()).collect();
+    assert_eq!((&*broken[0], &lines[..]), (alone, &["2", "5", "8", "9"][..]), "{broken:?}");
+    let broken = errors(&GOOD.replace("[[partition]]", "[partition]").repeat(2));
+    let twice = "8:2: ERROR Config/toml-syntax: file: partition is there twice; to do: write one table, or `[[partition]]` if there may \
+                 be several";
+    assert_eq!(broken[1], twice, "{broken:?}");
+}
+
+#[test]
 fn what_is_no_toml_at_all_is_answered_briefly() {
     let letter = "Dear hypervisor,\nplease give the first CPU to me.\n".repeat(1000);
     let broken = errors(&letter);
@@ -609,6 +630,11 @@ fn images_that_are_not_what_they_claim_are_told_with_the_other_mistakes() {
         assert_eq!(broken.len(), 2, "{broken:?}");
         assert!(broken[0].starts_with(&format!("6:10: ERROR Config/{expected}")), "{broken:?}");
         assert!(broken[1].starts_with("7:11: ERROR Config/wrong-type"), "{broken:?}");
+    }
+    for size in ["512K", "5 apples"] {
+        let broken = folder.errors(&GOOD.replace("guest:echo", "script").replace("32M", size));
+        assert_eq!(broken.len(), 2, "a memory of no size hides no image: {broken:?}");
+        assert!(broken[1].starts_with("6:10: ERROR Config/kernel-unusable: "), "{broken:?}");
     }
     let broken = folder.errors(&good_with("modules = [{ file = 'script' }, { file = 'large' }]"));
     assert!(
