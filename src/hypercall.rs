@@ -19,17 +19,32 @@ pub mod feature {
     pub const LEDGER: u64 = 1 << 1;
     /// [`Target::PollCounter`](super::Target::PollCounter) is accepted.
     pub const POLL_COUNTER: u64 = 1 << 2;
+    /// [`Call::TakeOver`](super::Call::TakeOver) works.
+    pub const TAKEOVER: u64 = 1 << 3;
     /// What this build has.
-    pub const OFFERED: u64 = LOOPBACK | LEDGER | POLL_COUNTER;
+    pub const OFFERED: u64 = LOOPBACK | LEDGER | POLL_COUNTER | TAKEOVER;
 }
 
 /// The most bytes one console write takes.
 pub const CONSOLE_WRITE_MAX_BYTES: u64 = 4096;
 
-/// One of the partition's own devices: its index in the order of the configuration. An allegation until the
-/// hypervisor found the device.
+/// One of a partition's devices. An allegation until the hypervisor found the device.
+///
+/// | bits | meaning |
+/// | --- | --- |
+/// | 7:0 | its index in the order of the configuration: the partition's own, then those that it stands by for |
+/// | 15:8 | 0: the caller's partition; else 1 + the number of a partition, for a caller that may control others |
+/// | 31:16 | 0 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(pub u32);
+
+impl SourceId {
+    /// The number of the partition, unless it is the caller's, and the index there; `None` if the number names nothing.
+    pub const fn parts(self) -> Option<(Option<u8>, u8)> {
+        let [index, partition, 0, 0] = self.0.to_le_bytes() else { return None };
+        Some((partition.checked_sub(1), index))
+    }
+}
 
 /// Where a notifier leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +96,8 @@ pub enum Call {
     Exit(u32),
     /// Function 10: ends the guest and asks for its partition to be started again. Does not return.
     Reset,
+    /// Function 11: moves the device to the partition for which the source is named.
+    TakeOver(SourceId),
 }
 
 /// Why a call failed: the negative value in RAX. Nothing has changed then, and RBX, RCX, RDX are as they were.
@@ -107,6 +124,8 @@ pub enum CallError {
     Unsupported = -9,
     /// A value does not fit its argument.
     BadArgument = -10,
+    /// Another partition has the device now.
+    NotOwner = -11,
 }
 
 impl CallError {
@@ -164,6 +183,7 @@ impl Call {
             }
             9 => Self::Exit(u32::try_from(rbx).map_err(|_| CallError::BadArgument)?),
             10 => Self::Reset,
+            11 => Self::TakeOver(source()?),
             _ => return Err(CallError::BadFunction),
         })
     }
@@ -226,6 +246,10 @@ pub struct SourceInfo {
     pub pending: bool,
     /// Whether other sources share the physical line.
     pub shared: bool,
+    /// Whether another partition has the device now; then nothing is said of how it stands.
+    pub elsewhere: bool,
+    /// Whether it may be taken over.
+    pub moves: bool,
     /// The mask reasons, bit n for the n-th in the table of `docs/hypercalls.md`; 0 = open.
     pub mask_reasons: u64,
 }
@@ -241,6 +265,10 @@ impl SourceInfo {
     pub const PENDING: u64 = 1 << 3;
     /// RCX bit: the physical line is shared.
     pub const SHARED: u64 = 1 << 4;
+    /// RCX bit: another partition has the device now.
+    pub const ELSEWHERE: u64 = 1 << 5;
+    /// RCX bit: the device may be taken over.
+    pub const MOVES: u64 = 1 << 6;
 
     /// RBX, RCX, RDX.
     pub const fn encode(&self) -> [u64; 3] {
@@ -268,6 +296,12 @@ impl SourceInfo {
         }
         if self.shared {
             flags |= Self::SHARED;
+        }
+        if self.elsewhere {
+            flags |= Self::ELSEWHERE;
+        }
+        if self.moves {
+            flags |= Self::MOVES;
         }
         [identity, flags, self.mask_reasons]
     }
@@ -400,14 +434,26 @@ mod tests {
         assert_eq!(call(8, 0x2001, 5, 0), Ok(Call::ConsoleWrite(text)));
         assert_eq!(call(9, 3, 0, 0), Ok(Call::Exit(3)));
         assert_eq!(call(10, 9, 9, 9), Ok(Call::Reset));
+        assert_eq!(call(11, 2, 9, 9), Ok(Call::TakeOver(source)));
+    }
+
+    #[test]
+    fn a_source_names_its_partition_where_that_is_another() {
+        assert_eq!(SourceId(7).parts(), Some((None, 7)));
+        assert_eq!(SourceId(0xff).parts(), Some((None, 0xff)));
+        assert_eq!(SourceId(0x107).parts(), Some((Some(0), 7)));
+        assert_eq!(SourceId(0xff00).parts(), Some((Some(0xfe), 0)));
+        for beyond in [0x1_0000, 0x0100_0000, u32::MAX] {
+            assert_eq!(SourceId(beyond).parts(), None);
+        }
     }
 
     #[test]
     fn bad_arguments_are_error_codes() {
-        assert_eq!(call(11, 0, 0, 0), Err(CallError::BadFunction));
+        assert_eq!(call(12, 0, 0, 0), Err(CallError::BadFunction));
         assert_eq!(call(u64::MAX, 0, 0, 0), Err(CallError::BadFunction));
         assert_eq!(call(1 << 32, 0, 0, 0), Err(CallError::BadFunction), "64 bits of RAX count");
-        for function in 1..=7 {
+        for function in (1..=7).chain([11]) {
             assert_eq!(call(function, 1 << 32, 1, 0), Err(CallError::BadSource));
         }
         assert_eq!(call(2, 0, 0, 0), Err(CallError::BadTarget));
@@ -465,6 +511,8 @@ mod tests {
             in_service: false,
             pending: false,
             shared: false,
+            elsewhere: false,
+            moves: false,
             mask_reasons: 0,
         };
         assert_eq!(without.encode(), [0xffff_ffff_ff00_0018, 0, 0]);
@@ -477,9 +525,11 @@ mod tests {
             in_service: true,
             pending: true,
             shared: true,
+            elsewhere: true,
+            moves: true,
             mask_reasons: 0x11,
         };
-        assert_eq!(with.encode(), [0x14_1401_0128, 0x1f, 0x11]);
+        assert_eq!(with.encode(), [0x14_1401_0128, 0x7f, 0x11]);
     }
 
     #[test]

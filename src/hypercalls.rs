@@ -13,11 +13,12 @@ use levelhead::intx::{Completion, MaskReasons, Notifier, Service, SourceId, Sour
 use levelhead::virq::PINS;
 
 use crate::machine::Machine;
-use crate::partition::Function;
 use crate::partition::end::End;
 use crate::partition::ram::Word;
 use crate::partition::vcpu::VirtualCpu;
+use crate::partition::{Partition, Share};
 use crate::run::Next;
+use crate::takeover::Takeover;
 
 /// Bytes of a console write that are copied at a time.
 const TEXT_CHUNK: usize = 64;
@@ -39,7 +40,11 @@ impl VirtualCpu {
             Ok(Call::SetNotifier(index, target)) => match self.target(target) {
                 Ok(new) => return self.replace(machine, index, new),
                 // A source that does not exist is named first.
-                Err(error) => self.source(index).and(Err(error)),
+                Err(error) => self.own_source(index).and(Err(error)),
+            },
+            Ok(Call::TakeOver(index)) => match self.named(machine, index) {
+                Ok((taker, share)) => return Next::TakeOver(Takeover { taker, share }),
+                Err(error) => Err(error),
             },
             Ok(Call::ClearNotifier(index)) => {
                 return self.replace(machine, index, New::Notifier(Notifier::None));
@@ -62,27 +67,33 @@ impl VirtualCpu {
             Call::Version => Ok([ABI_VERSION, feature::OFFERED, self.partition.functions.len() as u64]),
             Call::SourceInfo(index) => self.source_info(machine, index).map(|info| info.encode()),
             Call::Mask(index) => {
-                let source = self.source(index)?;
+                let source = self.source(machine, index)?;
                 machine.lines.mask(source, MaskReasons::OPERATOR, &mut machine.wires());
                 Ok([0; 3])
             }
             Call::Unmask(index) => {
-                let source = self.source(index)?;
+                let source = self.source(machine, index)?;
+                let (owner, share) = self.named(machine, index)?;
                 // Who has a counter has no EOI to complete by.
                 let service = machine.lines.source_report(source).map(|report| report.state.service);
-                if let Some(Service::InService { target: target @ Notifier::Poll { .. }, .. }) = service {
+                if let Some(Service::InService { target: target @ Notifier::Poll { .. }, .. }) = service
+                    && owner.index == self.partition.index
+                {
                     self.deliver(
                         machine,
                         machine.lines.complete_counter(source, target, &mut machine.wires()),
                     );
                 }
-                let (_, deliveries) =
-                    machine.lines.unmask(source, MaskReasons::OPERATOR, &mut machine.wires());
+                let mut lifted = MaskReasons::OPERATOR;
+                if self.partition.control && !share.function.is_lost() {
+                    lifted |= MaskReasons::THROTTLE | MaskReasons::QUARANTINE;
+                }
+                let (_, deliveries) = machine.lines.unmask(source, lifted, &mut machine.wires());
                 self.deliver(machine, deliveries);
                 Ok([0; 3])
             }
             Call::Trigger(index) => {
-                let source = self.source(index)?;
+                let source = self.source(machine, index)?;
                 self.deliver(machine, machine.lines.loopback(source, &mut machine.wires()));
                 Ok([0; 3])
             }
@@ -95,15 +106,17 @@ impl VirtualCpu {
                 Ok([LedgerRecord::BYTES as u64, 0, 0])
             }
             Call::ConsoleWrite(buffer) => self.console_write(buffer),
-            Call::SetNotifier(..) | Call::ClearNotifier(_) | Call::Exit(_) | Call::Reset => {
-                Err(CallError::Unsupported)
-            }
+            Call::SetNotifier(..)
+            | Call::ClearNotifier(_)
+            | Call::TakeOver(_)
+            | Call::Exit(_)
+            | Call::Reset => Err(CallError::Unsupported),
         }
     }
 
     /// Publishes a new notifier; the run loop waits for the old one to be out of use and answers.
     fn replace<'m>(&mut self, machine: &'m Machine, index: Index, new: New) -> Next<'m> {
-        let error = match self.source(index) {
+        let error = match self.own_source(index) {
             Err(error) => error,
             Ok(source) => match machine.turns.try_take() {
                 None => CallError::Busy,
@@ -114,8 +127,8 @@ impl VirtualCpu {
                     };
                     match machine.lines.replace(control, source, new, Completion::Handover) {
                         Ok(replacing) => {
-                            if let Ok(function) = self.function(index) {
-                                function.replacements.fetch_add(1, Ordering::Relaxed);
+                            if let Ok(share) = self.own(index) {
+                                share.function.replacements.fetch_add(1, Ordering::Relaxed);
                             }
                             return Next::Replace(replacing);
                         }
@@ -131,13 +144,42 @@ impl VirtualCpu {
         Next::Enter
     }
 
-    fn function(&self, index: Index) -> Result<&'static Function, CallError> {
-        let at = usize::try_from(index.0).map_err(|_| CallError::BadSource)?;
-        self.partition.functions.get(at).map(|share| share.function).ok_or(CallError::BadSource)
+    /// A function, and the partition it is named for: the caller's own, or any that a caller may name who controls others.
+    fn named(
+        &self,
+        machine: &Machine,
+        index: Index,
+    ) -> Result<(&'static Partition, &'static Share), CallError> {
+        let (number, at) = index.parts().ok_or(CallError::BadSource)?;
+        let partition = match number {
+            None => self.partition,
+            Some(_) if !self.partition.control => return Err(CallError::NotPermitted),
+            Some(number) => {
+                machine.partitions.get(usize::from(number)).copied().ok_or(CallError::BadSource)?
+            }
+        };
+        let share = partition.functions.get(usize::from(at)).ok_or(CallError::BadSource)?;
+        Ok((partition, share))
     }
 
-    fn source(&self, index: Index) -> Result<SourceId, CallError> {
-        self.function(index)?.source.ok_or(CallError::NoIntx)
+    /// A function of the caller's own.
+    fn own(&self, index: Index) -> Result<&'static Share, CallError> {
+        match index.parts() {
+            Some((None, at)) => self.partition.functions.get(usize::from(at)).ok_or(CallError::BadSource),
+            Some((Some(_), _)) => Err(CallError::NotPermitted),
+            None => Err(CallError::BadSource),
+        }
+    }
+
+    /// The source of a function that the partition has now for which it is named.
+    fn source(&self, machine: &Machine, index: Index) -> Result<SourceId, CallError> {
+        let (partition, share) = self.named(machine, index)?;
+        held(partition, share)
+    }
+
+    /// The same for the caller's own.
+    fn own_source(&self, index: Index) -> Result<SourceId, CallError> {
+        held(self.partition, self.own(index)?)
     }
 
     fn target(&self, target: Target) -> Result<New, CallError> {
@@ -153,7 +195,9 @@ impl VirtualCpu {
     }
 
     fn source_info(&self, machine: &Machine, index: Index) -> Result<SourceInfo, CallError> {
-        let function = self.function(index)?;
+        let (partition, share) = self.named(machine, index)?;
+        let function = share.function;
+        let elsewhere = !partition.holds(share);
         let mut info = SourceInfo {
             bdf: function.bdf.requester_id(),
             intx_pin: function.interrupt_pin.map_or(0, |pin| pin.register()),
@@ -163,29 +207,38 @@ impl VirtualCpu {
             in_service: false,
             pending: false,
             shared: false,
+            elsewhere,
+            moves: function.moves,
             mask_reasons: 0,
         };
-        if let Some(report) = function.source.and_then(|source| machine.lines.source_report(source)) {
+        let Some(report) = function.source.and_then(|source| machine.lines.source_report(source)) else {
+            return Ok(info);
+        };
+        info.gsi = Some(report.gsi.0);
+        info.shared = sharers(machine, &report) > 1;
+        if !elsewhere {
             info.virtual_pin = match report.state.notifier {
                 Notifier::Pin { vpin, .. } => Some(vpin),
                 Notifier::None | Notifier::Poll { .. } => None,
             };
-            info.gsi = Some(report.gsi.0);
             info.has_notifier = !report.state.notifier.is_none();
             info.in_service = report.state.service != Service::Idle;
             info.pending = report.state.pending || report.slot.marked;
-            info.shared = sharers(machine, &report) > 1;
             info.mask_reasons = u64::from(report.state.reasons.bits());
         }
         Ok(info)
     }
 
     fn ledger(&self, machine: &Machine, index: Index) -> Result<LedgerRecord, CallError> {
-        let function = self.function(index)?;
-        let source = function.source.ok_or(CallError::NoIntx)?;
+        let (partition, share) = self.named(machine, index)?;
+        let source = held(partition, share)?;
         let report = machine.lines.source_report(source).ok_or(CallError::BadSource)?;
         let line = machine.lines.line_reports().find(|line| line.gsi == report.gsi);
-        Ok(record(&report, function.replacements(), line.map_or(0, |line| line.registrations.installed)))
+        Ok(record(
+            &report,
+            share.function.replacements(),
+            line.map_or(0, |line| line.registrations.installed),
+        ))
     }
 
     fn console_write(&mut self, buffer: Buffer) -> Reply {
@@ -208,6 +261,12 @@ impl VirtualCpu {
         }
         Ok([done, 0, 0])
     }
+}
+
+/// The source of a function, if the partition has it now.
+fn held(partition: &Partition, share: &Share) -> Result<SourceId, CallError> {
+    let source = share.function.source.ok_or(CallError::NoIntx)?;
+    if partition.holds(share) { Ok(source) } else { Err(CallError::NotOwner) }
 }
 
 /// Where a call wants a notifier to lead.

@@ -116,7 +116,7 @@ fn live(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) {
         // Of several that end it at once the first has its way.
         let end = end.filter(|end| partition.ends(*end));
         if end.is_some() {
-            machine.kick_others(vcpu.here(), partition.receiver, Requests::LEAVE);
+            machine.kick_others(vcpu.here(), partition, Requests::LEAVE);
         }
         run::depart(cpu, machine, vcpu);
         if let Some(end) = end
@@ -160,13 +160,13 @@ fn bury(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu, end
         && restart(cpu, machine, vcpu, due)
     {
         partition.begin_again();
-        machine.kick_others(vcpu.here(), partition.receiver, Requests::LOOK);
+        machine.kick_others(vcpu.here(), partition, Requests::LOOK);
         return true;
     }
     partition.close();
     partition.counters.reach(Stage::Ended);
     partition.platform.with(Platform::flush);
-    machine.kick_others(vcpu.here(), partition.receiver, Requests::LOOK);
+    machine.kick_others(vcpu.here(), partition, Requests::LOOK);
     ENDED.with(|ended| {
         if let Some(slot) = ended.get_mut(usize::from(partition.index)) {
             *slot = Some((partition, end));

@@ -4,9 +4,12 @@
 //! others as well, so it takes its interrupts all the while: whatever waits is polled, whatever is long is done in steps.
 
 use levelhead::addr::GuestPhys;
+use levelhead::config::MAX_DEVICES;
 use levelhead::intx::{Completion, MaskReasons, Notifier};
 use levelhead::message::{Message, Record};
+use levelhead::ownership::Claim;
 use levelhead::pci::reset::Progress;
+use levelhead::pci::{Bdf, Reset};
 use levelhead::restart::Restart;
 
 use crate::arch::x86::cpu::{ThisCpu, tsc};
@@ -64,10 +67,22 @@ fn reset_functions(
     vcpu: &mut VirtualCpu,
     revival: &mut Revival,
 ) {
-    for reset in &mut revival.resets {
+    let partition = vcpu.partition;
+    // Those that another has taken over are its own; those that are there stay until they are reset.
+    let mut kept: [Option<Claim<'static>>; MAX_DEVICES] = [const { None }; MAX_DEVICES];
+    for (claim, share) in kept.iter_mut().zip(&partition.functions) {
+        *claim = run::keep(cpu, machine, vcpu, share);
+    }
+    let is_here = |bdf: Bdf| {
+        let mut shares = kept.iter().zip(&partition.functions);
+        shares.any(|(claim, share)| claim.is_some() && share.function.bdf == bdf)
+    };
+    let ours = |reset: &Reset| reset.outcomes().all(|(bdf, _)| is_here(bdf));
+    for reset in revival.resets.iter_mut().filter(|reset| ours(reset)) {
         reset.start(&machine.config, tsc());
     }
     loop {
+        // Those that were not started are over.
         let waits = revival.resets.iter_mut().filter_map(|reset| match reset.poll(&machine.config, tsc()) {
             Progress::Wait(until) => Some(until),
             Progress::Over => None,
@@ -75,10 +90,11 @@ fn reset_functions(
         let Some(until) = waits.min() else { break };
         wait_until(cpu, machine, vcpu, until);
     }
-    for (bdf, outcome) in revival.resets.iter().flat_map(|reset| reset.outcomes()) {
-        let Some(share) = vcpu.partition.held().find(|share| share.function.bdf == bdf) else { continue };
+    let resets = revival.resets.iter().filter(|reset| ours(reset));
+    for (bdf, outcome) in resets.flat_map(|reset| reset.outcomes()) {
+        let Some(share) = partition.held().find(|share| share.function.bdf == bdf) else { continue };
         let policy = &share.function.policy;
-        vcpu.partition.platform.with(|platform| platform.judge_reset(bdf, policy, outcome));
+        partition.platform.with(|platform| platform.judge_reset(bdf, policy, outcome));
     }
 }
 
@@ -112,8 +128,9 @@ fn restore_memory(
 /// until the guest unmasks it, and then counts as a new assertion (I48).
 fn open_sources(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) {
     let partition = vcpu.partition;
-    for share in partition.held() {
+    for share in &partition.functions {
         let Some((source, vpin)) = share.function.source.zip(share.vpin) else { continue };
+        let Some(_claim) = run::keep(cpu, machine, vcpu, share) else { continue };
         let (lost, lifted) = partition.platform.with(|platform| platform.after_reset(share.function.bdf));
         if lost {
             machine.lines.mask(source, MaskReasons::QUARANTINE, &mut machine.wires());

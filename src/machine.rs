@@ -106,7 +106,6 @@ impl Receiver {
         self.due.store(0, Ordering::Release);
         for door in &self.doors {
             let _ = door.bell.answer();
-            door.forgot.store(0, Ordering::Release);
         }
     }
 
@@ -150,9 +149,23 @@ impl Receiver {
         }
     }
 
+    /// `vcpu` enters the guest no more, and keeps nothing.
+    pub(crate) fn departs(&self, vcpu: Vcpu) {
+        self.forgot(vcpu, u64::MAX);
+    }
+
+    /// `vcpu` is about to enter the guest again. What it will keep is of now: its first entry flushes.
+    pub(crate) fn returns(&self, vcpu: Vcpu) {
+        if let Some(door) = self.doors.get(usize::from(vcpu.0)) {
+            // An exchange, so that whoever does not see it is seen by what this CPU does next.
+            door.forgot.swap(self.changes(), Ordering::AcqRel);
+        }
+    }
+
     /// Whether every virtual CPU but `asking` has forgotten what it kept before this change.
-    pub(crate) fn all_forgot(&self, asking: Vcpu, change: u64) -> bool {
-        self.numbered().all(|(vcpu, door)| vcpu == asking || door.forgot.load(Ordering::Acquire) >= change)
+    pub(crate) fn all_forgot(&self, asking: Option<Vcpu>, change: u64) -> bool {
+        let forgot = |door: &Door| door.forgot.load(Ordering::Acquire) >= change;
+        self.numbered().all(|(vcpu, door)| Some(vcpu) == asking || forgot(door))
     }
 }
 
@@ -257,20 +270,23 @@ impl Machine {
         }
     }
 
-    /// Asks all virtual CPUs of a partition but `here` for something.
-    pub(crate) fn kick_others(&self, here: Here, receiver: &Receiver, requests: Requests) {
-        let others = receiver.numbered().map(|(vcpu, _)| vcpu).filter(|vcpu| *vcpu != here.vcpu);
+    /// Asks all virtual CPUs of a partition for something, but `here`.
+    pub(crate) fn kick_others(&self, here: Here, partition: &Partition, requests: Requests) {
+        let receiver = partition.receiver;
+        let own = |vcpu: Vcpu| partition.index == here.partition && vcpu == here.vcpu;
+        let others = receiver.numbered().map(|(vcpu, _)| vcpu).filter(|vcpu| !own(*vcpu));
         self.kick(receiver, others.fold(VcpuSet::EMPTY, VcpuSet::with), requests);
     }
 
-    /// Has the other CPUs of `here`'s guest forget what they may have kept. The change to wait for, see
-    /// [`Receiver::all_forgot`], if there are others.
-    pub(crate) fn make_forget(&self, here: Here, receiver: &Receiver) -> Option<u64> {
-        if receiver.vcpus() == 1 {
+    /// Has the CPUs of a guest forget what they may have kept, but `here`. The change to wait for, see
+    /// [`Receiver::all_forgot`], if there are such.
+    pub(crate) fn make_forget(&self, here: Here, partition: &Partition) -> Option<u64> {
+        let receiver = partition.receiver;
+        if partition.index == here.partition && receiver.vcpus() == 1 {
             return None;
         }
         let change = receiver.changes.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
-        self.kick_others(here, receiver, Requests::FORGET);
+        self.kick_others(here, partition, Requests::FORGET);
         Some(change)
     }
 }

@@ -25,6 +25,7 @@ mod selftest;
 mod setup;
 mod survey;
 mod system;
+mod takeover;
 
 use alloc::vec::Vec;
 

@@ -11,9 +11,10 @@ use core::fmt;
 use core::hint::spin_loop;
 
 use levelhead::hypercall::answer;
-use levelhead::intx::{Completion, MaskReasons, Notifier, Replacing, SourceId, count};
+use levelhead::intx::{Completion, Control, MaskReasons, Notifier, Replacing, SourceId, count};
 use levelhead::irq::{Gsi, Vector};
 use levelhead::message::{Message, Record};
+use levelhead::ownership::{Claim, Refused};
 use levelhead::svm::{self, NmiMask, Vmcb, interrupted_delivery};
 use levelhead::vcpu::Exit;
 use levelhead::virq::{Event, Exited, Interruptibility, NmiWindow, Rest, Special};
@@ -24,8 +25,9 @@ use crate::arch::x86::lapic::{SPURIOUS_VECTOR, TIMER_VECTOR};
 use crate::machine::{Here, Machine};
 use crate::partition::end::End;
 use crate::partition::vcpu::VirtualCpu;
-use crate::partition::{BOOT, Partition};
+use crate::partition::{BOOT, Partition, Share};
 use crate::report::{self, record};
+use crate::takeover::{Takeover, take_over};
 
 /// How soon the CPU comes back at first when a non-maskable interrupt has to wait for the guest, in TSC ticks. Doubled
 /// each time it came too soon, so that the guest gets its instruction done however slow a world switch is.
@@ -47,6 +49,8 @@ pub(crate) enum Next<'m> {
     Halt,
     /// Wait for the last delivery to a notifier that was replaced, then answer the hypercall.
     Replace(Replacing<'m>),
+    /// Take a function over, then answer the hypercall.
+    TakeOver(Takeover),
     /// Wait until the other CPUs of the guest have forgotten what they kept before this change.
     Forgotten(u64),
     /// The guest is over.
@@ -115,8 +119,14 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtu
                 Wait::Dead => return Some(End::Halted),
             },
             Next::Replace(replacing) => replace(cpu, machine, vcpu, replacing),
+            Next::TakeOver(takeover) => {
+                if !take_over(cpu, machine, vcpu, takeover) {
+                    return None;
+                }
+            }
             Next::Forgotten(change) => {
-                if !await_forgotten(cpu, machine, vcpu, change) {
+                let own = vcpu.partition;
+                if !await_forgotten(cpu, machine, vcpu, own, change) {
                     return None;
                 }
             }
@@ -343,20 +353,30 @@ fn replace(
     vcpu.world.vmcb.store_from(regs);
 }
 
-/// Waits until nobody uses the old notifier any more. Deliveries to it may be in flight on other CPUs, which need nothing
-/// from this one but that it takes its interrupts meanwhile.
+/// Waits until nobody uses the old notifier any more, and gives the right to replace back.
 fn retire(
     cpu: &mut ThisCpu,
     machine: &'static Machine,
     vcpu: &mut VirtualCpu,
-    mut replacing: Replacing<'static>,
+    replacing: Replacing<'static>,
 ) {
+    let control = drain(cpu, machine, vcpu, replacing);
+    machine.turns.give_back(control);
+}
+
+/// Waits until nobody uses the old notifier any more. Deliveries to it may be in flight on other CPUs, which need nothing
+/// from this one but that it takes its interrupts meanwhile.
+pub(crate) fn drain(
+    cpu: &mut ThisCpu,
+    machine: &'static Machine,
+    vcpu: &mut VirtualCpu,
+    mut replacing: Replacing<'static>,
+) -> Control {
     loop {
         match replacing.poll(&mut machine.wires()) {
             Ok(done) => {
-                machine.turns.give_back(done.control);
                 vcpu.deliver(machine, done.deliveries);
-                return;
+                return done.control;
             }
             Err(unfinished) => {
                 replacing = unfinished;
@@ -366,13 +386,20 @@ fn retire(
     }
 }
 
-/// Waits until the guest's other CPUs have forgotten what they kept before `change`. Each was kicked and does so on its way
+/// Waits until the CPUs of a guest, this one or another, have forgotten what they kept before `change`, but for this CPU. Each was kicked and does so on its way
 /// out of the guest or out of its sleep, at the latest when the exit that it is at is dealt with; this one takes its own
 /// interrupts and answers its own bell meanwhile, so that two that wait for each other both go on. Whether the guest is
 /// still to run.
 #[inline(never)]
-fn await_forgotten(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu, change: u64) -> bool {
-    while !vcpu.partition.receiver.all_forgot(vcpu.id, change) {
+pub(crate) fn await_forgotten(
+    cpu: &mut ThisCpu,
+    machine: &'static Machine,
+    vcpu: &mut VirtualCpu,
+    whose: &Partition,
+    change: u64,
+) -> bool {
+    let own = (whose.index == vcpu.partition.index).then_some(vcpu.id);
+    while !whose.receiver.all_forgot(own, change) {
         if !vcpu.answer(machine) {
             return false;
         }
@@ -389,7 +416,7 @@ pub(crate) fn depart(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Vi
     if let Some(forcing) = vcpu.take_forcing() {
         retire(cpu, machine, vcpu, forcing);
     }
-    vcpu.partition.receiver.forgot(vcpu.id, u64::MAX);
+    vcpu.partition.receiver.departs(vcpu.id);
     vcpu.partition.left(vcpu.id, core::mem::take(&mut vcpu.exits));
 }
 
@@ -405,7 +432,9 @@ pub(crate) fn await_deserted(cpu: &mut ThisCpu, machine: &'static Machine, vcpu:
 #[inline(never)]
 pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) {
     let partition: &'static Partition = vcpu.partition;
-    for source in partition.held().filter_map(|share| share.function.source) {
+    for share in &partition.functions {
+        let Some(source) = share.function.source else { continue };
+        let Some(_claim) = keep(cpu, machine, vcpu, share) else { continue };
         machine.lines.mask(source, MaskReasons::RESET, &mut machine.wires());
         take_turn(cpu, machine, vcpu);
         replace_now(cpu, machine, vcpu, source, Notifier::None, Completion::Reset);
@@ -414,6 +443,23 @@ pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut V
     // What came to light beside a delivery, or at an EOI.
     for line in machine.lines.line_reports() {
         report::finding(machine, line.vector);
+    }
+}
+
+/// Claims a function for a partition none of whose guest's CPUs is at work; none if another has it. Whoever moves it now does so
+/// for a bounded time.
+pub(crate) fn keep(
+    cpu: &mut ThisCpu,
+    machine: &'static Machine,
+    vcpu: &mut VirtualCpu,
+    share: &'static Share,
+) -> Option<Claim<'static>> {
+    loop {
+        match share.function.ownership.keep(vcpu.partition.index) {
+            Ok(claim) => return Some(claim),
+            Err(Refused::Foreign) => return None,
+            Err(Refused::Claimed) => take_turn(cpu, machine, vcpu),
+        }
     }
 }
 
@@ -443,7 +489,12 @@ pub(crate) fn replace_now(
 
 /// Makes sure that nothing of a silent source's past is left: no interrupt of a line that is masked as a whole is still on
 /// its way (Remote IRR, I48), and its books balance (N5).
-fn close_source(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu, source: SourceId) {
+pub(crate) fn close_source(
+    cpu: &mut ThisCpu,
+    machine: &'static Machine,
+    vcpu: &mut VirtualCpu,
+    source: SourceId,
+) {
     let Some(report) = machine.lines.source_report(source) else { return };
     let partition = vcpu.partition;
     if let Err(imbalance) = report.account.balance() {

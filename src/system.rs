@@ -243,7 +243,14 @@ fn shares<'p>(
     let index = usize::from(index);
     let own = plan.partitions.get(index).map_or(&[][..], |planned| &planned.devices);
     let own = own.iter().zip(functions.get(index).into_iter().flatten());
-    own.map(|(device, function)| (device, Share { function, vpin: device.intx.vpin() })).collect()
+    let own = own.map(|(device, function)| (device, Share { function, vpin: device.intx.vpin() }));
+    let standbys = plan.partitions.get(index).map_or(&[][..], |planned| &planned.standbys);
+    let standbys = standbys.iter().filter_map(|standby| {
+        let device = plan.partitions.get(standby.owner)?.devices.get(standby.device)?;
+        let function = functions.get(standby.owner)?.get(standby.device)?;
+        Some((device, Share { function, vpin: standby.vpin }))
+    });
+    own.chain(standbys).collect()
 }
 
 /// Every partition's receiving end, as every CPU reaches it from now on.

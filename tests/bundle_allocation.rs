@@ -113,7 +113,7 @@ fn blob(shape: Shape) -> Vec<u8> {
         for device in 0..devices {
             either(&mut blob, &[partition, device, 0], &[0, 0, 0]);
             if !wordy {
-                blob.extend_from_slice(&[0; 6]);
+                blob.extend_from_slice(&[0; 7]);
                 continue;
             }
             either(&mut blob, &[1, partition * 8 + device % 8, 0, 0, 0], &[1, 0xff, 0xff, 0, 0]); // gsi
@@ -124,6 +124,12 @@ fn blob(shape: Shape) -> Vec<u8> {
             blob.extend_from_slice(&[1, 0]); // never-eoi
             either(&mut blob, &[1, 0, 0, 0], &[0xff; 4]);
             blob.push(0); // no-reset
+            blob.push(u8::from(broken)); // standby and its companion
+            if broken {
+                count(&mut blob, 2);
+                blob.extend_from_slice(b"zz");
+                blob.extend_from_slice(&[1, 0xff]);
+            }
         }
     }
     blob

@@ -36,6 +36,8 @@ pub mod function {
     pub const EXIT: u64 = 9;
     /// Asks for the partition to be started again.
     pub const RESET: u64 = 10;
+    /// Takes a device over from the partition that has it.
+    pub const TAKE_OVER: u64 = 11;
 }
 
 /// Error codes, as RAX has them.
@@ -58,6 +60,8 @@ pub mod error {
     pub const BUSY: i64 = -8;
     /// A value does not fit its argument.
     pub const BAD_ARGUMENT: i64 = -10;
+    /// Another partition has the device now.
+    pub const NOT_OWNER: i64 = -11;
 }
 
 /// Kinds of notifiers, RCX of `SET_NOTIFIER`.
@@ -154,6 +158,10 @@ pub struct Info {
     pub has_notifier: bool,
     /// A delivery waits for its completion.
     pub in_service: bool,
+    /// Another partition has the device now.
+    pub elsewhere: bool,
+    /// The device may be taken over.
+    pub moves: bool,
     /// Why the source is silenced; 0 if it is open.
     pub mask_reasons: u64,
 }
@@ -179,6 +187,8 @@ impl Source {
             has_intx: flags & 1 << 0 != 0,
             has_notifier: flags & 1 << 1 != 0,
             in_service: flags & 1 << 2 != 0,
+            elsewhere: flags & 1 << 5 != 0,
+            moves: flags & 1 << 6 != 0,
             mask_reasons,
         }
     }
@@ -225,6 +235,12 @@ impl Source {
         check!(header == expected, "the ledger's header is {header:#x}, not {expected:#x}");
         Ledger::new(words)
     }
+}
+
+/// Has the device moved to the partition for which the source is named: 1 if it was another's, 0 if it was there already.
+pub fn take_over(source: Source) -> u64 {
+    let [moved, _, _] = expect(function::TAKE_OVER, [source.0, 0, 0]);
+    moved
 }
 
 /// The books of one source: function 7's record, in the order of its words.
@@ -309,8 +325,8 @@ impl Ledger {
 /// How often a call is made again that met somebody else's replacement. That takes as long as the deliveries under way do.
 const MOST_TRIES: u32 = 1_000_000;
 
-/// Makes a call that touches no memory but what the arguments were made for, and that must succeed: at once, or when another
-/// partition has replaced its notifier.
+/// Makes a call that touches no memory but what the arguments were made for, and that must succeed: at once, or when somebody
+/// else has replaced a notifier, or is done with the device.
 fn expect(function: u64, arguments: Registers) -> Registers {
     for _ in 0..MOST_TRIES {
         // SAFETY: only reached under Levelhead; the only call here that writes memory writes a cell made for it.

@@ -13,7 +13,7 @@ use crate::irq::{CpuId, Gsi, Pin};
 use crate::pci::Bdf;
 use crate::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, RestartPolicy, StormLimit};
 
-use super::model::{Config, Device, ImageIndex, MaskPolicy, Module, Partition};
+use super::model::{Config, Device, ImageIndex, MaskPolicy, Module, Partition, Standby};
 use super::validate::{
     MAX_CMDLINE_BYTES, MAX_CPUS, MAX_DEVICES, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS,
 };
@@ -102,7 +102,7 @@ pub(super) fn encode(config: &Config) -> Vec<u8> {
         out.flag(*control);
         out.option(at_most.map(u32::to_le_bytes));
         out.bytes(&pause_ms.to_le_bytes());
-        out.list(devices, |out, Device { bdf, gsi, mask, vpin, policy }| {
+        out.list(devices, |out, Device { bdf, gsi, mask, vpin, policy, standby }| {
             out.bytes(&[bdf.bus(), bdf.device(), bdf.function()]);
             out.option(gsi.map(|gsi| gsi.0.to_le_bytes()));
             out.bytes(&[match mask {
@@ -112,6 +112,11 @@ pub(super) fn encode(config: &Config) -> Vec<u8> {
             }]);
             out.option(vpin.map(|pin| [pin.0]));
             out.policy(policy);
+            out.flag(standby.is_some());
+            if let Some(Standby { partition, vpin }) = standby {
+                out.text(partition);
+                out.option(vpin.map(|pin| [pin.0]));
+            }
         });
     });
     out.0
@@ -151,6 +156,14 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Config, BlobError> {
                         .choice("device.mask", &[MaskPolicy::Auto, MaskPolicy::Line, MaskPolicy::Function])?,
                     vpin: input.option("device.vpin", |input| Ok(Pin(input.u8("device.vpin")?)))?,
                     policy: input.policy()?,
+                    standby: input.option("device.standby", |input| {
+                        Ok(Standby {
+                            partition: input.text("device.standby", MAX_NAME_BYTES)?,
+                            vpin: input.option("device.standby-vpin", |input| {
+                                Ok(Pin(input.u8("device.standby-vpin")?))
+                            })?,
+                        })
+                    })?,
                 })
             })?,
         })

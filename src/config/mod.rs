@@ -25,7 +25,7 @@ use crate::message::{Message, Refusal};
 
 pub use blob::{BlobError, BlobProblem};
 pub use bundle::{Bundle, BundleError, Image, MAX_IMAGE_NAME_BYTES, MAX_IMAGES, REVISION};
-pub use model::{Config, Device, ImageIndex, MaskPolicy, Module, Partition};
+pub use model::{Config, Device, ImageIndex, MaskPolicy, Module, Partition, Standby};
 pub use validate::{
     COM1_PIN, COM1_PORTS, EXIT_PORT_BYTES, KeyPath, MAX_CMDLINE_BYTES, MAX_CPUS, MAX_DEVICES, MAX_GSIS,
     MAX_MEMORY_BYTES, MAX_MEMORY_END, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS, MAX_VIOLATIONS,

@@ -19,6 +19,25 @@ pub struct Config {
     pub partitions: Vec<Partition>,
 }
 
+impl Config {
+    /// The number of the first partition of this name.
+    pub fn numbered(&self, name: &str) -> Option<usize> {
+        self.partitions.iter().position(|partition| partition.name == name)
+    }
+
+    /// The functions that partition number `index` stands by for, in the order of the file: the number of the partition that owns
+    /// it, the number of the device in there, and what is said of the standby.
+    pub fn standbys(&self, index: usize) -> impl Iterator<Item = (usize, usize, &Standby)> {
+        let devices = self.partitions.iter().enumerate().flat_map(|(owner, partition)| {
+            partition.devices.iter().enumerate().map(move |(device, table)| (owner, device, table))
+        });
+        devices.filter_map(move |(owner, device, table)| {
+            let standby = table.standby.as_ref()?;
+            (self.numbered(&standby.partition) == Some(index)).then_some((owner, device, standby))
+        })
+    }
+}
+
 /// One isolated system (elsewhere: cell, domain, zone, virtual machine): CPUs, memory, an image, devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
@@ -45,7 +64,7 @@ pub struct Partition {
     pub exit_port: Option<u16>,
     /// Whether guest code at CPL 1 to 3 may make hypercalls. CPL 0 always may.
     pub user_hypercalls: bool,
-    /// Whether it may control the interrupt sources of other partitions. Not supported yet: must be `false`.
+    /// Whether it may ask for the interrupt sources of other partitions, and have functions taken over.
     pub control: bool,
     /// Whether it starts again when its guest ended.
     pub restart: RestartPolicy,
@@ -76,6 +95,17 @@ pub struct Device {
     pub vpin: Option<Pin>,
     /// What is done when it, or its guest, misbehaves.
     pub policy: DevicePolicy,
+    /// Who may take it over.
+    pub standby: Option<Standby>,
+}
+
+/// A partition that may take a function over from its owner, and give it back in the same way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standby {
+    /// Its name.
+    pub partition: String,
+    /// The input of its IO-APIC that the function drives when it has it; `None` chooses the one of the function's owner.
+    pub vpin: Option<Pin>,
 }
 
 impl Device {

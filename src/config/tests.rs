@@ -19,7 +19,12 @@ fn device(slot: u8, gsi: Option<u32>, vpin: Option<u8>) -> Device {
         mask: MaskPolicy::Auto,
         vpin: vpin.map(Pin),
         policy: DevicePolicy::default(),
+        standby: None,
     }
+}
+
+fn standby(partition: &str, vpin: Option<u8>) -> Option<Standby> {
+    Some(Standby { partition: partition.into(), vpin: vpin.map(Pin) })
 }
 
 fn partition(name: &str, cpu: u8) -> Partition {
@@ -141,9 +146,45 @@ fn each_rule_names_its_key_and_its_remedy() {
              partition[0].memory-at too; to do: place them apart, or leave one of the `memory-at` out",
         ),
         (
-            |c| c.partitions[0].control = true,
-            "ERROR Config/control-unsupported: partition[0].control: control over other partitions is not supported yet; to do: \
-             leave it out",
+            |c| c.partitions[0].devices[1].standby = standby("backup", None),
+            "ERROR Config/standby-missing: partition[0].device[1].standby: there is no partition \"backup\"; to do: \
+             name one of the file's partitions",
+        ),
+        (
+            |c| c.partitions[0].devices[1].standby = standby("demo", None),
+            "ERROR Config/standby-own: partition[0].device[1].standby: it is the device's own partition; to do: \
+             name another partition, or leave `standby` out",
+        ),
+        (
+            |c| {
+                c.partitions.push(partition("backup", 1));
+                c.partitions[0].devices[1].standby = standby("backup", Some(24));
+            },
+            "ERROR Config/vpin-range: partition[0].device[1].standby-vpin: the guest's IO-APIC has no pin 24; to do: use 0 to 23",
+        ),
+        (
+            |c| {
+                c.partitions.push(partition("backup", 1));
+                c.partitions[0].devices[1].standby = standby("backup", None);
+                c.partitions[1].devices = (5..32).map(|slot| device(slot, None, None)).collect();
+                let more =
+                    (0..5).map(|n| Device { bdf: Bdf::new(1, n, 0).unwrap(), ..device(0, None, None) });
+                c.partitions[1].devices.extend(more);
+            },
+            "ERROR Config/device-count: partition[0].device[1].standby: 33 devices are too many; to do: use at most 32",
+        ),
+        (
+            |c| {
+                c.partitions.push(partition("backup", 1));
+                c.partitions[0].devices[1] = Device {
+                    mask: MaskPolicy::Line,
+                    standby: standby("backup", None),
+                    ..device(4, Some(23), None)
+                };
+            },
+            "ERROR Config/line-shared: partition[0].device[1].gsi: GSI 23 is the line of partition[0].device[0].gsi too, which is \
+             another partition's or may become it, and `mask = \"line\"` would silence it as well; to do: leave `mask` out of \
+             both, or move one to a slot with another line",
         ),
         (
             |c| {
@@ -232,9 +273,9 @@ fn each_rule_names_its_key_and_its_remedy() {
                 c.partitions[1].devices =
                     vec![Device { mask: MaskPolicy::Line, ..device(5, Some(23), None) }];
             },
-            "ERROR Config/line-shared: partition[1].device[0].gsi: GSI 23 is the line of partition[0].device[0].gsi too, in another \
-             partition, which `mask = \"line\"` would silence as well; to do: leave `mask` out of both, or move one to a slot with \
-             another line",
+            "ERROR Config/line-shared: partition[1].device[0].gsi: GSI 23 is the line of partition[0].device[0].gsi too, which is \
+             another partition's or may become it, and `mask = \"line\"` would silence it as well; to do: leave `mask` out of \
+             both, or move one to a slot with another line",
         ),
         (
             |c| c.partitions[0].devices = (0..9).map(|slot| device(slot, Some(23), None)).collect(),
@@ -312,6 +353,26 @@ fn devices_may_share_lines_and_virtual_pins() {
         });
         assert_eq!(partitions, [""; 0], "{mask}");
     }
+}
+
+#[test]
+fn a_partition_may_stand_by_for_what_it_does_not_own_and_control_others() {
+    let broken = broken_by(|c| {
+        c.partitions[0].control = true;
+        c.partitions.push(partition("backup", 1));
+        c.partitions[1].devices =
+            vec![Device { standby: standby("demo", Some(23)), ..device(5, Some(23), None) }];
+        for device in &mut c.partitions[0].devices {
+            device.standby = standby("backup", None);
+        }
+        assert_eq!(
+            c.standbys(1).map(|(owner, device, _)| (owner, device)).collect::<Vec<_>>(),
+            [(0, 0), (0, 1)]
+        );
+        assert_eq!(c.standbys(0).map(|(owner, device, _)| (owner, device)).collect::<Vec<_>>(), [(1, 0)]);
+        assert_eq!(c.standbys(2).count(), 0);
+    });
+    assert_eq!(broken, [""; 0]);
 }
 
 #[test]
@@ -522,8 +583,8 @@ fn a_well_signed_lie_is_refused_by_name() {
     let (config, kernel) = (24, 24 + 128);
     let cases = [
         (0, &b"ELF"[..], BundleError::Magic),
-        (8, &[2], BundleError::Revision(2)),
-        (8, &[4], BundleError::Revision(4)),
+        (8, &[3], BundleError::Revision(3)),
+        (8, &[5], BundleError::Revision(5)),
         (8, &[0xff; 4], BundleError::Revision(u32::MAX)),
         (12, &[0], BundleError::SectionCount(0)),
         (12, &[0xff; 4], BundleError::SectionCount(0xffff_ffff)),
@@ -587,12 +648,18 @@ fn any_config() -> impl Strategy<Value = Config> {
             let bdf = Bdf::new(bus, slot, function).unwrap();
             let mask =
                 prop_oneof![Just(MaskPolicy::Auto), Just(MaskPolicy::Line), Just(MaskPolicy::Function)];
-            (mask, any_policy()).prop_map(move |(mask, policy)| Device {
+            let standby = any::<Option<(String, Option<u8>)>>().prop_map(|standby| {
+                let (partition, vpin) = standby?;
+                let name: String = partition.chars().take(7).collect();
+                Some(Standby { partition: name, vpin: vpin.map(Pin) })
+            });
+            (mask, any_policy(), standby).prop_map(move |(mask, policy, standby)| Device {
                 bdf,
                 gsi: gsi.map(Gsi),
                 mask,
                 vpin: vpin.map(Pin),
                 policy,
+                standby,
             })
         },
     );

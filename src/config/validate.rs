@@ -6,7 +6,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::RangeInclusive;
@@ -182,7 +182,6 @@ pub enum Rule {
         first: KeyPath,
     },
     /// No partition controls the sources of another: that is not supported yet.
-    ControlUnsupported,
     /// An image exists in the bundle.
     NoSuchImage {
         /// The image.
@@ -255,6 +254,10 @@ pub enum Rule {
         /// Its bounds.
         bounds: RangeInclusive<u32>,
     },
+    /// A device's standby is a partition of the file.
+    StandbyMissing(String),
+    /// A device's standby is another partition than its own.
+    StandbyOwn,
     /// A virtual pin is below [`VIRTUAL_PINS`].
     VpinRange(Pin),
     /// A line with a GSI that is no virtual pin needs its pin said.
@@ -281,7 +284,6 @@ impl fmt::Display for Rule {
             Self::PlaceTaken { shared, first } => {
                 write!(f, "{:#x} to {:#x} is the memory of {first} too", shared.start(), shared.end())
             }
-            Self::ControlUnsupported => f.write_str("control over other partitions is not supported yet"),
             Self::PolicyRange { found, .. } => write!(f, "{found} is out of range"),
             Self::NoSuchImage { index, images } => write!(f, "{index} of only {images}"),
             Self::ModuleCount(found) => write!(f, "{found} modules are too many"),
@@ -296,7 +298,7 @@ impl fmt::Display for Rule {
             Self::GsiRange(gsi) => write!(f, "{gsi} is out of range"),
             Self::LineShared { gsi, first } => write!(
                 f,
-                "{gsi} is the line of {first} too, in another partition, which `mask = \"line\"` would silence as well"
+                "{gsi} is the line of {first} too, which is another partition's or may become it, and `mask = \"line\"` would silence it as well"
             ),
             Self::LineCrowded { gsi, first } => {
                 write!(f, "{gsi} has {MAX_SHARERS} devices already, the first of them {first}")
@@ -311,6 +313,8 @@ impl fmt::Display for Rule {
                 f,
                 "{gsi} is silenced as a whole, so its devices have to drive one virtual pin, but {first} drives another"
             ),
+            Self::StandbyMissing(name) => write!(f, "there is no partition {name:?}"),
+            Self::StandbyOwn => f.write_str("it is the device's own partition"),
             Self::VpinRange(pin) => write!(f, "the guest's IO-APIC has no pin {}", pin.0),
             Self::VpinMissing(gsi) => write!(f, "{gsi} has no pin of that number in the guest's IO-APIC"),
         }
@@ -332,7 +336,6 @@ impl Rule {
             Self::MemoryPages(_) => Message::MemoryPages,
             Self::PlacePages(_) | Self::PlaceRange(_) => Message::MemoryPlace,
             Self::PlaceTaken { .. } => Message::MemoryTaken,
-            Self::ControlUnsupported => Message::ControlUnsupported,
             Self::PolicyRange { .. } => Message::PolicyRange,
             Self::NoSuchImage { .. } => Message::NoSuchImage,
             Self::ModuleCount(_) => Message::ModuleCount,
@@ -347,6 +350,8 @@ impl Rule {
             Self::LineCrowded { .. } => Message::LineCrowded,
             Self::MaskConflict { .. } => Message::MaskConflict,
             Self::LinePins { .. } => Message::LinePins,
+            Self::StandbyMissing(_) => Message::StandbyMissing,
+            Self::StandbyOwn => Message::StandbyOwn,
             Self::VpinRange(_) => Message::VpinRange,
             Self::VpinMissing(_) => Message::VpinMissing,
         }
@@ -373,7 +378,6 @@ impl Rule {
                 write!(f, "place it from {MIN_MEMORY_AT:#x} on, so that it ends below {MAX_MEMORY_END:#x}")
             }
             Self::PlaceTaken { .. } => f.write_str("place them apart, or leave one of the `memory-at` out"),
-            Self::ControlUnsupported => f.write_str("leave it out"),
             Self::PolicyRange { bounds, .. } => write!(f, "use {} to {}", bounds.start(), bounds.end()),
             Self::NoSuchImage { .. } => f.write_str("pack the image too"),
             Self::ModuleCount(_) => write!(f, "use at most {MAX_MODULES}"),
@@ -390,6 +394,8 @@ impl Rule {
             Self::LineCrowded { .. } => f.write_str("move some of the devices to slots with other lines"),
             Self::MaskConflict { .. } => f.write_str("say the same of both, or leave one `mask` out"),
             Self::LinePins { .. } => f.write_str("give both the same `vpin`, or leave `mask = \"line\"` out"),
+            Self::StandbyMissing(_) => f.write_str("name one of the file's partitions"),
+            Self::StandbyOwn => f.write_str("name another partition, or leave `standby` out"),
             Self::VpinRange(_) => write!(f, "use 0 to {}", VIRTUAL_PINS - 1),
             Self::VpinMissing(_) => write!(f, "add `vpin = N` with N from 0 to {}", VIRTUAL_PINS - 1),
         })
@@ -416,7 +422,7 @@ impl fmt::Display for Ports<'_> {
 /// # Errors
 /// Every broken rule, in the order of the file: at least one, and the first [`MAX_VIOLATIONS`] if there are more.
 pub fn validate(config: &Config, images: usize) -> Result<(), Vec<Violation>> {
-    let mut judge = Judge { images, ..Judge::default() };
+    let mut judge = Judge::new(config, images);
     let path = KeyPath::root().key("partition");
     if !(1..=MAX_PARTITIONS).contains(&config.partitions.len()) {
         judge.broken(path.clone(), Rule::PartitionCount(config.partitions.len()));
@@ -428,8 +434,8 @@ pub fn validate(config: &Config, images: usize) -> Result<(), Vec<Violation>> {
 }
 
 /// What was found so far, and who owns what.
-#[derive(Default)]
 struct Judge<'a> {
+    config: &'a Config,
     images: usize,
     violations: Vec<Violation>,
     names: Owners<&'a str>,
@@ -437,9 +443,25 @@ struct Judge<'a> {
     functions: Owners<Bdf>,
     lines: BTreeMap<Gsi, Vec<Claim>>,
     places: Vec<(RangeInclusive<u64>, KeyPath)>,
+    /// How many functions each partition stands by for, so far.
+    shares: BTreeMap<usize, usize>,
 }
 
 impl<'a> Judge<'a> {
+    fn new(config: &'a Config, images: usize) -> Self {
+        Self {
+            config,
+            images,
+            violations: Vec::new(),
+            names: Owners::default(),
+            cpus: Owners::default(),
+            functions: Owners::default(),
+            lines: BTreeMap::new(),
+            places: Vec::new(),
+            shares: BTreeMap::new(),
+        }
+    }
+
     fn broken(&mut self, path: KeyPath, rule: Rule) {
         if self.violations.len() < MAX_VIOLATIONS {
             self.violations.push(Violation { path, rule });
@@ -464,9 +486,6 @@ impl<'a> Judge<'a> {
         }
         self.cmdline(path.key("cmdline"), &partition.cmdline);
         self.ports(path, partition);
-        if partition.control {
-            self.broken(path.key("control"), Rule::ControlUnsupported);
-        }
         self.restart(path, &partition.restart);
         let devices = path.key("device");
         if partition.devices.len() > MAX_DEVICES {
@@ -589,6 +608,7 @@ impl<'a> Judge<'a> {
         if let Some(pin) = device.vpin.filter(|pin| pin.0 >= VIRTUAL_PINS) {
             self.broken(path.key("vpin"), Rule::VpinRange(pin));
         }
+        self.standby(path, device, partition);
         let Some(gsi) = device.gsi else { return };
         if gsi.0 >= MAX_GSIS {
             self.broken(path.key("gsi"), Rule::GsiRange(gsi));
@@ -598,7 +618,36 @@ impl<'a> Judge<'a> {
         if device.vpin.is_none() && vpin.is_none() {
             self.broken(path.key("gsi"), Rule::VpinMissing(gsi));
         }
-        self.line(gsi, Claim { path: path.clone(), partition: partition.clone(), mask: device.mask, vpin });
+        let claim = Claim {
+            path: path.clone(),
+            partition: device.standby.is_none().then(|| partition.clone()),
+            mask: device.mask,
+            vpin,
+        };
+        self.line(gsi, claim);
+    }
+
+    fn standby(&mut self, path: &KeyPath, device: &Device, partition: &KeyPath) {
+        let Some(standby) = &device.standby else { return };
+        let key = path.key("standby");
+        if let Some(pin) = standby.vpin.filter(|pin| pin.0 >= VIRTUAL_PINS) {
+            self.broken(path.key("standby-vpin"), Rule::VpinRange(pin));
+        }
+        let Some(index) = self.config.numbered(&standby.partition) else {
+            self.broken(key, Rule::StandbyMissing(standby.partition.clone()));
+            return;
+        };
+        if *partition == KeyPath::root().key("partition").index(index) {
+            self.broken(key, Rule::StandbyOwn);
+            return;
+        }
+        let shares = self.shares.entry(index).or_default();
+        *shares = shares.saturating_add(1);
+        let own = self.config.partitions.get(index).map_or(0, |partition| partition.devices.len());
+        let all = own.saturating_add(*shares);
+        if all > MAX_DEVICES {
+            self.broken(key, Rule::DeviceCount(all));
+        }
     }
 
     /// A device beside those that are on the line already.
@@ -652,7 +701,8 @@ impl<'a> Judge<'a> {
 /// A device on a line.
 struct Claim {
     path: KeyPath,
-    partition: KeyPath,
+    /// Whose it is for good; none if it may change hands.
+    partition: Option<KeyPath>,
     mask: MaskPolicy,
     vpin: Option<Pin>,
 }
@@ -662,7 +712,8 @@ impl Claim {
     fn beside(&self, other: &Self, gsi: Gsi) -> Option<(&'static str, Rule)> {
         let at = |key| other.path.key(key);
         let at_the_line = self.mask == MaskPolicy::Line || other.mask == MaskPolicy::Line;
-        if self.partition != other.partition && at_the_line {
+        let together = self.partition.is_some() && self.partition == other.partition;
+        if !together && at_the_line {
             return Some(("gsi", Rule::LineShared { gsi, first: at("gsi") }));
         }
         match (self.mask, other.mask) {

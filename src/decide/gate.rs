@@ -5,7 +5,7 @@
 //! | any | `"line"` for one of them | the line's entry |
 //! | any | `"function"` for one of them | DisINTx, which must work at each |
 //! | one device | `"auto"` | the line's entry |
-//! | several partitions | `"auto"` | DisINTx, which must work at each |
+//! | several partitions, or devices that another may take over | `"auto"` | DisINTx, which must work at each |
 //! | one partition, several virtual pins | `"auto"` | DisINTx, which must work at each |
 //! | one partition, one virtual pin | `"auto"` | DisINTx if it works at each, else the line's entry |
 //!
@@ -41,7 +41,7 @@ pub enum GateReason {
     OnePin,
     /// `mask = "function"`.
     Proved,
-    /// Its devices belong to several partitions.
+    /// Its devices belong to several partitions, or may one day.
     SeveralPartitions,
     /// Its devices drive several virtual pins.
     SeveralPins,
@@ -59,7 +59,7 @@ impl fmt::Display for GateReason {
             }
             Self::Proved => "`mask = \"function\"`, and DisINTx was proved",
             Self::SeveralPartitions => {
-                "several partitions share the line, so each function is silenced by itself"
+                "several partitions share the line, or may one day, so each function is silenced by itself"
             }
             Self::SeveralPins => {
                 "its devices drive several virtual pins, so each function is silenced by itself"
@@ -74,8 +74,8 @@ impl fmt::Display for GateReason {
 pub struct Sharer {
     /// What its configuration asks for.
     pub mask: MaskPolicy,
-    /// Whose it is.
-    pub partition: usize,
+    /// Whose it is for good; none if it may change hands.
+    pub partition: Option<usize>,
     /// The virtual pin that it drives.
     pub vpin: Pin,
     /// Whether its DisINTx works, if that was tried.
@@ -114,7 +114,7 @@ impl GateChoice {
             Self::at_each(sharers, GateReason::Proved)
         } else if sharers.len() <= 1 {
             line(GateReason::ExclusiveLine)
-        } else if differ(|one, next| one.partition == next.partition) {
+        } else if differ(|one, next| one.partition.is_some() && one.partition == next.partition) {
             Self::at_each(sharers, GateReason::SeveralPartitions)
         } else if differ(|one, next| one.vpin == next.vpin) {
             Self::at_each(sharers, GateReason::SeveralPins)
@@ -151,7 +151,7 @@ mod tests {
     use std::vec::Vec;
 
     const ALONE: Sharer =
-        Sharer { mask: MaskPolicy::Auto, partition: 0, vpin: Pin(23), dis_intx: Some(Ok(())) };
+        Sharer { mask: MaskPolicy::Auto, partition: Some(0), vpin: Pin(23), dis_intx: Some(Ok(())) };
     const STUCK: Option<Result<(), DisIntxFault>> = Some(Err(DisIntxFault::StuckClear));
 
     fn line(reason: GateReason) -> Result<GateChoice, Unsilenced> {
@@ -175,8 +175,12 @@ mod tests {
         assert_eq!(GateChoice::of(&[ALONE]), line(GateReason::ExclusiveLine));
         assert_eq!(GateChoice::of(&[Sharer { dis_intx: STUCK, ..ALONE }]), line(GateReason::ExclusiveLine));
         assert_eq!(beside(ALONE), each(GateReason::SeveralDevices));
-        assert_eq!(beside(Sharer { partition: 1, ..ALONE }), each(GateReason::SeveralPartitions));
+        assert_eq!(beside(Sharer { partition: Some(1), ..ALONE }), each(GateReason::SeveralPartitions));
         assert_eq!(beside(Sharer { vpin: Pin(5), ..ALONE }), each(GateReason::SeveralPins));
+        let moves = Sharer { partition: None, ..ALONE };
+        assert_eq!(GateChoice::of(&[moves]), line(GateReason::ExclusiveLine));
+        assert_eq!(beside(moves), each(GateReason::SeveralPartitions));
+        assert_eq!(GateChoice::of(&[moves, moves]), each(GateReason::SeveralPartitions), "one may go alone");
     }
 
     #[test]
@@ -193,10 +197,13 @@ mod tests {
         let stuck = |sharer: Sharer| Sharer { dis_intx: STUCK, ..sharer };
         let named = |reason| Err(Unsilenced { sharer: 1, reason, fault: DisIntxFault::StuckClear });
         assert_eq!(beside(stuck(ALONE)), line(GateReason::OnePin), "better, but not needed");
-        assert_eq!(beside(stuck(Sharer { partition: 1, ..ALONE })), named(GateReason::SeveralPartitions));
+        assert_eq!(
+            beside(stuck(Sharer { partition: Some(1), ..ALONE })),
+            named(GateReason::SeveralPartitions)
+        );
         assert_eq!(beside(stuck(Sharer { vpin: Pin(5), ..ALONE })), named(GateReason::SeveralPins));
         assert_eq!(beside(stuck(Sharer { mask: MaskPolicy::Function, ..ALONE })), named(GateReason::Proved));
-        let first = GateChoice::of(&[stuck(ALONE), Sharer { partition: 1, ..ALONE }]);
+        let first = GateChoice::of(&[stuck(ALONE), Sharer { partition: Some(1), ..ALONE }]);
         assert_eq!(first.map_err(|unsilenced| unsilenced.sharer), Err(0), "whoever it is");
     }
 
@@ -204,7 +211,7 @@ mod tests {
     fn n12_what_was_not_tried_is_open() {
         let untried = |sharer: Sharer| Sharer { dis_intx: None, ..sharer };
         assert_eq!(beside(untried(ALONE)), Ok(GateChoice::ByProof(GateReason::SeveralDevices)));
-        let open = beside(untried(Sharer { partition: 1, ..ALONE }));
+        let open = beside(untried(Sharer { partition: Some(1), ..ALONE }));
         assert_eq!(open, Ok(GateChoice::ByProof(GateReason::SeveralPartitions)));
         let all: Vec<_> = MaskPolicy::ALL.into_iter().map(GateChoice::of_open).collect();
         let expected = [

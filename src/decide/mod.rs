@@ -35,7 +35,7 @@ use crate::pci::pin::DisIntxFault;
 use crate::pci::reset::{Method, NoMethod};
 use crate::pci::route::{RouteSource, resolve};
 use crate::pci::virtual_bar::{BarPlacer, BarWindow, Placement};
-use crate::pci::{Bdf, Function, IntPin, PinRoute, VirtualConfig};
+use crate::pci::{BarIndex, Bdf, Function, IntPin, PinRoute, VirtualConfig};
 use crate::policy::{DevicePolicy, NoReset};
 use crate::virq::{Contributor, MAX_VCPUS};
 
@@ -106,6 +106,20 @@ pub struct PartitionPlan {
     pub cpus: Option<Vec<(CpuId, ApicId)>>,
     /// Its devices.
     pub devices: Vec<DevicePlan>,
+    /// The devices of others that it may take over.
+    pub standbys: Vec<StandbyPlan>,
+}
+
+/// A device of another partition, as the one that may take it over will have it: its BARs and what else does not depend on who has
+/// it are as its owner has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StandbyPlan {
+    /// The number of its owner.
+    pub owner: usize,
+    /// The number of the device in there.
+    pub device: usize,
+    /// The input of this guest's IO-APIC, if the device has a line and it is known.
+    pub vpin: Option<Pin>,
 }
 
 /// What becomes of a device.
@@ -123,6 +137,8 @@ pub struct DevicePlan {
     pub intx: Intx,
     /// What is done about its misbehaviour.
     pub policy: DevicePolicy,
+    /// Whether another partition may take it over.
+    pub moves: bool,
     /// What resets it before its partition starts again, or why nothing can; `None` when the function is not known.
     pub reset: Option<Result<Method, NoMethod>>,
 }
@@ -257,19 +273,29 @@ pub fn decide(config: &Config, images: usize, facts: Option<&Facts>) -> Plan {
     let mut planner = Planner {
         facts,
         reserved: facts.map(Facts::reserved).unwrap_or_default(),
+        moving: BarPlacer::new(BAR_WINDOW),
+        places: Vec::new(),
         sources: 0,
         vectors: Vec::new(),
         memory_left: facts.map(|facts| facts.free_bytes),
         findings: Vec::new(),
     };
+    planner.place_moving(config);
     // The configuration as it reads with every line filled in.
     let mut routed = config.clone();
     let mut partitions = Vec::new();
     for (index, (partition, routed)) in config.partitions.iter().zip(&mut routed.partitions).enumerate() {
         let path = KeyPath::root().key("partition").index(index);
-        partitions.push(planner.partition(&path, partition, routed));
+        let moves = partition.devices.iter().any(|device| device.standby.is_some());
+        let placer = if moves || config.standbys(index).next().is_some() {
+            planner.moving
+        } else {
+            BarPlacer::new(BAR_WINDOW)
+        };
+        partitions.push(planner.partition(&path, partition, placer, routed));
     }
     planner.share(config, &mut partitions);
+    stand_by(config, &mut partitions);
     let bystanders = facts.map(|facts| bystanders(config, facts, &partitions)).unwrap_or_default();
     let mut findings = facts.map(|facts| misplaced(config, facts)).unwrap_or_default();
     findings.append(&mut planner.findings);
@@ -305,9 +331,34 @@ fn misplaced(config: &Config, facts: &Facts) -> Vec<Finding> {
     claim(config, &mut frames, &facts.memory, &[])
 }
 
+/// Who may take which device over, and at which virtual pin.
+fn stand_by(config: &Config, partitions: &mut [PartitionPlan]) {
+    for index in 0..partitions.len() {
+        let plans = config.standbys(index).map(|(owner, device, standby)| {
+            let intx = partitions.get(owner).and_then(|plan| plan.devices.get(device)).map(|plan| &plan.intx);
+            let own = intx.and_then(|intx| match intx {
+                Intx::Line(line) => Some(line.vpin),
+                Intx::AtBoot { vpin, .. } => vpin.map(|(pin, _)| pin),
+                Intx::None | Intx::Refused => None,
+            });
+            let at_boot = matches!(intx, Some(Intx::AtBoot { .. }));
+            let vpin = standby.vpin.filter(|_| own.is_some() || at_boot).or(own);
+            StandbyPlan { owner, device, vpin }
+        });
+        let plans = plans.collect();
+        if let Some(partition) = partitions.get_mut(index) {
+            partition.standbys = plans;
+        }
+    }
+}
+
 struct Planner<'a> {
     facts: Option<&'a Facts>,
     reserved: Vec<Range>,
+    /// The guests' places of BARs of functions that may move, which are the same in all guests: what is left behind them, and the
+    /// places.
+    moving: BarPlacer,
+    places: Vec<(Bdf, Result<Placement, BarIndex>)>,
     sources: u8,
     /// The lines in use, each with its vector.
     vectors: Vec<(Gsi, Vector)>,
@@ -320,17 +371,33 @@ impl Planner<'_> {
         self.findings.push(Finding::new(path, message, what));
     }
 
-    fn partition(&mut self, path: &KeyPath, partition: &Partition, routed: &mut Partition) -> PartitionPlan {
+    /// Places the BARs of functions that may move, before any others.
+    fn place_moving(&mut self, config: &Config) {
+        let Some(facts) = self.facts else { return };
+        let devices = config.partitions.iter().flat_map(|partition| &partition.devices);
+        let moving = devices.filter(|device| device.standby.is_some());
+        for function in moving.filter_map(|device| facts.function(device.bdf)) {
+            let place = self.moving.place(function);
+            self.places.push((function.bdf, place));
+        }
+    }
+
+    fn partition(
+        &mut self,
+        path: &KeyPath,
+        partition: &Partition,
+        mut placer: BarPlacer,
+        routed: &mut Partition,
+    ) -> PartitionPlan {
         let cpus = self.cpus(path, partition);
         self.memory(path.key("memory"), partition.memory_bytes);
-        let mut placer = BarPlacer::new(BAR_WINDOW);
         let mut devices = Vec::new();
         for (index, (device, routed)) in partition.devices.iter().zip(&mut routed.devices).enumerate() {
             let path = path.key("device").index(index);
             devices.push(self.device(path, device, partition, cpus.as_deref(), &mut placer, routed));
         }
         together(&mut devices);
-        PartitionPlan { cpus, devices }
+        PartitionPlan { cpus, devices, standbys: Vec::new() }
     }
 
     /// The partition's CPUs, which the machine must have.
@@ -380,6 +447,7 @@ impl Planner<'_> {
             bars: None,
             intx: Intx::Refused,
             policy: device.policy,
+            moves: device.standby.is_some(),
             reset: None,
         };
         let Some(facts) = self.facts else {
@@ -392,14 +460,14 @@ impl Planner<'_> {
             return plan;
         };
         plan.function = Some(*function);
-        let own = |bdf: Bdf| partition.devices.iter().any(|device| device.bdf == bdf);
+        let own = |bdf: Bdf| stay_together(partition, device, bdf);
         let reset = Method::choose(function, &facts.functions, &facts.topology, own);
         if let (Err(why), NoReset::Refuse) = (reset, device.policy.no_reset) {
             self.refuse(path.key("no-reset"), Message::NoReset, format!("{}: {why}", device.bdf));
         }
         plan.reset = Some(reset);
         let place = path.key("bdf");
-        match self.bars(facts, function, partition, placer) {
+        match self.bars(facts, function, own, placer) {
             Ok(placement) => plan.bars = Some(placement),
             Err((message, what)) => self.refuse(place, message, format!("{}: {what}", device.bdf)),
         }
@@ -425,7 +493,7 @@ impl Planner<'_> {
         &self,
         facts: &Facts,
         function: &Function,
-        partition: &Partition,
+        own: impl Fn(Bdf) -> bool,
         placer: &mut BarPlacer,
     ) -> Result<Placement, (Message, String)> {
         // A bridge fails whatever its BARs are, and then they are of no interest.
@@ -434,15 +502,15 @@ impl Planner<'_> {
                 .map_err(|error| (error.message(), error.to_string()))
         };
         judge(&Placement::default())?;
-        let own = |bdf: Bdf| partition.devices.iter().any(|device| device.bdf == bdf);
         if let Some(conflict) = conflict(function, &facts.functions, |bdf| !own(bdf)) {
-            return Err((Message::BarShared, format!("{conflict}, which is not this partition's")));
+            return Err((Message::BarShared, format!("{conflict}, which is not this partition's for good")));
         }
         if let Some(trespass) = trespass(function, &self.reserved) {
             return Err((Message::BarOverlap, trespass.to_string()));
         }
-        let placement = placer
-            .place(function)
+        let moving = self.places.iter().find(|(bdf, _)| *bdf == function.bdf);
+        let placement = moving
+            .map_or_else(|| placer.place(function), |(_, place)| *place)
             .map_err(|bar| (Message::BarRoom, format!("no room is left in the guest's window for {bar}")))?;
         judge(&placement).map(|()| placement)
     }
@@ -527,6 +595,13 @@ impl Planner<'_> {
         self.vectors.push((gsi, vector));
         Some(vector)
     }
+}
+
+/// Whether the function `bdf` belongs to the partition as long as `device` of the same partition does.
+fn stay_together(partition: &Partition, device: &Device, bdf: Bdf) -> bool {
+    let stays = |device: &Device| device.standby.is_none();
+    let of_partition = |bdf| partition.devices.iter().any(|other| other.bdf == bdf && stays(other));
+    bdf == device.bdf || stays(device) && of_partition(bdf)
 }
 
 /// Where a bus is reset for one function's sake, the others on it are reset with it and need no reset of their own.

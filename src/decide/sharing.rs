@@ -65,7 +65,7 @@ impl Planner<'_> {
                 let device = configured(on)?;
                 Some(Sharer {
                     mask: device.mask,
-                    partition: on.partition,
+                    partition: device.standby.is_none().then_some(on.partition),
                     vpin: on.line.vpin,
                     dis_intx: on.line.dis_intx,
                 })
@@ -88,10 +88,12 @@ impl Planner<'_> {
             Some(format!("{} of {}", partition.devices.get(on.device)?.bdf, partition.name))
         });
         let names = names.collect::<Vec<_>>().join(", ");
+        let several = sharers.iter().any(|on| on.partition != culprit.partition);
         let why = match reason {
             GateReason::SeveralPins => "which drive several virtual pins",
             GateReason::Proved => "for which `mask = \"function\"` is asked",
-            _ => "of several partitions",
+            _ if several => "of several partitions",
+            _ => "which another partition may take over",
         };
         let what = format!(
             "{gsi} is shared by {names}, {why}, so each has to be silenced by itself, but {}: {fault}",

@@ -1,6 +1,6 @@
 use super::*;
 use crate::addr::HostPhys;
-use crate::config::{ImageIndex, MaskPolicy};
+use crate::config::{ImageIndex, MaskPolicy, Standby};
 use crate::facts::{IoApic, MemoryEntry, MemoryKind, Override, Proof};
 use crate::intx::Gate;
 use crate::irq::{Polarity, TriggerMode};
@@ -59,7 +59,14 @@ fn routed(machine: &Machine) -> Facts {
 }
 
 fn device(at: &str) -> Device {
-    Device { bdf: bdf(at), gsi: None, mask: MaskPolicy::Auto, vpin: None, policy: DevicePolicy::default() }
+    Device {
+        bdf: bdf(at),
+        gsi: None,
+        mask: MaskPolicy::Auto,
+        vpin: None,
+        policy: DevicePolicy::default(),
+        standby: None,
+    }
 }
 
 fn partition(name: &str, cpu: u8, devices: &[Device]) -> Partition {
@@ -120,8 +127,8 @@ fn every_device_gets_line_vector_virtual_pin_gate_and_bars() {
     assert_eq!(places, [0xe000_0000, 0xe010_0000, 0xe020_0000]);
 }
 
-fn bar(index: u8) -> crate::pci::BarIndex {
-    crate::pci::BarIndex::new(index).unwrap()
+fn bar(index: u8) -> BarIndex {
+    BarIndex::new(index).unwrap()
 }
 
 #[test]
@@ -456,4 +463,48 @@ fn placed_memory_must_be_usable_and_is_counted_once() {
         "{found:?}"
     );
     assert_eq!(records(None, &[placed(512 << 20, 16)]), [""; 0], "without facts nobody knows");
+}
+
+#[test]
+fn a_function_that_may_move_is_at_the_same_place_in_both_guests_and_beside_nothing_else() {
+    let standby = Some(Standby { partition: "b".to_owned(), vpin: Some(Pin(7)) });
+    let moving = Device { standby, ..device("02:05.0") };
+    let partitions = [
+        partition("a", 0, &[device("00:03.0"), moving]),
+        partition("b", 1, &[device("00:04.0")]),
+        partition("c", 2, &[]),
+    ];
+    let mut facts = routed(&machine());
+    facts.cpus.push(ApicId(5));
+    let plan = decide(&config(&partitions), 1, Some(&facts));
+    assert_eq!(plan.findings, []);
+    let at = |partition: usize, device: usize| {
+        plan.partitions[partition].devices[device].bars.unwrap().get(bar(0)).unwrap().raw()
+    };
+    assert_eq!((at(0, 0), at(0, 1), at(1, 0)), (0xe010_0000, 0xe000_0000, 0xe010_0000));
+    assert!(plan.partitions[0].devices[1].moves && !plan.partitions[0].devices[0].moves);
+    let standbys: Vec<_> = plan.partitions.iter().map(|partition| partition.standbys.clone()).collect();
+    assert_eq!(standbys, [vec![], vec![StandbyPlan { owner: 0, device: 1, vpin: Some(Pin(7)) }], vec![]]);
+}
+
+#[test]
+fn a_function_that_may_move_shares_neither_page_nor_bus_nor_line_entry_with_one_that_stays() {
+    let machine = Machine::with([
+        ("00:1e.0", FakeFunction::bridge(1, 1)),
+        ("01:03.0", FakeFunction::edu()),
+        ("01:07.0", FakeFunction::edu().memory_bar(0, 1 << 20, 0xfe90_0000)),
+    ]);
+    let facts = routed(&machine);
+    let with = |standby: Option<&str>| {
+        let standby = standby.map(|name| Standby { partition: name.to_owned(), vpin: None });
+        let first = Device { gsi: Some(Gsi(20)), standby, ..device("01:03.0") };
+        let second = Device { gsi: Some(Gsi(20)), ..device("01:07.0") };
+        decide(&config(&[partition("a", 0, &[first, second]), partition("b", 1, &[])]), 1, Some(&facts))
+    };
+    let reset = |plan: &Plan| [0, 1].map(|index| plan.partitions[0].devices[index].reset.unwrap());
+    let (stays, moves) = (with(None), with(Some("b")));
+    assert!(reset(&stays).iter().all(|method| matches!(method, Ok(Method::Bus(_)))), "{:?}", reset(&stays));
+    assert_eq!(reset(&moves), [Err(NoMethod::Shared(bdf("01:07.0"))), Err(NoMethod::Shared(bdf("01:03.0")))]);
+    assert_eq!(line(&stays, 0).gate, GateChoice::ByProof(GateReason::SeveralDevices));
+    assert_eq!(line(&moves, 0).gate, GateChoice::ByProof(GateReason::SeveralPartitions));
 }

@@ -117,6 +117,7 @@ impl<'a> Assigner<'a> {
             interrupt_pin: line.map(|line| line.pin),
             source,
             policy: device.policy,
+            moves: device.moves,
             ownership: Ownership::new(owner),
             lost: AtomicBool::new(false),
             replacements: AtomicU64::new(0),
@@ -159,7 +160,8 @@ impl<'a> Assigner<'a> {
                 remedy: None,
             });
         }
-        let info = SourceInfo { owner: Some(owner), bdf: silencer.bdf().requester_id() };
+        let owner = (!device.moves).then_some(owner);
+        let info = SourceInfo { owner, bdf: silencer.bdf().requester_id() };
         let slot = self.dis_intx.iter_mut().find(|slot| slot.is_none());
         *slot.ok_or_else(|| bug("more sources than were planned"))? = Some(silencer);
         let Self { lines, dis_intx, io_apics, config, .. } = self;

@@ -80,14 +80,26 @@ pub(crate) fn build(
     let mut routes = Vec::new();
     for (device, share) in shares {
         let Function { bdf, interrupt_pin, .. } = *share.function;
+        if share.function.ownership.owner() != index {
+            let pin =
+                fmt::from_fn(|f| share.vpin.map_or(Ok(()), |vpin| write!(f, ", at virtual pin {}", vpin.0)));
+            info!("{bdf}: {name} may take it over{pin}");
+        }
         views.push((share.function, assigner.view(device, share.vpin)?));
         routes.extend(interrupt_pin.zip(share.vpin).map(|(pin, vpin)| Route { bdf, pin, vpin }));
     }
     let functions: Vec<Share> = shares.iter().map(|(_, share)| *share).collect();
     let root = nested.root();
     let ports = Ports::new(configured.debug_port, configured.exit_port);
-    let mut platform =
-        Platform::new(index, ports, views, (nested, pool), io, (name.clone(), configured.console));
+    let mut platform = Platform::new(
+        index,
+        assigner.config,
+        ports,
+        views,
+        (nested, pool),
+        io,
+        (name.clone(), configured.console),
+    );
     // Nobody has run the guest, so nobody has kept anything.
     let _ = platform.remap();
     let partition: &'static Partition = Box::leak(Box::new(Partition {
@@ -98,6 +110,7 @@ pub(crate) fn build(
         functions,
         counters,
         user_hypercalls: configured.user_hypercalls,
+        control: configured.control,
         platform: Ordered::new(Rank::Guest, platform),
         entries: Ordered::new(Rank::Guest, ()),
         nested_root: root,

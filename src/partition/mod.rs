@@ -64,6 +64,8 @@ pub(crate) struct Function {
     pub(crate) source: Option<SourceId>,
     /// What is done about its misbehaviour.
     pub(crate) policy: DevicePolicy,
+    /// Whether another partition may take it over.
+    pub(crate) moves: bool,
     /// Whose it is.
     pub(crate) ownership: Ownership,
     /// It did not come back from its last reset as it was: it is silent, and nobody reaches any of its BARs.
@@ -92,6 +94,8 @@ pub(crate) struct Partition {
     /// Lines' interrupts taken on its CPUs, and how far it is; seen from outside.
     pub(crate) counters: &'static Slot,
     pub(crate) user_hypercalls: bool,
+    /// Whether it may name the sources of other partitions.
+    pub(crate) control: bool,
     /// What its virtual CPUs change.
     pub(crate) platform: Ordered<Platform>,
     /// Held from a write to a virtual redirection table entry until the lines behind it have heard of it, so that they hear
@@ -119,6 +123,17 @@ struct Course {
     left: VcpuSet,
     /// What those who have left did, in all lives.
     exits: Exits,
+}
+
+/// Whether a guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// It does.
+    Running,
+    /// It ends, or the next has not begun.
+    Ending,
+    /// There will be none any more.
+    Over,
 }
 
 /// What a virtual CPU that has left its guest is to do.
@@ -178,6 +193,15 @@ impl Partition {
     /// There will be no other life.
     pub(crate) fn close(&self) {
         self.course.with(|course| course.over = true);
+    }
+
+    /// Whether its guest runs. It is said to end before anything of it is put away.
+    pub(crate) fn life_now(&self) -> Life {
+        self.course.with(|course| match (course.over, course.end) {
+            (true, _) => Life::Over,
+            (false, Some(_)) => Life::Ending,
+            (false, None) => Life::Running,
+        })
     }
 
     /// Which life it is.

@@ -13,7 +13,7 @@ use levelhead::intx::MaskReasons;
 use levelhead::message::{Message, Record};
 use levelhead::pci::reset::Fault;
 use levelhead::pci::virtual_bar::{Mapping, Mappings};
-use levelhead::pci::{Access, Bdf, Effect, VirtualConfig};
+use levelhead::pci::{Access, Bdf, Command, Effect, Snapshot, VirtualConfig};
 use levelhead::policy::{DevicePolicy, NoReset};
 use levelhead::svm::{IoPermissions, NestedTables, Reach, Stale};
 
@@ -49,6 +49,8 @@ struct Device {
     config: VirtualConfig,
     /// The same when the guest starts.
     initial: VirtualConfig,
+    /// What the guest reads of the function's own registers while another has it.
+    absent: Snapshot,
     /// What of its BARs is mapped now.
     mapped: Mappings,
     /// How its last reset here went.
@@ -71,6 +73,7 @@ impl Platform {
     /// The platform of a guest of these functions, none of whose BARs is mapped yet.
     pub(crate) fn new(
         partition: u8,
+        space: &HostConfig,
         ports: Ports,
         functions: Vec<(&'static Function, VirtualConfig)>,
         (nested, pool): (NestedTables, TablePool),
@@ -79,6 +82,7 @@ impl Platform {
     ) -> Self {
         let device = |(function, config): (&'static Function, VirtualConfig)| Device {
             function,
+            absent: Snapshot::take(space, function.bdf),
             initial: config.clone(),
             config,
             mapped: [None; 6],
@@ -131,16 +135,32 @@ impl Platform {
 
     /// What the guest reads from a register of its configuration space.
     pub(crate) fn read_config(&self, host: &HostConfig, bdf: Bdf, access: Access) -> u32 {
-        let device = self.devices.iter().find(|device| device.config.bdf() == bdf);
-        device.map_or(u32::MAX, |device| device.config.read(host, access))
+        let Some(device) = self.devices.iter().find(|device| device.config.bdf() == bdf) else {
+            return u32::MAX;
+        };
+        // It may be in a reset, which is no time to ask it, if it is another's.
+        if device.is_here(self.partition) {
+            device.config.read(host, access)
+        } else {
+            device.config.read(&device.absent, access)
+        }
     }
 
     /// The guest writes a register of its configuration space. What follows, if there is such a function, and what its CPUs
-    /// are to forget.
+    /// are to forget. While another has the function, what is written counts from when this guest gets it.
     pub(crate) fn write_config(&mut self, bdf: Bdf, access: Access, value: u32) -> Option<(Effect, Stale)> {
         let device = self.devices.iter_mut().find(|device| device.config.bdf() == bdf)?;
         let effect = device.config.write(access, value);
+        if !device.is_here(self.partition) {
+            return Some((Effect::NONE, Stale::NOTHING));
+        }
         Some((effect, if effect.remap { self.remap() } else { Stale::NOTHING }))
+    }
+
+    /// Whether the guest disables the function's INTx by its Command register.
+    pub(crate) fn disables_intx(&self, bdf: Bdf) -> bool {
+        let device = self.devices.iter().find(|device| device.config.bdf() == bdf);
+        device.is_some_and(|device| device.config.command().contains(Command::DIS_INTX))
     }
 
     /// Opens and closes until the guest reaches exactly what its BARs say now. What stays is not touched: its CPUs may be using
@@ -197,6 +217,12 @@ impl Platform {
     pub(crate) fn tell(&mut self, what: fmt::Arguments<'_>) {
         let text = format_args!("partition {}: {what}\n", self.name);
         print_counted(&self.name, text, &mut self.budget);
+    }
+
+    /// The same for a line of at most `most` bytes, which need not be counted for it.
+    pub(crate) fn tell_shortly(&mut self, most: usize, what: fmt::Arguments<'_>) {
+        let text = format_args!("partition {}: {what}\n", self.name);
+        print_bounded(&self.name, text, most as u64, &mut self.budget);
     }
 
     /// Prints a text of whatever length if the guest may print so much.

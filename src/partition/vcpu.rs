@@ -174,7 +174,7 @@ impl VirtualCpu {
     pub(crate) fn forget(&mut self, machine: &Machine, stale: Stale) {
         stale.forget(self.world.vmcb);
         if !stale.is_nothing() {
-            self.awaited = machine.make_forget(self.here(), self.partition.receiver).or(self.awaited);
+            self.awaited = machine.make_forget(self.here(), self.partition).or(self.awaited);
         }
     }
 

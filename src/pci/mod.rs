@@ -16,6 +16,7 @@
 //! | [`pin`] | INTA# to INTD#, the swizzle, DisINTx and Interrupt Status |
 //! | [`reset`] | how a function is reset, and its reset as a state machine |
 //! | [`route`] | from a function's pin to its global system interrupt |
+//! | [`snapshot`] | a function as it was, for whom it is another's |
 //! | [`virtual_bar`] | a guest's base address registers |
 //! | [`virtual_config`] | a guest's configuration space of one assigned function |
 //! | [`config_ports`] | a guest's ports 0xcf8 to 0xcff |
@@ -36,6 +37,7 @@ pub mod function;
 pub mod pin;
 pub mod reset;
 pub mod route;
+pub mod snapshot;
 pub mod virtual_bar;
 pub mod virtual_config;
 
@@ -48,4 +50,5 @@ pub use function::{Function, Header};
 pub use pin::{DisIntx, IntPin, IntxView};
 pub use reset::Reset;
 pub use route::PinRoute;
+pub use snapshot::Snapshot;
 pub use virtual_config::{Effect, VirtualConfig};

@@ -16,10 +16,10 @@ fn expected(regs: &GuestRegs, caller: Caller) -> Result<Call, CallError> {
     }
     let cut = if caller.code_size == CodeSize::Bits64 { u64::MAX } else { 0xffff_ffff };
     let [function, rbx, rcx, rdx] = [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|gpr| regs[gpr] & cut);
-    if function > 10 {
+    if function > 11 {
         return Err(CallError::BadFunction);
     }
-    if (1..=7).contains(&function) && rbx >> 32 != 0 {
+    if ((1..=7).contains(&function) || function == 11) && rbx >> 32 != 0 {
         return Err(CallError::BadSource);
     }
     let source = SourceId(rbx as u32);
@@ -48,6 +48,7 @@ fn expected(regs: &GuestRegs, caller: Caller) -> Result<Call, CallError> {
         8 if !(1..=CONSOLE_WRITE_MAX_BYTES).contains(&rcx) => Err(CallError::BadLength),
         8 => room(rbx, rcx, 1).map(Call::ConsoleWrite).ok_or(CallError::BadAddress),
         10 => Ok(Call::Reset),
+        11 => Ok(Call::TakeOver(source)),
         _ if rbx >> 32 != 0 => Err(CallError::BadArgument),
         _ => Ok(Call::Exit(rbx as u32)),
     }
@@ -59,7 +60,7 @@ fn any_registers(dice: &mut Dice) -> GuestRegs {
         regs[gpr] = dice.hostile();
     }
     if !dice.one_in(8) {
-        regs[Gpr::Rax] = dice.below(12);
+        regs[Gpr::Rax] = dice.below(13);
     }
     // What nearly fits comes up too seldom by itself.
     match dice.below(4) {
@@ -91,7 +92,7 @@ fn every_call_is_what_the_document_says_and_answers_touch_only_their_registers()
             for gpr in Gpr::ALL.into_iter().filter(|gpr| !may_change.contains(gpr)) {
                 assert_eq!(answered[gpr], regs[gpr], "{gpr:?} after {call:?}");
             }
-            let failed = (-10..0).contains(&answered[Gpr::Rax].cast_signed());
+            let failed = (-11..0).contains(&answered[Gpr::Rax].cast_signed());
             assert!(failed == reply.is_err() && (failed || answered[Gpr::Rax] == 0), "{answered:x?}");
         }
     });

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 use levelhead::addr::HostPhys;
 use levelhead::config::{
     self, Config, Device, Image, ImageIndex, KeyPath, MAX_GSIS, MAX_IMAGE_NAME_BYTES, MAX_IMAGES,
-    MAX_MEMORY_END, MaskPolicy, Module, Partition, VIRTUAL_PINS,
+    MAX_MEMORY_END, MaskPolicy, Module, Partition, Standby, VIRTUAL_PINS,
 };
 use levelhead::guest::{self, GuestMemory, HOLE_START};
 use levelhead::irq::{CpuId, Gsi, Pin};
@@ -236,7 +236,15 @@ fn device(table: &mut Table<'_, '_>) -> Device {
             .optional(&keys::MASK, |value| choice(value, &MaskPolicy::ALL, "way to mask a line"))
             .unwrap_or_default(),
         policy: policy(table),
+        standby: standby(table),
     }
+}
+
+fn standby(table: &mut Table<'_, '_>) -> Option<Standby> {
+    let partition = table.optional(&keys::STANDBY, text);
+    let pin = |value: &DeValue<'_>| number(value, VIRTUAL_PINS - 1).map(Pin);
+    let vpin = table.companion(&keys::STANDBY_VPIN, &keys::STANDBY, pin);
+    partition.map(|partition| Standby { partition, vpin })
 }
 
 fn restart(table: &mut Table<'_, '_>) -> RestartPolicy {

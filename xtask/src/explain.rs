@@ -112,11 +112,21 @@ struct DeviceSaid {
     virtual_pin_reason: String,
     gate: Option<String>,
     gate_reason: String,
+    /// Who may take it over.
+    standby: Option<StandbySaid>,
     /// What resets it.
     reset: Option<String>,
     /// Why nothing does.
     no_reset: Option<String>,
     bars: Vec<BarSaid>,
+}
+
+/// A partition that may take a device over.
+#[derive(Debug, Serialize)]
+struct StandbySaid {
+    partition: String,
+    /// The input of its guest's IO-APIC.
+    virtual_pin: Option<u8>,
 }
 
 /// A base address register.
@@ -160,8 +170,16 @@ impl Explanation {
     pub fn new(file: String, loaded: &LoadedConfig, facts: Option<&Facts>) -> Self {
         let plan = decide(&loaded.config, loaded.images.len(), facts);
         let partitions = loaded.config.partitions.iter().zip(&plan.partitions);
-        let partitions =
+        let mut partitions: Vec<_> =
             partitions.map(|(partition, planned)| PartitionSaid::new(partition, planned)).collect();
+        for (planned, partition) in plan.partitions.iter().zip(&loaded.config.partitions) {
+            for standby in &planned.standbys {
+                partitions[standby.owner].devices[standby.device].standby = Some(StandbySaid {
+                    partition: partition.name.clone(),
+                    virtual_pin: standby.vpin.map(|pin| pin.0),
+                });
+            }
+        }
         let findings = plan.findings.iter();
         let findings: Vec<_> =
             findings.map(|finding| loaded.finding(&finding.path, finding.refusal.clone())).collect();
@@ -243,6 +261,7 @@ impl DeviceSaid {
             virtual_pin_reason: String::new(),
             gate: None,
             gate_reason: String::new(),
+            standby: None,
             reset: device.reset.and_then(Result::ok).map(|method| method.to_string()),
             no_reset: device.reset.and_then(Result::err).map(|why| why.to_string()),
             bars: bars(device),

@@ -1,7 +1,7 @@
 //! Looking things up, assigning and releasing, and the life of the permanent handler.
 
 use super::*;
-use crate::intx::{Budget, Delivery, MAX_SHARERS, Outcome, Sample};
+use crate::intx::{Budget, Delivery, MAX_SHARERS, Outcome, Sample, Service};
 
 /// A board that takes everything and remembers what was last done to it.
 #[derive(Debug, Default)]
@@ -430,4 +430,93 @@ fn i43_t11_a_thousand_deaths_in_service_leave_nothing_and_the_sharer_misses_noth
             assert_eq!((account.ledger.delivered, account.ledger.completed.eoi), (1000, 1000));
         }
     }
+}
+
+/// A source of partition 0 that asserts and moves to partition 1, in the order of the takeover: what reached the interrupt path at
+/// which moment, and what each of the two got.
+fn hand_over(gate: Gate, when: Moment) -> [u32; 2] {
+    let (mut table, control) = new_table();
+    let io = &mut Wired { rte_masked: true, ..Wired::default() };
+    let info = SourceInfo { owner: None, bdf: Wired::BDFS[0] };
+    let source = table.assign(GSI, vector(0x51), gate, info, io).unwrap();
+    let replacing = table.replace(control, source, pin(0, 5), Completion::Handover).unwrap();
+    let control = replacing.poll(io).expect("nobody is in flight").control;
+    io.asserts[0] = true;
+    assert!(io.sends());
+    let mut got = [0; 2];
+    let mut count = |delivery: &Delivery<'_>| match delivery.target() {
+        Notifier::Pin { partition, .. } => got[usize::from(partition)] += 1,
+        other => panic!("{other}"),
+    };
+    // The vector is accepted by a CPU that has not entered the handler; or it has, and has not raised the pin; or it has.
+    let mut in_flight = None;
+    match when {
+        Moment::Accepted => {}
+        Moment::InFlight => in_flight = table.assert(vector(0x51), io).unwrap().next(),
+        Moment::InService => table.assert(vector(0x51), io).unwrap().for_each(|delivery| count(&delivery)),
+    }
+    table.mask(source, MaskReasons::HANDOVER, io);
+    assert!(!io.sends(), "silenced before anything else");
+    let mut replacing = table.replace(control, source, pin(1, 7), Completion::Handover).unwrap();
+    if when == Moment::Accepted {
+        assert!(table.assert(vector(0x51), io).unwrap().next().is_none(), "the stale vector reaches nobody");
+    }
+    if let Some(delivery) = in_flight {
+        replacing = replacing.poll(io).expect_err("the pin is not high yet");
+        assert_eq!(io.lowered, 0);
+        count(&delivery);
+    }
+    let replacement = replacing.poll(io).expect("nobody is in flight");
+    assert!(replacement.deliveries.is_empty() && !io.sends());
+    assert_eq!(io.lowered, u32::from(when != Moment::Accepted), "the old pin is low");
+    let given = MaskReasons::OPERATOR | MaskReasons::RESET | MaskReasons::GUEST_DISINTX;
+    assert!(table.unmask(source, given, io).1.is_empty() && !io.sends());
+    let state = table.source_report(source).unwrap().state;
+    assert_eq!((state.reasons, state.service), (MaskReasons::HANDOVER, Service::Idle));
+    // Opened: the chip sends again, or Status is found set.
+    table.unmask(source, MaskReasons::HANDOVER, io).1.for_each(|delivery| count(&delivery));
+    while io.sends() {
+        table.assert(vector(0x51), io).unwrap().for_each(|delivery| count(&delivery));
+    }
+    // The EOI of the old owner's guest comes late, and completes nothing.
+    assert!(table.complete(source, pin(0, 5), io).is_empty());
+    assert_eq!(table.listeners(0, Pin(5)).count(), 0);
+    assert!(matches!(table.source_report(source).unwrap().state.service, Service::InService { .. }));
+    io.asserts[0] = false;
+    assert!(table.complete(source, pin(1, 7), io).is_empty());
+    let account = table.source_report(source).unwrap().account;
+    account.balance().unwrap();
+    assert_eq!(account.ledger.completed.handover, u64::from(when != Moment::Accepted));
+    assert_eq!((account.ledger.completed.eoi, account.ledger.stale_eois), (1, 1));
+    let line = table.line_reports().next().unwrap();
+    assert_eq!(line.registrations, Registrations { installed: 1, removed: 0 });
+    got
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    Accepted,
+    InFlight,
+    InService,
+}
+
+#[test]
+fn n8_t13_i48_whatever_is_under_way_a_function_that_moves_is_delivered_to_the_new_owner_once() {
+    for gate in [Gate::RteMask, Gate::Function] {
+        assert_eq!(hand_over(gate, Moment::Accepted), [0, 1], "{gate}");
+        assert_eq!(hand_over(gate, Moment::InFlight), [1, 1], "{gate}");
+        assert_eq!(hand_over(gate, Moment::InService), [1, 1], "{gate}");
+    }
+}
+
+#[test]
+fn i36_a_function_that_may_move_shares_no_gate_of_a_line() {
+    let (mut table, _) = new_table();
+    let io = &mut Wired { rte_masked: true, ..Wired::default() };
+    let moves = |index: usize| SourceInfo { owner: None, bdf: Wired::BDFS[index] };
+    let first = table.assign(GSI, vector(0x51), Gate::RteMask, moves(0), io).unwrap();
+    let refused = Err(AssignError::NeedsFunctionGate { gsi: GSI, with: first });
+    assert_eq!(table.assign(GSI, vector(0x51), Gate::RteMask, moves(1), io), refused);
+    let stays = SourceInfo { owner: Some(0), bdf: Wired::BDFS[1] };
+    assert_eq!(table.assign(GSI, vector(0x51), Gate::RteMask, stays, io), refused);
 }

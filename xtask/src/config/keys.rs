@@ -74,6 +74,8 @@ pub const SECTIONS: [Section; 4] = [
             &NEVER_EOI,
             &NEVER_EOI_AFTER,
             &NO_RESET,
+            &STANDBY,
+            &STANDBY_VPIN,
         ],
     },
 ];
@@ -231,10 +233,11 @@ pub const CONTROL: Key = Key {
     name: "control",
     kind: "boolean",
     default: Some("`false`"),
-    range: || "`false`; `true` is not supported yet".into(),
-    meaning: "whether it may control the interrupt sources of other partitions",
-    example: "control = false",
-    messages: &[Message::ControlUnsupported],
+    range: || "`true` or `false`".into(),
+    meaning: "whether it may ask for the interrupt sources of other partitions by hypercall, mask them, and have each device taken \
+              over by its `standby`",
+    example: "control = true",
+    messages: &[],
 };
 
 pub const RESTART: Key = Key {
@@ -429,6 +432,27 @@ pub const NO_RESET: Key = Key {
               with bus mastering off; or it is refused at boot",
     example: "no-reset = \"mask\"",
     messages: &[Message::NoReset],
+};
+
+pub const STANDBY: Key = Key {
+    name: "standby",
+    kind: "string",
+    default: Some("nobody"),
+    range: || "the `name` of another partition".into(),
+    meaning: "the partition that may take the device over by hypercall, from a guest in whatever state, and from which this one may \
+              take it back. It sees the device from the beginning, at the same addresses, but without effect until it has it",
+    example: "standby = \"backup\"",
+    messages: &[Message::StandbyMissing, Message::StandbyOwn, Message::DeviceCount],
+};
+
+pub const STANDBY_VPIN: Key = Key {
+    name: "standby-vpin",
+    kind: "integer",
+    default: Some("as in the device's own partition"),
+    range: || format!("0 to {}; with `standby`", VIRTUAL_PINS - 1),
+    meaning: "the input of the standby guest's IO-APIC that the device drives while that guest has it",
+    example: "standby-vpin = 5",
+    messages: &[Message::VpinRange, Message::CompanionMissing],
 };
 
 fn bounds(range: &std::ops::RangeInclusive<u32>) -> String {

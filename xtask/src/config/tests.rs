@@ -114,7 +114,7 @@ fn every_key_reaches_the_hypervisor() {
         debug-port = 0xe9
         exit-port = 244
         user-hypercalls = true
-        control = false
+        control = true
         restart = 7
         restart-pause = 60
 
@@ -134,6 +134,14 @@ fn every_key_reaches_the_hypervisor() {
         never-eoi = "complete"
         never-eoi-after = 50
         no-reset = "refuse"
+        standby = "backup"
+        standby-vpin = 9
+
+        [[partition]]
+        name = "backup"
+        cpus = [4]
+        memory = "32M"
+        kernel = "kernel.elf"
     "#;
     let loaded = folder.load(text).unwrap();
     let bundle = pack(&loaded).unwrap();
@@ -143,8 +151,15 @@ fn every_key_reaches_the_hypervisor() {
     assert_eq!(names, [("kernel.elf", 36), ("the_environment", 10)], "each file once");
 
     let module = |cmdline: &str| Module { image: ImageIndex(1), cmdline: cmdline.into() };
-    let device =
-        |bdf: &str, gsi, mask, vpin, policy| Device { bdf: bdf.parse().unwrap(), gsi, mask, vpin, policy };
+    let device = |bdf: &str, gsi, mask, vpin, policy, standby| Device {
+        bdf: bdf.parse().unwrap(),
+        gsi,
+        mask,
+        vpin,
+        policy,
+        standby,
+    };
+    let standby = Some(Standby { partition: "backup".into(), vpin: Some(Pin(9)) });
     let policy = DevicePolicy {
         storm: Some(StormLimit { limit: 10, window_ms: 20, pause_ms: 30, retries: 0 }),
         never_eoi: Some(EoiDeadline { action: NeverEoi::Complete, after_ms: 50 }),
@@ -162,14 +177,21 @@ fn every_key_reaches_the_hypervisor() {
         debug_port: Some(0xe9),
         exit_port: Some(0xf4),
         user_hypercalls: true,
-        control: false,
+        control: true,
         restart: RestartPolicy { at_most: Some(7), pause_ms: 60 },
         devices: vec![
-            device("00:1f.7", Some(Gsi(40)), MaskPolicy::Function, Some(Pin(5)), DevicePolicy::default()),
-            device("ff:00.0", None, MaskPolicy::Line, None, policy),
+            device(
+                "00:1f.7",
+                Some(Gsi(40)),
+                MaskPolicy::Function,
+                Some(Pin(5)),
+                DevicePolicy::default(),
+                None,
+            ),
+            device("ff:00.0", None, MaskPolicy::Line, None, policy, standby),
         ],
     };
-    assert_eq!(config.partitions, [expected]);
+    assert_eq!(config.partitions[..1], [expected]);
 }
 
 #[test]
@@ -232,7 +254,7 @@ fn each_mistake_is_told_with_its_place_and_remedy() {
         (&good_with("cmdlien = ''"), "7:1: ERROR Config/unknown-key: partition[0].cmdlien: unknown key; to do: did you mean `cmdline`?".into()),
         (
             &good_with("[[partition.device]]\nbdf = '00:03.0'\nirq = 3"),
-            "9:1: ERROR Config/unknown-key: partition[0].device[0].irq: unknown key; to do: the keys here are bdf, gsi, vpin, mask, storm-limit, storm-window, storm-pause, storm-retries, never-eoi, never-eoi-after, no-reset".into(),
+            "9:1: ERROR Config/unknown-key: partition[0].device[0].irq: unknown key; to do: the keys here are bdf, gsi, vpin, mask, storm-limit, storm-window, storm-pause, storm-retries, never-eoi, never-eoi-after, no-reset, standby, standby-vpin".into(),
         ),
         (
             &good_with("restart = 'sometimes'"),
@@ -756,7 +778,14 @@ fn near_misses_are_recognised() {
             good_with("memory-at = 0"),
             "Config/memory-place: partition[0].memory-at: no partition's memory can lie at 0x0",
         ),
-        (good_with("control = true"), "Config/control-unsupported: partition[0].control: "),
+        (
+            good_with("[[partition.device]]\nbdf = \"00:03.0\"\nstandby = \"backup\""),
+            "Config/standby-missing: partition[0].device[0].standby: there is no partition \"backup\"",
+        ),
+        (
+            good_with("[[partition.device]]\nbdf = \"00:03.0\"\nstandby-vpin = 5"),
+            "Config/companion-missing: partition[0].device[0].standby-vpin: ",
+        ),
     ] {
         let broken = errors(&text);
         assert!(broken.iter().any(|line| line.contains(expected)), "{expected}: {broken:?}");

@@ -132,6 +132,10 @@ impl DeviceSaid {
             say("virtual pin", pin, &self.virtual_pin_reason);
             say("gate", self.gate.clone(), &self.gate_reason);
         }
+        if let Some(standby) = &self.standby {
+            let pin = standby.virtual_pin.map(|pin| format!(", at virtual pin {pin}")).unwrap_or_default();
+            say("standby", None, &format!("{} may take it over{pin}", standby.partition));
+        }
         match (&self.reset, &self.no_reset) {
             (Some(method), _) => say("reset", None, method),
             (None, Some(why)) => say("reset", Some("none".to_owned()), why),

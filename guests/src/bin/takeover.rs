@@ -1,0 +1,435 @@
+//! Shares a device with another partition, one at a time: works with it until it is taken away, takes it over, and counts.
+//!
+//! `do=WORDS`, separated by commas, says what is done one after the other:
+//! * `work`: raises interrupts and serves them until the device is gone;
+//! * `hang`: the handler of one interrupt leaves the device asserting and spins, with interrupts off, for `ticks=N` of the time
+//!   stamp counter, after which the device must be gone;
+//! * `die`: ends in the handler of an interrupt, with the device asserting; `crash` the same by a triple fault;
+//! * `storm`: never satisfies the device, which so interrupts again at each EOI, and in each of its interrupts takes the notifier
+//!   away, masks, triggers, and undoes it all, until the device is gone;
+//! * `rest`: lets `ticks=N` pass;
+//! * `take`: takes the device over. What it asserts then is delivered once, and nothing if it does not; `masked=1` holds the pin
+//!   back first. `handovers=N` is how many deliveries have ended by then because the device changed hands;
+//! * `rounds`: `rounds=N` (200) interrupts, exactly;
+//! * `await`: waits until somebody else has moved the device here;
+//! * `contest`: takes the device over and works with it `rounds=N` times, however soon it loses it again.
+//!
+//! `do=control` is for a partition that may control others, and moves the first device of partition 0 to partition 1 and back.
+//!
+//! A guest that begins when another has its device says so and passes (`do=` counts for the first life only). How many interrupts
+//! were raised and served is kept in two registers of `edu` that mean nothing as long as it transfers nothing, so that each of the
+//! two guests knows the other's count.
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "hypercalls that are to fail, and an end without a way back")]
+
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use guests::cpu::{CpuCell, Mmio, disable_interrupts, enable_interrupts, timestamp};
+use guests::edu::{ACKNOWLEDGE, RAISE};
+use guests::hypercall::{self, Interface, Source, error, function, notifier};
+use guests::interrupts::{Frame, handle, triple_fault_by};
+use guests::ioapic::{self, Pin};
+use guests::pci::{Bar, Function};
+use guests::{check, cmdline, fail, lapic, report, say, wait};
+
+guests::guest!("takeover", main);
+
+const VECTOR: u8 = 0x60;
+const BIT: u32 = 1 << 4;
+const INTERRUPT_STATUS: usize = 0x24;
+/// `edu`'s address of a transfer's source: how many interrupts were raised.
+const RAISED: usize = 0x80;
+/// `edu`'s address of a transfer's destination: how many were served.
+const SERVED: usize = 0x88;
+/// What nobody answers.
+const NOBODY: u32 = u32::MAX;
+/// How often a wait that should end at once looks.
+const PATIENCE: u32 = 20_000_000;
+
+/// The device, whoever has it.
+#[derive(Clone, Copy)]
+struct Shared {
+    function: Function,
+    registers: Mmio,
+    source: Source,
+    pin: Pin,
+}
+
+/// What the handler does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Handling {
+    Serve,
+    Hang,
+    Die,
+    Crash,
+    Storm,
+}
+
+static DEVICE: CpuCell<Option<Shared>> = CpuCell::new(None);
+static HANDLING: CpuCell<Handling> = CpuCell::new(Handling::Serve);
+/// How often the handler was entered, and what it found: an interrupt to serve, a device that does not assert, no device.
+static ENTRIES: AtomicU32 = AtomicU32::new(0);
+static FOUND: AtomicU32 = AtomicU32::new(0);
+static NOTHING: AtomicU32 = AtomicU32::new(0);
+static GONE: AtomicU32 = AtomicU32::new(0);
+/// How many calls a storm has made.
+static CALLS: AtomicU32 = AtomicU32::new(0);
+
+fn main() {
+    let Some(interface) = Interface::find("taking over") else { return };
+    check!(interface.features & 1 << 3 != 0, "no takeover in {:#x}", interface.features);
+    let words = cmdline::value("do").unwrap_or("work");
+    if words == "control" {
+        return control();
+    }
+    lapic::init();
+    ioapic::init();
+    let Some(function) = Function::find(0x1234, 0x11e8) else { fail!("no edu device") };
+    function.enable();
+    let Bar::Memory(registers) = function.bar(0) else { fail!("edu's BAR 0 is not memory") };
+    let source = Source::of(&interface, function);
+    check!(source.info().moves, "the device cannot be taken over");
+    handle(VECTOR, handler);
+    let device =
+        Shared { function, registers, source, pin: Pin::connect(function.gsi(), VECTOR, lapic::id()) };
+    DEVICE.set(Some(device));
+    if device.is_gone() {
+        device.demand_nothing_works();
+        say!("begins without it");
+        let first = words.split(',').next();
+        if matches!(first, Some("work" | "hang" | "die" | "crash" | "storm")) {
+            return;
+        }
+    } else {
+        device.registers.write32(ACKNOWLEDGE, u32::MAX);
+        check!(!function.interrupt_status(), "the device asserts at the beginning");
+    }
+    enable_interrupts();
+    for word in words.split(',') {
+        match word {
+            "work" => work(device),
+            "hang" => hang(device),
+            "die" => in_handler(device, Handling::Die),
+            "crash" => in_handler(device, Handling::Crash),
+            "storm" => storm(device),
+            "rest" => rest(),
+            "take" => take(device),
+            "rounds" => rounds(device),
+            "await" => arrive(device),
+            "contest" => contest(device),
+            other => fail!("command line: do={other}"),
+        }
+    }
+    disable_interrupts();
+}
+
+impl Shared {
+    fn status(self) -> u32 {
+        self.registers.read32(INTERRUPT_STATUS)
+    }
+
+    fn is_gone(self) -> bool {
+        self.source.info().elsewhere
+    }
+
+    fn raise(self) {
+        self.registers.write32(RAISED, self.registers.read32(RAISED).wrapping_add(1));
+        self.registers.write32(RAISE, BIT);
+    }
+
+    /// Whether an interrupt was raised and served, or the device is gone.
+    fn settled(self) -> bool {
+        let (raised, served) = (self.registers.read32(RAISED), self.registers.read32(SERVED));
+        raised == served || self.status() == NOBODY
+    }
+
+    /// What is known after the device has moved here, as one of the two counts may be one behind.
+    fn agree(self) {
+        let (raised, served) = (self.registers.read32(RAISED), self.registers.read32(SERVED));
+        check!(raised.wrapping_sub(served) <= 1, "{raised} raised and {served} served");
+        self.registers.write32(SERVED, raised);
+    }
+
+    /// Demands that a device which another has is seen, and has no effect.
+    fn demand_nothing_works(self) {
+        check!(self.function.read32(0) == 0x11e8_1234, "the device cannot be seen");
+        check!(!self.function.interrupt_status(), "it shows an interrupt");
+        check!(self.status() == NOBODY, "its registers answer {:#x}", self.status());
+        self.registers.write32(RAISE, BIT);
+        self.function.set_interrupt_disable(true);
+        self.function.set_interrupt_disable(false);
+        let index = self.source.0;
+        for call in [function::CLEAR_NOTIFIER, function::MASK, function::UNMASK, function::TRIGGER] {
+            refused(call, [index, 0, 0], error::NOT_OWNER);
+        }
+        refused(function::SET_NOTIFIER, [index, notifier::VIRTUAL_PIN, 1], error::NOT_OWNER);
+        let info = self.source.info();
+        check!(!info.has_notifier && !info.in_service && info.mask_reasons == 0, "{info:?}");
+    }
+}
+
+/// Makes a call that writes nothing and must fail with this code.
+fn refused(function: u64, arguments: hypercall::Registers, code: i64) {
+    // SAFETY: only reached under Levelhead; a call that fails changes nothing, and these would write no memory.
+    let result = unsafe { hypercall::call(function, arguments) };
+    check!(result == Err(code), "hypercall {function} with {arguments:x?}: {result:x?}, not {code}");
+}
+
+fn handler(_: &mut Frame) {
+    ENTRIES.fetch_add(1, Relaxed);
+    let Some(device) = DEVICE.get() else { fail!("an interrupt before the device") };
+    match HANDLING.get() {
+        Handling::Serve => serve(device),
+        Handling::Hang => {
+            spin();
+            check!(device.status() == NOBODY, "hang: the device is still here");
+        }
+        Handling::Die => report::pass(),
+        Handling::Crash => triple_fault_by(0, 0),
+        Handling::Storm => make_calls(device),
+    }
+    lapic::eoi();
+}
+
+fn serve(device: Shared) {
+    match device.status() {
+        NOBODY => GONE.fetch_add(1, Relaxed),
+        0 => NOTHING.fetch_add(1, Relaxed),
+        _ => {
+            device.registers.write32(ACKNOWLEDGE, u32::MAX);
+            let served = device.registers.read32(SERVED);
+            device.registers.write32(SERVED, served.wrapping_add(1));
+            FOUND.fetch_add(1, Relaxed)
+        }
+    };
+}
+
+fn begin(handling: Handling) {
+    HANDLING.set(handling);
+    for counter in [&ENTRIES, &FOUND, &NOTHING, &GONE] {
+        counter.store(0, Relaxed);
+    }
+}
+
+/// Demands what holds in all cases: nobody was interrupted for nothing, and for a device that is gone once at most: by an
+/// interrupt that the guest's own chips had already.
+fn end(what: &str) {
+    let (nothing, gone) = (NOTHING.load(Relaxed), GONE.load(Relaxed));
+    check!(nothing == 0, "{what}: interrupted {nothing} times for nothing");
+    check!(gone <= 1, "{what}: interrupted {gone} times for a device that is gone");
+}
+
+/// Looks until `condition` holds; an emulator with one thread goes on to another CPU at each look.
+fn until(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..PATIENCE {
+        if condition() {
+            return;
+        }
+        core::hint::spin_loop();
+    }
+    fail!("{what}: nothing happens");
+}
+
+fn spin() {
+    let ticks = u64::from(cmdline::number("ticks").unwrap_or(1 << 24));
+    let begin = timestamp();
+    while timestamp().wrapping_sub(begin) < ticks {
+        core::hint::spin_loop();
+    }
+}
+
+fn rest() {
+    spin();
+}
+
+fn work(device: Shared) {
+    begin(Handling::Serve);
+    while !device.is_gone() {
+        device.raise();
+        until("work", || device.settled());
+        core::hint::spin_loop();
+    }
+    wait::a_while();
+    end("work");
+    device.demand_nothing_works();
+    say!("work: gone after {} interrupts", FOUND.load(Relaxed));
+}
+
+fn hang(device: Shared) {
+    begin(Handling::Hang);
+    say!("hang, now");
+    device.raise();
+    until("hang", || ENTRIES.load(Relaxed) == 1);
+    HANDLING.set(Handling::Serve);
+    wait::a_while();
+    check!(ENTRIES.load(Relaxed) == 1, "hang: {} interrupts", ENTRIES.load(Relaxed));
+    device.demand_nothing_works();
+    say!("hang: over, and the device is gone");
+}
+
+fn in_handler(device: Shared, handling: Handling) {
+    begin(handling);
+    device.raise();
+    until("the end", || false);
+}
+
+/// Lets the device assert, and makes as many calls as there are between two of its interrupts.
+fn storm(device: Shared) {
+    begin(Handling::Storm);
+    CALLS.store(0, Relaxed);
+    device.raise();
+    until("storm", || device.is_gone());
+    wait::a_while();
+    let (entries, calls) = (ENTRIES.load(Relaxed), CALLS.load(Relaxed));
+    wait::a_while();
+    check!(ENTRIES.load(Relaxed) == entries, "storm: it goes on without the device");
+    check!(entries > 1 && calls > 6, "storm: {entries} interrupts and {calls} calls");
+    device.demand_nothing_works();
+    say!("storm: gone after {entries} interrupts and {calls} calls");
+}
+
+fn make_calls(device: Shared) {
+    let pin = u64::from(device.function.gsi());
+    let index = device.source.0;
+    for (function, arguments) in [
+        (function::CLEAR_NOTIFIER, [index, 0, 0]),
+        (function::MASK, [index, 0, 0]),
+        (function::TRIGGER, [index, 0, 0]),
+        (function::SET_NOTIFIER, [index, notifier::VIRTUAL_PIN, pin]),
+        (function::UNMASK, [index, 0, 0]),
+    ] {
+        let result = loop {
+            // SAFETY: only reached under Levelhead; none of these writes memory.
+            let result = unsafe { hypercall::call(function, arguments) };
+            CALLS.fetch_add(1, Relaxed);
+            if result != Err(error::BUSY) {
+                break result;
+            }
+        };
+        let foreseen = matches!(result, Ok(_) | Err(error::NOT_OWNER));
+        check!(foreseen, "storm: hypercall {function} returned {result:x?}");
+    }
+}
+
+/// Takes the device over. Whether it was elsewhere.
+fn take_now(device: Shared) -> bool {
+    match hypercall::take_over(device.source) {
+        0 => false,
+        1 => true,
+        other => fail!("take: the call returns {other}"),
+    }
+}
+
+fn take(device: Shared) {
+    check!(device.is_gone(), "take: the device is here already");
+    device.demand_nothing_works();
+    let masked = cmdline::number("masked") == Some(1);
+    if masked {
+        device.pin.mask();
+    }
+    disable_interrupts();
+    begin(Handling::Serve);
+    check!(take_now(device), "take: it was here already");
+    check!(!take_now(device), "take: it was not here");
+    let asserts = device.status() != 0;
+    check!(device.function.interrupt_status() == asserts, "take: Status is not what edu says");
+    enable_interrupts();
+    if masked {
+        wait::a_while();
+        check!(ENTRIES.load(Relaxed) == 0, "take: an interrupt of a pin that is held back");
+        device.pin.unmask();
+    }
+    let expected = u32::from(asserts);
+    until("take", || FOUND.load(Relaxed) == expected);
+    wait::a_while();
+    let entries = ENTRIES.load(Relaxed);
+    check!(entries == expected, "take: {entries} interrupts of a device that asserted {expected} times");
+    end("take");
+    device.agree();
+    if let Some(handovers) = cmdline::number("handovers") {
+        let ledger = device.source.ledger();
+        check!(ledger.completed_handover == u64::from(handovers), "take: {ledger:?}");
+    }
+    say!("take: has it, with {expected} interrupt(s) to serve");
+}
+
+fn rounds(device: Shared) {
+    let rounds = cmdline::number("rounds").unwrap_or(200);
+    begin(Handling::Serve);
+    for round in 1..=rounds {
+        device.raise();
+        until("rounds", || FOUND.load(Relaxed) == round);
+    }
+    wait::a_while();
+    let entries = ENTRIES.load(Relaxed);
+    check!(entries == rounds, "rounds: {entries} interrupts, not {rounds}");
+    end("rounds");
+    device.source.ledger().demand_balance_at_rest();
+    say!("rounds {rounds}/{rounds} ok");
+}
+
+fn arrive(device: Shared) {
+    begin(Handling::Serve);
+    until("await", || !device.is_gone());
+    until("await", || device.status() == 0);
+    wait::a_while();
+    end("await");
+    device.agree();
+    say!("await: has it, after {} interrupt(s)", FOUND.load(Relaxed));
+}
+
+/// Each time the device is taken over what it asserts is served once; nothing is demanded of what follows, in which it may be
+/// lost at any time, but that nothing is served for nothing.
+fn contest(device: Shared) {
+    let rounds = cmdline::number("rounds").unwrap_or(200);
+    let mut won = 0;
+    for _ in 0..rounds {
+        disable_interrupts();
+        begin(Handling::Serve);
+        won += u32::from(take_now(device));
+        let status = device.status();
+        enable_interrupts();
+        if status != NOBODY {
+            until("contest", || device.settled() || device.status() == 0);
+        }
+        if device.status() == 0 {
+            device.registers.write32(SERVED, device.registers.read32(RAISED));
+            device.raise();
+            until("contest", || device.settled() || device.status() == 0);
+        }
+        wait::a_moment();
+        end("contest");
+        core::hint::spin_loop();
+    }
+    say!("contest: took it over {won} times of {rounds}");
+}
+
+/// Moves the first device of partition 0 to partition 1 and back, and asks what there is to ask.
+fn control() {
+    let named = |partition: u64, index: u64| Source((partition + 1) << 8 | index);
+    let (active, standby) = (named(0, 0), named(1, 0));
+    spin();
+    check!(!active.info().elsewhere && standby.info().elsewhere, "control: it is not where it should be");
+    for nobody in [named(30, 0), named(0, 200), Source(1 << 16 | 1 << 8)] {
+        refused(function::SOURCE_INFO, [nobody.0, 0, 0], error::BAD_SOURCE);
+        refused(function::TAKE_OVER, [nobody.0, 0, 0], error::BAD_SOURCE);
+    }
+    refused(function::CLEAR_NOTIFIER, [active.0, 0, 0], error::NOT_PERMITTED);
+    refused(function::MASK, [standby.0, 0, 0], error::NOT_OWNER);
+    const OPERATOR: u64 = 1 << 4;
+    active.mask();
+    check!(active.info().mask_reasons & OPERATOR != 0, "control: it is not masked");
+    active.unmask();
+    check!(active.info().mask_reasons & OPERATOR == 0, "control: it is still masked");
+    let before = active.ledger().delivered;
+    until("control", || active.ledger().delivered > before);
+    check!(hypercall::take_over(standby) == 1, "control: it was there already");
+    check!(hypercall::take_over(standby) == 0, "control: it is not there");
+    check!(active.info().elsewhere && !standby.info().elsewhere, "control: it has not moved");
+    let before = standby.ledger().delivered;
+    until("control", || standby.ledger().delivered > before);
+    spin();
+    check!(hypercall::take_over(active) == 1, "control: it was back already");
+    say!("control: moved it there and back");
+}
