@@ -5,6 +5,7 @@
 //! * `hang`: the handler of one interrupt leaves the device asserting and spins, with interrupts off, for `ticks=N` of the time
 //!   stamp counter, after which the device must be gone;
 //! * `die`: ends in the handler of an interrupt, with the device asserting; `crash` the same by a triple fault;
+//! * `doom`: takes the device over and crashes in the handler of an interrupt, and takes it again as often as it loses it before;
 //! * `storm`: never satisfies the device, which so interrupts again at each EOI, and in each of its interrupts takes the notifier
 //!   away, masks, triggers, and undoes it all, until the device is gone;
 //! * `rest`: lets `ticks=N` pass;
@@ -15,6 +16,8 @@
 //! * `contest`: takes the device over and works with it `rounds=N` times, however soon it loses it again.
 //!
 //! `do=control` is for a partition that may control others, and moves the first device of partition 0 to partition 1 and back.
+//!
+//! With `cpus=N` the other CPUs, with interrupts off, read the device's registers all the while, and must find it gone when it is.
 //!
 //! A guest that begins when another has its device says so and passes (`do=` counts for the first life only). How many interrupts
 //! were raised and served is kept in two registers of `edu` that mean nothing as long as it transfers nothing, so that each of the
@@ -31,7 +34,7 @@ use guests::hypercall::{self, Interface, Source, error, function, notifier};
 use guests::interrupts::{Frame, handle, triple_fault_by};
 use guests::ioapic::{self, Pin};
 use guests::pci::{Bar, Function};
-use guests::{check, cmdline, fail, lapic, report, say, wait};
+use guests::{check, cmdline, fail, lapic, report, say, smp, wait};
 
 guests::guest!("takeover", main);
 
@@ -73,6 +76,8 @@ static ENTRIES: AtomicU32 = AtomicU32::new(0);
 static FOUND: AtomicU32 = AtomicU32::new(0);
 static NOTHING: AtomicU32 = AtomicU32::new(0);
 static GONE: AtomicU32 = AtomicU32::new(0);
+/// How many other CPUs find the device gone.
+static BEREFT: AtomicU32 = AtomicU32::new(0);
 /// How many calls a storm has made.
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
@@ -105,6 +110,9 @@ fn main() {
         device.registers.write32(ACKNOWLEDGE, u32::MAX);
         check!(!function.interrupt_status(), "the device asserts at the beginning");
     }
+    for cpu in 1..cmdline::number("cpus").unwrap_or(1) {
+        smp::start(cpu, read_on);
+    }
     enable_interrupts();
     for word in words.split(',') {
         match word {
@@ -112,6 +120,7 @@ fn main() {
             "hang" => hang(device),
             "die" => in_handler(device, Handling::Die),
             "crash" => in_handler(device, Handling::Crash),
+            "doom" => doom(device),
             "storm" => storm(device),
             "rest" => rest(),
             "take" => take(device),
@@ -252,6 +261,7 @@ fn work(device: Shared) {
     }
     wait::a_while();
     end("work");
+    agreed("work", true);
     device.demand_nothing_works();
     say!("work: gone after {} interrupts", FOUND.load(Relaxed));
 }
@@ -266,6 +276,36 @@ fn hang(device: Shared) {
     check!(ENTRIES.load(Relaxed) == 1, "hang: {} interrupts", ENTRIES.load(Relaxed));
     device.demand_nothing_works();
     say!("hang: over, and the device is gone");
+}
+
+fn doom(device: Shared) {
+    loop {
+        take_now(device);
+        begin(Handling::Crash);
+        device.raise();
+        until("doom", || device.is_gone());
+    }
+}
+
+/// What the other CPUs do.
+fn read_on(_: u32) -> ! {
+    let Some(device) = DEVICE.get() else { fail!("a CPU before the device") };
+    loop {
+        while device.status() != NOBODY {
+            core::hint::spin_loop();
+        }
+        BEREFT.fetch_add(1, Relaxed);
+        while device.status() == NOBODY {
+            core::hint::spin_loop();
+        }
+        BEREFT.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Waits until every other CPU has found out whether the device is gone.
+fn agreed(what: &str, gone: bool) {
+    let others = cmdline::number("cpus").unwrap_or(1) - 1;
+    until(what, || BEREFT.load(Relaxed) == if gone { others } else { 0 });
 }
 
 fn in_handler(device: Shared, handling: Handling) {
@@ -365,6 +405,7 @@ fn rounds(device: Shared) {
     let entries = ENTRIES.load(Relaxed);
     check!(entries == rounds, "rounds: {entries} interrupts, not {rounds}");
     end("rounds");
+    agreed("rounds", false);
     device.source.ledger().demand_balance_at_rest();
     say!("rounds {rounds}/{rounds} ok");
 }
