@@ -157,14 +157,15 @@ impl Receiver {
     /// `vcpu` is about to enter the guest again. What it will keep is of now: its first entry flushes.
     pub(crate) fn returns(&self, vcpu: Vcpu) {
         if let Some(door) = self.doors.get(usize::from(vcpu.0)) {
-            // An exchange, so that whoever does not see it is seen by what this CPU does next.
+            // A read-modify-write as well, see `all_forgot`.
             door.forgot.swap(self.changes(), Ordering::AcqRel);
         }
     }
 
     /// Whether every virtual CPU but `asking` has forgotten what it kept before this change.
     pub(crate) fn all_forgot(&self, asking: Option<Vcpu>, change: u64) -> bool {
-        let forgot = |door: &Door| door.forgot.load(Ordering::Acquire) >= change;
+        // A read-modify-write, so that a CPU which returns later sees what was taken away.
+        let forgot = |door: &Door| door.forgot.fetch_add(0, Ordering::AcqRel) >= change;
         self.numbered().all(|(vcpu, door)| Some(vcpu) == asking || forgot(door))
     }
 }

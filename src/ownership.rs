@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_holds_a_function_that_moves_and_one_claim_excludes_every_other() {
+    fn n8_t13_nobody_holds_a_function_that_moves_and_one_claim_excludes_every_other() {
         let ownership = Ownership::new(3);
         assert!(ownership.is_held_by(3) && !ownership.is_held_by(4));
         assert_eq!(ownership.keep(4).err(), Some(Refused::Foreign));

@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicU64 as Counter, Ordering::Relaxed};
 use std::sync::Arc;
 
 use explore::explore;
+use levelhead::ownership::{Ownership, Refused};
 use levelhead::virq::{Doorbell, Requests};
 use loom::cell::UnsafeCell;
 use loom::sync::Mutex;
@@ -154,5 +155,130 @@ fn what_was_unmapped_is_used_by_nobody_once_all_have_forgotten() {
             mapped.registers.with_mut(|_| ());
         }
         running.join().unwrap();
+    });
+}
+
+#[test]
+fn n8_a_virtual_cpu_that_comes_back_uses_nothing_that_was_unmapped_meanwhile() {
+    explore("a mapping is taken away from a CPU that comes back", None, || {
+        let mapped = Arc::new(Mapped {
+            table: AtomicBool::new(true),
+            registers: UnsafeCell::new(0),
+            bell: Doorbell::new(),
+            changes: AtomicU64::new(0),
+            // It has departed.
+            forgot: AtomicU64::new(u64::MAX),
+        });
+        let guest = Arc::clone(&mapped);
+        let running = thread::spawn(move || {
+            // As in `Receiver::returns`.
+            guest.forgot.swap(guest.changes.load(Ordering::Acquire), Ordering::AcqRel);
+            let mut kept = false;
+            (0..2).for_each(|_| guest.enter(&mut kept));
+        });
+        let change = mapped.take_away();
+        // As in `Receiver::all_forgot`.
+        if mapped.forgot.fetch_add(0, Ordering::AcqRel) >= change {
+            mapped.registers.with_mut(|_| ());
+        }
+        running.join().unwrap();
+    });
+}
+
+/// A function that partition 0 has, and the one thing that whoever acts for it changes.
+struct Function {
+    ownership: Ownership,
+    source: UnsafeCell<u32>,
+}
+
+impl Function {
+    fn of_partition_0() -> Self {
+        Self { ownership: Ownership::new(0), source: UnsafeCell::new(0) }
+    }
+}
+
+#[test]
+fn n8_t13_nobody_acts_on_a_function_that_moves_once_all_have_answered() {
+    explore("a function is taken away from another CPU", None, || {
+        let shared = Arc::new((Function::of_partition_0(), Doorbell::new(), AtomicU64::new(0)));
+        let guest = Arc::clone(&shared);
+        let running = thread::spawn(move || {
+            let (function, bell, forgot) = &*guest;
+            for _ in 0..3 {
+                if bell.answer().contains(Requests::FORGET) {
+                    forgot.fetch_max(1, Ordering::AcqRel);
+                }
+                // What an exit's handler does, which asks once and then acts.
+                if function.ownership.is_held_by(0) {
+                    function.source.with(|_| ());
+                }
+            }
+        });
+        let (function, bell, forgot) = &*shared;
+        let mut claim = function.ownership.move_away().unwrap();
+        let _kick = bell.ring(Requests::FORGET);
+        if forgot.load(Ordering::Acquire) >= 1 {
+            function.source.with_mut(|_| ());
+            claim.pass_to(1);
+        }
+        drop(claim);
+        running.join().unwrap();
+    });
+}
+
+#[test]
+fn n8_one_claim_at_a_time_whoever_moves_the_function_and_whoever_keeps_it() {
+    explore("two movers and a keeper", None, || {
+        let function = Arc::new(Function::of_partition_0());
+        let mover = |to: u8| {
+            let function = Arc::clone(&function);
+            thread::spawn(move || {
+                let Ok(mut claim) = function.ownership.move_away() else { return false };
+                function.source.with_mut(|_| ());
+                claim.pass_to(to);
+                true
+            })
+        };
+        let moving = [mover(1), mover(2)];
+        if let Ok(_claim) = function.ownership.keep(0) {
+            function.source.with_mut(|_| ());
+        }
+        let moved: Vec<bool> = moving.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let expected: &[u8] = match moved[..] {
+            [false, false] => &[0],
+            [true, false] => &[1],
+            [false, true] => &[2],
+            _ => &[1, 2],
+        };
+        assert!(expected.contains(&function.ownership.owner()));
+        assert!(function.ownership.is_held_by(function.ownership.owner()));
+    });
+}
+
+#[test]
+fn n8_whoever_ends_finds_every_function_that_was_moved_to_it() {
+    explore("a function moves to a guest that ends", None, || {
+        // Whether partition 1 has been said to end (`Partition::ends`, `life_now`).
+        let shared = Arc::new((Function::of_partition_0(), Mutex::new(false)));
+        let ending = Arc::clone(&shared);
+        let ends = thread::spawn(move || {
+            let (function, ended) = &*ending;
+            *ended.lock().unwrap() = true;
+            loop {
+                match function.ownership.keep(1) {
+                    Ok(_claim) => return true,
+                    Err(Refused::Foreign) => return false,
+                    Err(Refused::Claimed) => thread::yield_now(),
+                }
+            }
+        });
+        let (function, ended) = &*shared;
+        let mut claim = function.ownership.move_away().unwrap();
+        if !*ended.lock().unwrap() {
+            claim.pass_to(1);
+        }
+        drop(claim);
+        let silenced = ends.join().unwrap();
+        assert_eq!(silenced, function.ownership.is_held_by(1), "a function of a guest that is over");
     });
 }

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_waits_comes_before_all_who_only_ask_and_in_order() {
+    fn n8_whoever_waits_comes_before_all_who_only_ask_and_in_order() {
         let turns = Turns::new(Some(Control::mint()));
         let held = turns.try_take().expect("nobody has it");
         assert!(turns.try_take().is_none());

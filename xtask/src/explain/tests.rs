@@ -92,6 +92,20 @@ fn every_decision_has_its_owner_and_its_reason() {
 }
 
 #[test]
+fn who_may_take_a_device_over_is_told() {
+    let text = "[[partition.device]]\nbdf = \"00:03.0\"\nstandby = \"b\"\nstandby-vpin = 9\n\
+                [[partition]]\nname = \"b\"\ncpus = [1]\nmemory = \"64M\"\nkernel = \"guest:x\"\n";
+    let known = said("standby", text, Some("q35.toml"));
+    assert_eq!(complaints(&known), [""; 0]);
+    holds(&lines(&known), &["standby      b may take it over, at virtual pin 9"]);
+    let unknown = said("standby-unknown", text, None);
+    holds(&lines(&unknown), &["standby      b may take it over, at virtual pin 9"]);
+    let report = printed(REPORT, &known);
+    assert_eq!(report["partitions"][0]["devices"][0]["standby"]["partition"], "b");
+    assert!(report["partitions"][1]["devices"].as_array().unwrap().is_empty());
+}
+
+#[test]
 fn without_facts_nothing_is_guessed() {
     let text = "[[partition.device]]\nbdf = \"00:03.0\"\n[[partition.device]]\nbdf = \"00:09.0\"\n\
                 gsi = 5\nmask = \"function\"\n";
