@@ -266,7 +266,12 @@ impl VirtualCpu {
 /// The source of a function, if the partition has it now.
 fn held(partition: &Partition, share: &Share) -> Result<SourceId, CallError> {
     let source = share.function.source.ok_or(CallError::NoIntx)?;
-    if partition.holds(share) { Ok(source) } else { Err(CallError::NotOwner) }
+    match partition.holds(share) {
+        true => Ok(source),
+        // On its way, which may also end where it began.
+        false if share.function.ownership.owner() == partition.index => Err(CallError::Busy),
+        false => Err(CallError::NotOwner),
+    }
 }
 
 /// Where a call wants a notifier to lead.

@@ -65,12 +65,13 @@ impl Ownership {
     ///
     /// # Errors
     ///
-    /// [`Refused::Foreign`] if `partition` does not own it, unless it is on its way: whose it will be is not known then.
+    /// [`Refused::Foreign`] if `partition` does not own it, whoever claims it, unless it is on its way: whose it will be is not
+    /// known then.
     pub fn keep(&self, partition: u8) -> Result<Claim<'_>, Refused> {
         let held = u32::from(partition);
         match self.0.compare_exchange(held, held | Self::CLAIMED, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(Claim { ownership: self, owner: partition }),
-            Err(now) if now & Self::CLAIMED != 0 => Err(Refused::Claimed),
+            Err(now) if now & Self::MOVING != 0 || now & Self::OWNER == held => Err(Refused::Claimed),
             Err(_) => Err(Refused::Foreign),
         }
     }
@@ -147,6 +148,8 @@ mod tests {
         let ownership = Ownership::new(7);
         let claim = ownership.keep(7).expect("it is its own");
         assert!(ownership.is_held_by(7));
+        assert_eq!(ownership.keep(7).err(), Some(Refused::Claimed));
+        assert_eq!(ownership.keep(8).err(), Some(Refused::Foreign), "nobody else waits for that");
         assert_eq!(ownership.move_away().err(), Some(Refused::Claimed));
         drop(claim);
         assert!(ownership.is_held_by(7));

@@ -44,6 +44,18 @@ impl core::fmt::Debug for Takeover {
     }
 }
 
+impl Takeover {
+    /// Whether the taker's guest could use the function.
+    fn judge(&self) -> Result<(), CallError> {
+        match self.taker.life_now() {
+            Life::Running if self.share.function.is_lost() => Err(CallError::Unsupported),
+            Life::Running => Ok(()),
+            Life::Ending => Err(CallError::Busy),
+            Life::Over => Err(CallError::BadTarget),
+        }
+    }
+}
+
 /// Who carries it out.
 struct Worker<'a> {
     cpu: &'a mut ThisCpu,
@@ -92,19 +104,27 @@ impl Worker<'_> {
 
     fn move_function(&mut self, control: Control, takeover: Takeover) -> (Control, Reply) {
         let Takeover { taker, share } = takeover;
-        // Claimed else by a partition between two lives, which may itself wait for the right that is in hand here.
-        let Ok(claim) = share.function.ownership.move_away() else { return (control, Err(CallError::Busy)) };
-        if claim.owner() == taker.index {
+        // Only who has the right in hand changes it.
+        if share.function.ownership.owner() == taker.index {
             return (control, Ok([0; 3]));
         }
-        // Looked at after the claim: who ends says so before he looks what he holds, and waits for a claim.
-        let refusal = match taker.life_now() {
-            Life::Running if share.function.is_lost() => CallError::Unsupported,
-            Life::Running => return self.carry_out(control, takeover, claim),
-            Life::Ending => CallError::Busy,
-            Life::Over => CallError::BadTarget,
+        if let Err(refusal) = takeover.judge() {
+            return (control, Err(refusal));
+        }
+        // Claimed else by a partition between two lives, which may itself wait for the right that is in hand here.
+        let Ok(mut claim) = share.function.ownership.move_away() else {
+            return (control, Err(CallError::Busy));
         };
-        (control, Err(refusal))
+        // Once more after the claim: who ends says so before he looks what he holds, and waits for a claim.
+        match takeover.judge() {
+            Ok(()) => self.carry_out(control, takeover, claim),
+            Err(refusal) => {
+                if let Some(holder) = self.machine.partitions.get(usize::from(claim.owner())) {
+                    self.hand_to(holder, share, &mut claim);
+                }
+                (control, Err(refusal))
+            }
+        }
     }
 
     fn carry_out(
@@ -131,23 +151,36 @@ impl Worker<'_> {
             let target = Notifier::Pin { partition: taker.index, vpin };
             control = self.drain(control, source, target);
         }
-        let stale = taker.platform.with(|platform| {
-            claim.pass_to(taker.index);
-            // With the platform held: its guest's next write finds that it holds the function.
-            if let Some(source) = source {
-                let disabled = platform.disables_intx(share.function.bdf);
-                set(machine, source, MaskReasons::GUEST_DISINTX, disabled);
-            }
-            platform.remap()
-        });
-        if !stale.is_nothing() {
-            self.make_forget(taker, stale);
-        }
+        self.hand_to(taker, share, &mut claim);
         if let Some(source) = source {
             let (_, deliveries) = machine.lines.unmask(source, MaskReasons::HANDOVER, &mut machine.wires());
             self.vcpu.deliver(machine, deliveries);
         }
         (control, Ok([1, 0, 0]))
+    }
+
+    /// The partition holds the function from here on, with what its guest has written to its configuration space so far.
+    fn hand_to(&mut self, partition: &'static Partition, share: &Share, claim: &mut Claim<'static>) {
+        let machine = self.machine;
+        let (stale, deliveries) = partition.platform.with(|platform| {
+            claim.pass_to(partition.index);
+            // With the platform held: the guest's next write finds that it holds the function.
+            let deliveries = share.function.source.and_then(|source| {
+                let reason = MaskReasons::GUEST_DISINTX;
+                if platform.disables_intx(share.function.bdf) {
+                    machine.lines.mask(source, reason, &mut machine.wires());
+                    return None;
+                }
+                Some(machine.lines.unmask(source, reason, &mut machine.wires()).1)
+            });
+            (platform.remap(), deliveries)
+        });
+        if let Some(deliveries) = deliveries {
+            self.vcpu.deliver(machine, deliveries);
+        }
+        if !stale.is_nothing() {
+            self.make_forget(partition, stale);
+        }
     }
 
     /// Leads the notifier to its new target, and ends all that is left of the old one's time. The reasons go that the guest before
@@ -159,7 +192,9 @@ impl Worker<'_> {
             Err((control, _)) => control,
         };
         run::close_source(self.cpu, machine, self.vcpu, source);
-        set(machine, source, MaskReasons::OPERATOR | MaskReasons::RESET, false);
+        let given = MaskReasons::OPERATOR | MaskReasons::RESET;
+        let (_, deliveries) = machine.lines.unmask(source, given, &mut machine.wires());
+        self.vcpu.deliver(machine, deliveries);
         control
     }
 
@@ -172,14 +207,5 @@ impl Worker<'_> {
         while !run::await_forgotten(self.cpu, self.machine, self.vcpu, partition, change) {
             self.stays = false;
         }
-    }
-}
-
-/// Gives or takes reasons of a source that is closed for another one as well, so that nothing is delivered by it.
-fn set(machine: &Machine, source: SourceId, reasons: MaskReasons, given: bool) {
-    if given {
-        machine.lines.mask(source, reasons, &mut machine.wires());
-    } else {
-        let _ = machine.lines.unmask(source, reasons, &mut machine.wires());
     }
 }

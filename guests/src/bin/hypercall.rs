@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts};
 use guests::edu::Edu;
 use guests::hypercall::{
-    FEATURE_POLL_COUNTER, Interface, Registers, Source, call, error, function, notifier,
+    FEATURE_POLL_COUNTER, Interface, Registers, Source, call, error, function, notifier, take_over,
 };
 use guests::{check, fail, lapic, say, user, wait};
 
@@ -80,9 +80,29 @@ fn bad_sources(interface: &Interface) {
             function::MASK,
             function::UNMASK,
             function::TRIGGER,
+            function::TAKE_OVER,
         ] {
             refuse(function, [source, 0, 0], error::BAD_SOURCE);
         }
+    }
+    // Its own by the name that others would use, and partitions that are not there: who may not control says nothing of either.
+    for source in [0x100, 0x200, 0xff00, 0xffff] {
+        refuse(function::READ_LEDGER, [source, address, bytes], error::NOT_PERMITTED);
+        refuse(function::SET_NOTIFIER, [source, notifier::VIRTUAL_PIN, 0], error::NOT_PERMITTED);
+        for function in [
+            function::SOURCE_INFO,
+            function::CLEAR_NOTIFIER,
+            function::MASK,
+            function::UNMASK,
+            function::TRIGGER,
+            function::TAKE_OVER,
+        ] {
+            refuse(function, [source, 0, 0], error::NOT_PERMITTED);
+        }
+    }
+    // What nobody else may have is here already.
+    for source in (0..interface.sources).map(Source) {
+        check!(!source.info().moves && take_over(source) == 0, "{source:?} may be taken over");
     }
     say!("bad sources ok");
 }

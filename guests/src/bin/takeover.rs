@@ -11,6 +11,7 @@
 //! * `rest`: lets `ticks=N` pass;
 //! * `take`: takes the device over. What it asserts then is delivered once, and nothing if it does not; `masked=1` holds the pin
 //!   back first. `handovers=N` is how many deliveries have ended by then because the device changed hands;
+//! * `testdev`: takes everything over that has no interrupt pin, among it a `pci-testdev`, which then counts accesses;
 //! * `rounds`: `rounds=N` (200) interrupts, exactly;
 //! * `await`: waits until somebody else has moved the device here;
 //! * `contest`: takes the device over and works with it `rounds=N` times, however soon it loses it again.
@@ -34,7 +35,7 @@ use guests::hypercall::{self, Interface, Source, error, function, notifier};
 use guests::interrupts::{Frame, handle, triple_fault_by};
 use guests::ioapic::{self, Pin};
 use guests::pci::{Bar, Function};
-use guests::{check, cmdline, fail, lapic, report, say, smp, wait};
+use guests::{check, cmdline, fail, lapic, report, say, smp, testdev, wait};
 
 guests::guest!("takeover", main);
 
@@ -78,7 +79,7 @@ static NOTHING: AtomicU32 = AtomicU32::new(0);
 static GONE: AtomicU32 = AtomicU32::new(0);
 /// How many other CPUs find the device gone.
 static BEREFT: AtomicU32 = AtomicU32::new(0);
-/// How many calls a storm has made.
+/// How many calls were made.
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
 fn main() {
@@ -124,6 +125,7 @@ fn main() {
             "storm" => storm(device),
             "rest" => rest(),
             "take" => take(device),
+            "testdev" => take_without_pin(&interface),
             "rounds" => rounds(device),
             "await" => arrive(device),
             "contest" => contest(device),
@@ -178,10 +180,22 @@ impl Shared {
     }
 }
 
-/// Makes a call that writes nothing and must fail with this code.
+/// Makes a call that touches no memory, again as long as the device is on its way.
+fn call_at_rest(function: u64, arguments: hypercall::Registers) -> Result<hypercall::Registers, i64> {
+    loop {
+        // SAFETY: only reached under Levelhead; no call that is made here writes memory.
+        let result = unsafe { hypercall::call(function, arguments) };
+        CALLS.fetch_add(1, Relaxed);
+        if result != Err(error::BUSY) {
+            return result;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Makes a call that must fail with this code.
 fn refused(function: u64, arguments: hypercall::Registers, code: i64) {
-    // SAFETY: only reached under Levelhead; a call that fails changes nothing, and these would write no memory.
-    let result = unsafe { hypercall::call(function, arguments) };
+    let result = call_at_rest(function, arguments);
     check!(result == Err(code), "hypercall {function} with {arguments:x?}: {result:x?}, not {code}");
 }
 
@@ -339,14 +353,7 @@ fn make_calls(device: Shared) {
         (function::SET_NOTIFIER, [index, notifier::VIRTUAL_PIN, pin]),
         (function::UNMASK, [index, 0, 0]),
     ] {
-        let result = loop {
-            // SAFETY: only reached under Levelhead; none of these writes memory.
-            let result = unsafe { hypercall::call(function, arguments) };
-            CALLS.fetch_add(1, Relaxed);
-            if result != Err(error::BUSY) {
-                break result;
-            }
-        };
+        let result = call_at_rest(function, arguments);
         let foreseen = matches!(result, Ok(_) | Err(error::NOT_OWNER));
         check!(foreseen, "storm: hypercall {function} returned {result:x?}");
     }
@@ -392,6 +399,18 @@ fn take(device: Shared) {
         check!(ledger.completed_handover == u64::from(handovers), "take: {ledger:?}");
     }
     say!("take: has it, with {expected} interrupt(s) to serve");
+}
+
+fn take_without_pin(interface: &Interface) {
+    check!(testdev::answers() == [false; 2], "testdev: it answers {:?} and is not here", testdev::answers());
+    for source in (0..interface.sources).map(Source).filter(|source| !source.info().has_intx) {
+        refused(function::MASK, [source.0, 0, 0], error::NO_INTX);
+        check!(source.info().elsewhere, "testdev: {source:?} is here already");
+        check!(hypercall::take_over(source) == 1, "testdev: {source:?} was here already");
+        check!(!source.info().elsewhere, "testdev: {source:?} is not here");
+    }
+    check!(testdev::answers() == [true; 2], "testdev: it answers {:?} and is here", testdev::answers());
+    testdev::exercise();
 }
 
 fn rounds(device: Shared) {
