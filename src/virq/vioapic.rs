@@ -42,8 +42,8 @@ pub struct RteChanged {
     /// Whether it is masked now.
     pub masked_after: bool,
     /// Whether the write took away what would have led to a completion: a level interrupt in service dropped
-    /// by switching to edge, an accepted edge dropped by masking, or an asserted pin whose edge lies in the
-    /// past.
+    /// by switching to edge, an accepted edge dropped by masking or by becoming a level, or an asserted pin whose
+    /// edge lies in the past.
     pub completion_due: bool,
 }
 
@@ -341,8 +341,10 @@ impl VirtualIoapic {
             self.in_service.remove(pin);
         }
         // The vector of an accepted edge may never be taken, when its local APIC was reset meanwhile. Masking
-        // is what every guest does before it starts over, so that is where waiting for it ends.
-        let edge_dropped = after.is_masked() && self.edge_accepted.contains(pin);
+        // is what every guest does before it starts over, so that is where waiting for it ends. So does becoming a level:
+        // whoever takes the edge after the level was accepted would seem to have completed that.
+        let waits_no_more = after.is_masked() || trigger(after) == TriggerMode::Level;
+        let edge_dropped = waits_no_more && self.edge_accepted.contains(pin);
         if edge_dropped {
             self.edge_accepted.remove(pin);
         }

@@ -301,6 +301,19 @@ fn n17_an_accepted_edge_completes_when_its_vector_is_taken() {
 }
 
 #[test]
+fn n17_an_accepted_edge_does_not_complete_the_level_that_its_pin_became() {
+    let mut chip = programmed(0x51);
+    chip.assert(PIN, FIRST);
+    assert_eq!(take(&mut chip, PIN), Some(Completion::AtAcknowledge));
+    // Nobody has taken it, and it is waited for no more; the level is another interrupt.
+    assert!(write_low(&mut chip, PIN, 0x61 | LEVEL).completion_due);
+    assert_eq!(take(&mut chip, PIN), Some(Completion::AtEoi));
+    assert_eq!(chip.acknowledged(0x51), PinSet::EMPTY);
+    assert_eq!(chip.acknowledged(0x61), PinSet::EMPTY, "somebody's edge of the same vector");
+    assert_eq!(chip.eoi(0x61), PinSet::of(PIN));
+}
+
+#[test]
 fn n17_an_asserted_pin_whose_edge_is_past_completes_at_unmasking() {
     let mut chip = programmed(0x51 | MASKED);
     chip.assert(PIN, FIRST);
