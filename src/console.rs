@@ -1,20 +1,38 @@
 //! The serial console (COM1) and `log`'s way to it.
 //!
-//! Polled 16550 transmitter, used at boot, for guests' console output and for records; never on the interrupt path.
+//! Polled 16550 transmitter, used at boot, for guests' console output and for records; never on the interrupt path. The
+//! receiver interrupts, for the few words that the hypervisor understands (`levelhead::command`).
 #![expect(unsafe_code, reason = "port I/O to the one UART this module owns")]
 
 use core::fmt::{self, Write};
 
+use levelhead::command::{Command, CommandLine};
 use levelhead::sync::Lock;
 use log::{LevelFilter, Log, Metadata, Record};
 use x86_64::instructions::port::Port;
 
 const COM1: u16 = 0x3f8;
+/// Received and sent bytes, and the registers of control (16550 data sheet 8.0), as offsets from there.
+const DATA: u16 = 0;
+const IER: u16 = 1;
+const FCR: u16 = 2;
+const MCR: u16 = 4;
+const LSR: u16 = 5;
+const LSR_DATA_READY: u8 = 1 << 0;
 const LSR_THR_EMPTY: u8 = 1 << 5;
+/// The receiver interrupts.
+const IER_RECEIVED: u8 = 1 << 0;
+/// DTR, RTS, and the gate of the interrupt on a PC.
+const MCR_LISTEN: u8 = 0x0b;
+/// The FIFO on, its receiving half emptied.
+const FCR_EMPTY_RECEIVER: u8 = 0x03;
+/// Bytes that are taken at one interrupt: far more than a FIFO holds.
+const MOST_AT_ONCE: u32 = 64;
 /// A UART that never becomes ready (absent: reads all-ones, so ready) must not stop the machine.
 const READY_POLLS: u32 = 100_000;
 
 static LINE: Lock<Uart> = Lock::new(Uart);
+static TYPED: Lock<CommandLine> = Lock::new(CommandLine::new());
 static LOGGER: Logger = Logger;
 
 struct Uart;
@@ -23,21 +41,35 @@ impl Uart {
     fn initialise() {
         // 115200 baud, 8 data bits, no parity, one stop bit, FIFO on (16550 data sheet 8.0).
         for (offset, value) in [(1, 0x00), (3, 0x80), (0, 0x01), (1, 0x00), (3, 0x03), (2, 0x07), (4, 0x03)] {
-            // SAFETY: COM1's registers belong to this module alone and cause no DMA or memory access.
-            unsafe { Port::<u8>::new(COM1 + offset).write(value) };
+            Self::set(offset, value);
         }
     }
 
     fn put(byte: u8) {
         for _ in 0..READY_POLLS {
-            // SAFETY: reading the line status register has no effect on memory.
-            if unsafe { Port::<u8>::new(COM1 + 5).read() } & LSR_THR_EMPTY != 0 {
+            if Self::read(LSR) & LSR_THR_EMPTY != 0 {
                 break;
             }
             core::hint::spin_loop();
         }
-        // SAFETY: COM1's transmit register takes a byte for the wire and reaches no memory.
-        unsafe { Port::<u8>::new(COM1).write(byte) };
+        Self::set(DATA, byte);
+    }
+
+    /// A byte that was received.
+    fn get() -> Option<u8> {
+        let status = Self::read(LSR);
+        // A UART that is absent reads all-ones.
+        (status & LSR_DATA_READY != 0 && status != u8::MAX).then(|| Self::read(DATA))
+    }
+
+    fn read(register: u16) -> u8 {
+        // SAFETY: COM1's registers belong to this module alone; reading one reaches no memory.
+        unsafe { Port::<u8>::new(COM1 + register).read() }
+    }
+
+    fn set(register: u16, value: u8) {
+        // SAFETY: COM1's registers belong to this module alone and cause no DMA or memory access.
+        unsafe { Port::<u8>::new(COM1 + register).write(value) };
     }
 }
 
@@ -79,6 +111,29 @@ pub(crate) fn initialise() {
     // It fails only when a logger was set before, and this is called once.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(LevelFilter::Info);
+}
+
+/// Has the receiver interrupt. The line's entry leads to the boot CPU already.
+pub(crate) fn listen() {
+    Uart::set(MCR, MCR_LISTEN);
+    Uart::set(IER, IER_RECEIVED);
+}
+
+/// Takes what was received: the commands that were given. The interrupt is an edge, so the receiver is left empty.
+pub(crate) fn commands() -> impl Iterator<Item = Command> {
+    let mut left = MOST_AT_ONCE;
+    core::iter::from_fn(move || {
+        loop {
+            left = left.checked_sub(1).or_else(|| {
+                Uart::set(FCR, FCR_EMPTY_RECEIVER);
+                None
+            })?;
+            let byte = Uart::get()?;
+            if let Some(command) = TYPED.with(|line| line.push(byte)) {
+                return Some(command);
+            }
+        }
+    })
 }
 
 /// Prints without a level or prefix.

@@ -590,9 +590,10 @@ impl VirtualCpu {
         if let (Some(disabled), Some(source)) = (effect.dis_intx, source) {
             let reason = MaskReasons::GUEST_DISINTX;
             if disabled {
-                machine.lines.mask(source, reason, &mut machine.wires());
+                machine.lines.mask(source, reason, &mut machine.wires(self.here().guest()));
             } else {
-                let (_, deliveries) = machine.lines.unmask(source, reason, &mut machine.wires());
+                let (_, deliveries) =
+                    machine.lines.unmask(source, reason, &mut machine.wires(self.here().guest()));
                 self.deliver(machine, deliveries);
             }
         }

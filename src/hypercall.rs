@@ -8,6 +8,10 @@ use crate::addr::GuestPhys;
 use crate::irq::Pin;
 use crate::vcpu::{CodeSize, Gpr, GuestRegs};
 
+mod history;
+
+pub use history::{HistoryMoment, HistoryRecord, HistorySince};
+
 /// Version of the interface, raised when something a guest relies on changes its meaning.
 pub const ABI_VERSION: u64 = 1;
 
@@ -21,8 +25,10 @@ pub mod feature {
     pub const POLL_COUNTER: u64 = 1 << 2;
     /// [`Call::TakeOver`](super::Call::TakeOver) works.
     pub const TAKEOVER: u64 = 1 << 3;
+    /// [`Call::ReadHistory`](super::Call::ReadHistory) works.
+    pub const HISTORY: u64 = 1 << 4;
     /// What this build has.
-    pub const OFFERED: u64 = LOOPBACK | LEDGER | POLL_COUNTER | TAKEOVER;
+    pub const OFFERED: u64 = LOOPBACK | LEDGER | POLL_COUNTER | TAKEOVER | HISTORY;
 }
 
 /// The most bytes one console write takes.
@@ -98,6 +104,8 @@ pub enum Call {
     Reset,
     /// Function 11: moves the device to the partition for which the source is named.
     TakeOver(SourceId),
+    /// Function 12: writes a [`HistoryRecord`] to memory. The buffer is aligned to 8 bytes and holds the record.
+    ReadHistory(SourceId, Buffer),
 }
 
 /// Why a call failed: the negative value in RAX. Nothing has changed then, and RBX, RCX, RDX are as they were.
@@ -167,14 +175,7 @@ impl Call {
             4 => Self::Mask(source()?),
             5 => Self::Unmask(source()?),
             6 => Self::Trigger(source()?),
-            7 => {
-                let source = source()?;
-                if rdx < LedgerRecord::BYTES as u64 {
-                    return Err(CallError::BadLength);
-                }
-                // However much room is offered: the record is what will be written.
-                Self::ReadLedger(source, buffer(rcx, LedgerRecord::BYTES as u64, 8)?)
-            }
+            7 => Self::ReadLedger(source()?, record(rcx, rdx, LedgerRecord::BYTES)?),
             8 => {
                 if rcx == 0 || rcx > CONSOLE_WRITE_MAX_BYTES {
                     return Err(CallError::BadLength);
@@ -184,6 +185,7 @@ impl Call {
             9 => Self::Exit(u32::try_from(rbx).map_err(|_| CallError::BadArgument)?),
             10 => Self::Reset,
             11 => Self::TakeOver(source()?),
+            12 => Self::ReadHistory(source()?, record(rcx, rdx, HistoryRecord::BYTES)?),
             _ => return Err(CallError::BadFunction),
         })
     }
@@ -200,6 +202,14 @@ fn target(kind: u64, value: u64) -> Result<Target, CallError> {
         },
         _ => Err(CallError::BadTarget),
     }
+}
+
+/// Room for a record. However much is offered: the record is what will be written.
+fn record(address: u64, offered: u64, bytes: usize) -> Result<Buffer, CallError> {
+    if offered < bytes as u64 {
+        return Err(CallError::BadLength);
+    }
+    buffer(address, bytes as u64, 8)
 }
 
 fn buffer(address: u64, bytes: u64, align: u64) -> Result<Buffer, CallError> {
@@ -435,6 +445,8 @@ mod tests {
         assert_eq!(call(9, 3, 0, 0), Ok(Call::Exit(3)));
         assert_eq!(call(10, 9, 9, 9), Ok(Call::Reset));
         assert_eq!(call(11, 2, 9, 9), Ok(Call::TakeOver(source)));
+        let buffer = Buffer { address: GuestPhys::new(0x2000), bytes: 704 };
+        assert_eq!(call(12, 2, 0x2000, 4096), Ok(Call::ReadHistory(source, buffer)));
     }
 
     #[test]
@@ -450,7 +462,7 @@ mod tests {
 
     #[test]
     fn bad_arguments_are_error_codes() {
-        assert_eq!(call(12, 0, 0, 0), Err(CallError::BadFunction));
+        assert_eq!(call(13, 0, 0, 0), Err(CallError::BadFunction));
         assert_eq!(call(u64::MAX, 0, 0, 0), Err(CallError::BadFunction));
         assert_eq!(call(1 << 32, 0, 0, 0), Err(CallError::BadFunction), "64 bits of RAX count");
         for function in (1..=7).chain([11]) {
@@ -464,6 +476,8 @@ mod tests {
         assert_eq!(call(7, 0, 0x1000, 127), Err(CallError::BadLength));
         assert_eq!(call(7, 0, 0x1004, 128), Err(CallError::BadAddress));
         assert_eq!(call(7, 0, u64::MAX - 7, 128), Err(CallError::BadAddress));
+        assert_eq!(call(12, 0, 0x1000, 703), Err(CallError::BadLength));
+        assert_eq!(call(12, 0, 0x1004, 704), Err(CallError::BadAddress));
         assert_eq!(call(8, 0, 0, 0), Err(CallError::BadLength));
         assert_eq!(call(8, 0, 4097, 0), Err(CallError::BadLength));
         assert_eq!(call(8, u64::MAX, 2, 0), Err(CallError::BadAddress));

@@ -6,12 +6,13 @@ use core::sync::atomic::Ordering;
 use levelhead::addr::GuestPhys;
 use levelhead::emulate::GuestMemory;
 use levelhead::hypercall::{
-    ABI_VERSION, Buffer, Call, CallError, Caller, LedgerRecord, Reply, SourceId as Index, SourceInfo, Target,
-    answer, feature,
+    ABI_VERSION, Buffer, Call, CallError, Caller, HistoryMoment, HistoryRecord, HistorySince, LedgerRecord,
+    Reply, SourceId as Index, SourceInfo, Target, answer, feature,
 };
-use levelhead::intx::{Completion, MaskReasons, Notifier, Service, SourceId, SourceReport};
+use levelhead::intx::{Completion, History, MaskReasons, Notifier, Service, SourceId, SourceReport};
 use levelhead::virq::PINS;
 
+use crate::arch::x86::cpu::tsc;
 use crate::machine::Machine;
 use crate::partition::end::End;
 use crate::partition::ram::Word;
@@ -68,7 +69,7 @@ impl VirtualCpu {
             Call::SourceInfo(index) => self.source_info(machine, index).map(|info| info.encode()),
             Call::Mask(index) => {
                 let source = self.source(machine, index)?;
-                machine.lines.mask(source, MaskReasons::OPERATOR, &mut machine.wires());
+                machine.lines.mask(source, MaskReasons::OPERATOR, &mut machine.wires(self.here().guest()));
                 Ok([0; 3])
             }
             Call::Unmask(index) => {
@@ -81,20 +82,28 @@ impl VirtualCpu {
                 {
                     self.deliver(
                         machine,
-                        machine.lines.complete_counter(source, target, &mut machine.wires()),
+                        machine.lines.complete_counter(
+                            source,
+                            target,
+                            &mut machine.wires(self.here().guest()),
+                        ),
                     );
                 }
                 let mut lifted = MaskReasons::OPERATOR;
                 if self.partition.control && !share.function.is_lost() {
                     lifted |= MaskReasons::THROTTLE | MaskReasons::QUARANTINE;
                 }
-                let (_, deliveries) = machine.lines.unmask(source, lifted, &mut machine.wires());
+                let (_, deliveries) =
+                    machine.lines.unmask(source, lifted, &mut machine.wires(self.here().guest()));
                 self.deliver(machine, deliveries);
                 Ok([0; 3])
             }
             Call::Trigger(index) => {
                 let source = self.source(machine, index)?;
-                self.deliver(machine, machine.lines.loopback(source, &mut machine.wires()));
+                self.deliver(
+                    machine,
+                    machine.lines.loopback(source, &mut machine.wires(self.here().guest())),
+                );
                 Ok([0; 3])
             }
             Call::ReadLedger(index, buffer) => {
@@ -104,6 +113,14 @@ impl VirtualCpu {
                     .write(buffer.address, &record.to_bytes())
                     .map_err(|_| CallError::BadAddress)?;
                 Ok([LedgerRecord::BYTES as u64, 0, 0])
+            }
+            Call::ReadHistory(index, buffer) => {
+                let record = self.history(machine, index)?;
+                self.partition
+                    .ram
+                    .write(buffer.address, &record.to_bytes())
+                    .map_err(|_| CallError::BadAddress)?;
+                Ok([HistoryRecord::BYTES as u64, 0, 0])
             }
             Call::ConsoleWrite(buffer) => self.console_write(buffer),
             Call::SetNotifier(..)
@@ -239,6 +256,26 @@ impl VirtualCpu {
             share.function.replacements(),
             line.map_or(0, |line| line.registrations.installed),
         ))
+    }
+
+    /// What the recorder knows of a source, in the time of the guest.
+    fn history(&self, machine: &Machine, index: Index) -> Result<HistoryRecord, CallError> {
+        let mut history = History::NONE;
+        if !machine.lines.tell_history(self.source(machine, index)?, &mut history) {
+            return Err(CallError::BadSource);
+        }
+        let offset = self.world.vmcb.tsc_offset();
+        let since = MaskReasons::all().iter().map(|reason| {
+            let since = history.since(reason)?;
+            Some(HistorySince { at: since.at.wrapping_add(offset), by: since.by.number() })
+        });
+        let moments = history.moments().iter().map(|moment| HistoryMoment {
+            at: moment.at.wrapping_add(offset),
+            reasons: moment.reasons.bits(),
+            what: moment.what as u8,
+            by: moment.by.number(),
+        });
+        Ok(HistoryRecord::new(tsc().wrapping_add(offset), history.reasons().bits(), since, moments))
     }
 
     fn console_write(&mut self, buffer: Buffer) -> Reply {

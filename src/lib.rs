@@ -18,7 +18,7 @@
 //! | level | modules |
 //! | --- | --- |
 //! | 0 words | [`addr`], [`irq`], [`message`], [`policy`], [`sync`], [`x86`] |
-//! | 1 resources | [`counters`], [`frames`], [`ownership`], [`restart`], [`vcpu`] |
+//! | 1 resources | [`command`], [`counters`], [`frames`], [`ownership`], [`restart`], [`vcpu`] |
 //! | 2 formats | [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
 //! | 3 machines | [`intx`], [`virq`], [`device`], [`config`], [`facts`] |
 //! | 4 systems | [`guest`], [`border`], [`decide`] |
@@ -29,6 +29,7 @@ extern crate alloc;
 
 pub mod addr;
 pub mod border;
+pub mod command;
 pub mod config;
 pub mod counters;
 pub mod cpuid;

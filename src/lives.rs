@@ -5,7 +5,7 @@
 
 use levelhead::addr::GuestPhys;
 use levelhead::config::MAX_DEVICES;
-use levelhead::intx::{Completion, MaskReasons, Notifier};
+use levelhead::intx::{Actor, Completion, MaskReasons, Notifier};
 use levelhead::message::{Message, Record};
 use levelhead::ownership::Claim;
 use levelhead::pci::reset::Progress;
@@ -133,11 +133,11 @@ fn open_sources(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtual
         let Some(_claim) = run::keep(cpu, machine, vcpu, share) else { continue };
         let (lost, lifted) = partition.platform.with(|platform| platform.after_reset(share.function.bdf));
         if lost {
-            machine.lines.mask(source, MaskReasons::QUARANTINE, &mut machine.wires());
+            machine.lines.mask(source, MaskReasons::QUARANTINE, &mut machine.wires(Actor::Hypervisor));
         }
         let target = Notifier::Pin { partition: partition.index, vpin };
         run::replace_now(cpu, machine, vcpu, source, target, Completion::Handover);
-        let (_, deliveries) = machine.lines.unmask(source, lifted, &mut machine.wires());
+        let (_, deliveries) = machine.lines.unmask(source, lifted, &mut machine.wires(Actor::Hypervisor));
         vcpu.deliver(machine, deliveries);
     }
 }

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use levelhead::config::COM1_PIN;
 use levelhead::decide::MAX_SOURCES;
 use levelhead::device::Output;
-use levelhead::intx::{Deliveries, LineIo, LineTable, Notifier, Sample, SourceId, Turns};
+use levelhead::intx::{Actor, Deliveries, LineIo, LineTable, Notifier, Sample, SourceId, Turns};
 use levelhead::irq::{ApicId, Gsi, Pin, Vector};
 use levelhead::pci::{Bdf, ConfigSpace, DisIntx, Offset};
 use levelhead::virq::{
@@ -63,6 +63,14 @@ pub(crate) struct Here {
     pub(crate) partition: u8,
     /// Which of its virtual CPUs.
     pub(crate) vcpu: Vcpu,
+}
+
+impl Here {
+    /// The guest, for what it asks for.
+    #[inline(always)]
+    pub(crate) const fn guest(self) -> Actor {
+        Actor::Guest(self.partition)
+    }
 }
 
 /// A partition's receiving end, which any CPU may reach: its interrupt chips and the way to those who run it.
@@ -171,14 +179,14 @@ impl Receiver {
 }
 
 impl Machine {
-    /// Both ends of the lines, for one call into the table. No chips are held meanwhile.
+    /// Both ends of the lines, for one call into the table on somebody's behalf. No chips are held meanwhile.
     #[inline(always)]
-    pub(crate) fn wires(&self) -> Wires<'_> {
-        Wires::new(&self.io_apics, &self.config, &self.dis_intx, self.receivers)
+    pub(crate) fn wires(&self, actor: Actor) -> Wires<'_> {
+        Wires::new(&self.io_apics, &self.config, &self.dis_intx, self.receivers, actor)
     }
 
     /// Raises the pins of what was delivered, whoever's they are, and wakes those who take it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn deliver(&self, here: Here, deliveries: &mut Deliveries<'_>) {
         for delivery in deliveries {
             if let Notifier::Pin { partition, vpin } = delivery.target()
@@ -298,6 +306,7 @@ pub(crate) struct Wires<'a> {
     config: &'a HostConfig,
     dis_intx: &'a [Option<DisIntx>],
     receivers: &'a [Receiver],
+    actor: Actor,
     _line: Hold,
 }
 
@@ -309,8 +318,9 @@ impl<'a> Wires<'a> {
         config: &'a HostConfig,
         dis_intx: &'a [Option<DisIntx>],
         receivers: &'a [Receiver],
+        actor: Actor,
     ) -> Self {
-        Self { io_apics, config, dis_intx, receivers, _line: Hold::begin(Rank::Line) }
+        Self { io_apics, config, dis_intx, receivers, actor, _line: Hold::begin(Rank::Line) }
     }
 
     /// The receiver and the pin that `target` names.
@@ -367,7 +377,13 @@ impl LineIo for Wires<'_> {
         self.pin(target).and_then(rte).is_none_or(|rte| rte.is_masked())
     }
 
+    #[inline]
     fn now(&mut self) -> u64 {
         tsc()
+    }
+
+    #[inline]
+    fn actor(&self) -> Actor {
+        self.actor
     }
 }

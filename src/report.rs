@@ -7,14 +7,16 @@ use alloc::vec::Vec;
 use alloc::{format, vec};
 use core::fmt;
 
+use levelhead::command::Command;
 use levelhead::config::Rejection;
 use levelhead::decide::Finding;
-use levelhead::intx::{LineFinding, Registrations, Service, UNCLAIMED_LIMIT};
+use levelhead::intx::{History, LineFinding, Moment, Registrations, Service, Since, UNCLAIMED_LIMIT};
 use levelhead::irq::Vector;
 use levelhead::message::{Message, Party, Record, Refusal};
 use levelhead::pci::{Bdf, IntxView};
 
 use crate::arch::svm::enable::Unfit;
+use crate::arch::x86::cpu::tsc;
 use crate::arch::x86::paging::OutOfMemory;
 use crate::boot::pvh::HandOverError;
 use crate::boot::smp::StartError;
@@ -225,6 +227,12 @@ pub(crate) fn close(machine: &Machine, partition: &Partition) -> bool {
             book.in_service,
             gate,
         ));
+        if let Some(source) = function.source {
+            let mut history = History::NONE;
+            machine.lines.tell_history(source, &mut history);
+            let text = flight(&history);
+            print(format_args!("flight {bdf} ({}) {} at {}: {text}\n", partition.name, report.gsi, tsc()));
+        }
         if book.accepted_wire == 0 && IntxView::read(&machine.config, bdf).is_pending() {
             let place = format_args!("partition {}, device {bdf}", partition.name);
             let what = format_args!(
@@ -241,6 +249,57 @@ pub(crate) fn close(machine: &Machine, partition: &Partition) -> bool {
         }
     }
     balanced
+}
+
+/// Answers a command of the console. Each line begins with a question mark, so that no reader of the log takes it for a closing
+/// one.
+pub(crate) fn answer(machine: &Machine, command: Command) {
+    match command {
+        Command::Help => {
+            for (word, _, what) in Command::ALL {
+                print(format_args!("? {word:<6}{what}\n"));
+            }
+        }
+        Command::Why => {
+            let shares = machine
+                .partitions
+                .iter()
+                .flat_map(|partition| partition.held().map(move |share| (&partition.name, share.function)));
+            for (name, function) in shares {
+                let Some(source) = function.source else { continue };
+                let Some(gsi) = machine.lines.gsi(source) else { continue };
+                let mut history = History::NONE;
+                machine.lines.tell_history(source, &mut history);
+                let (bdf, text) = (function.bdf, flight(&history));
+                print(format_args!("? flight {bdf} ({name}) {gsi} at {}: {text}\n", tsc()));
+            }
+        }
+        Command::Unknown => print(format_args!("? no such command; help lists them\n")),
+    }
+}
+
+/// Why a source is silenced, since when and by whom; and how it came to that.
+fn flight(history: &History) -> impl fmt::Display {
+    /// How many moments are told.
+    const TOLD: usize = 8;
+    fmt::from_fn(|f| {
+        if history.reasons().is_empty() {
+            f.write_str("open")?;
+        }
+        let since =
+            history.reasons().iter_names().filter_map(|(name, reason)| Some((name, history.since(reason)?)));
+        for (index, (name, Since { at, by })) in since.enumerate() {
+            let between = if index > 0 { " + " } else { "" };
+            write!(f, "{between}{name} since {at} by {by}")?;
+        }
+        let skipped = history.moments().len().saturating_sub(TOLD);
+        for (index, moment) in history.moments().iter().skip(skipped).enumerate() {
+            let Moment { at, reasons, what, by, .. } = moment;
+            let between = if index > 0 { ", " } else { "; " };
+            write!(f, "{between}{at} {} by {by} {reasons}", what.name())?;
+        }
+        Ok(())
+    })
 }
 
 /// Prints what the partition cost.

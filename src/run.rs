@@ -11,7 +11,7 @@ use core::fmt;
 use core::hint::spin_loop;
 
 use levelhead::hypercall::answer;
-use levelhead::intx::{Completion, Control, MaskReasons, Notifier, Replacing, SourceId, count};
+use levelhead::intx::{Actor, Completion, Control, MaskReasons, Notifier, Replacing, SourceId, count};
 use levelhead::irq::{Gsi, Vector};
 use levelhead::message::{Message, Record};
 use levelhead::ownership::{Claim, Refused};
@@ -21,7 +21,8 @@ use levelhead::virq::{Event, Exited, Interruptibility, NmiWindow, Rest, Special}
 use levelhead::x86::rflags;
 
 use crate::arch::x86::cpu::{Arrived, ThisCpu, tsc};
-use crate::arch::x86::lapic::{SPURIOUS_VECTOR, TIMER_VECTOR};
+use crate::arch::x86::lapic::{CONSOLE_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
+use crate::console;
 use crate::machine::{Here, Machine};
 use crate::partition::end::End;
 use crate::partition::vcpu::VirtualCpu;
@@ -224,19 +225,12 @@ fn leave(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> Exit {
     exit
 }
 
-/// Handles the vectors of one window, from the highest to the lowest. Each source is silenced before its own EOI at the
-/// local APIC, so that nothing can arrive twice.
+/// Handles the vectors of one window, from the highest to the lowest.
 #[inline]
 pub(crate) fn take(machine: &'static Machine, vcpu: &mut VirtualCpu, arrived: Arrived) {
     for vector in arrived {
-        if let Some(mut deliveries) = machine.lines.assert(vector, &mut machine.wires()) {
-            machine.apic.eoi();
+        if take_line(machine, vcpu.here(), vector) {
             vcpu.partition.counters.count_interrupt();
-            let unheard = deliveries.is_empty();
-            machine.deliver(vcpu.here(), &mut deliveries);
-            if unheard {
-                report::finding(machine, vector);
-            }
         } else {
             take_local(machine, vcpu, vector);
         }
@@ -248,27 +242,44 @@ pub(crate) fn serve(machine: &'static Machine, arrived: Arrived) {
     // Nobody's, so that whoever takes a delivery is told.
     let here = Here { partition: u8::MAX, vcpu: BOOT };
     for vector in arrived {
-        let deliveries = machine.lines.assert(vector, &mut machine.wires());
-        if vector.get() != SPURIOUS_VECTOR {
-            machine.apic.eoi();
-        }
-        if let Some(mut deliveries) = deliveries {
-            if deliveries.is_empty() {
-                report::finding(machine, vector);
-            }
-            machine.deliver(here, &mut deliveries);
+        if !take_line(machine, here, vector) {
+            acknowledge(machine, vector);
         }
     }
 }
 
-/// A vector of the hypervisor's own, or one that nobody expects. A kick has done its work by being there.
+/// Ends a vector that is no line's, and answers the console if it is that one's.
 #[cold]
-fn take_local(machine: &'static Machine, vcpu: &mut VirtualCpu, vector: Vector) {
+fn acknowledge(machine: &Machine, vector: Vector) {
     // A spurious interrupt is not in service and takes no EOI (APM2 16.4.7).
     if vector.get() == SPURIOUS_VECTOR {
         return;
     }
     machine.apic.eoi();
+    if vector.get() == CONSOLE_VECTOR {
+        console::commands().for_each(|command| report::answer(machine, command));
+    }
+}
+
+/// Handles the vector of a line; whether it is one's. Each source is silenced before the vector's EOI at the local APIC, so
+/// that nothing can arrive twice.
+fn take_line(machine: &'static Machine, here: Here, vector: Vector) -> bool {
+    let Some(mut deliveries) = machine.lines.assert(vector, &mut machine.wires(Actor::Device)) else {
+        return false;
+    };
+    machine.apic.eoi();
+    if deliveries.is_empty() {
+        report::finding(machine, vector);
+    } else {
+        machine.deliver(here, &mut deliveries);
+    }
+    true
+}
+
+/// A vector of the hypervisor's own, or one that nobody expects. A kick has done its work by being there.
+#[cold]
+fn take_local(machine: &'static Machine, vcpu: &mut VirtualCpu, vector: Vector) {
+    acknowledge(machine, vector);
     if vector.get() == TIMER_VECTOR {
         let (id, now) = (vcpu.id, tsc());
         vcpu.chips(|chips| chips.advance_timer(id, now));
@@ -346,7 +357,7 @@ fn replace(
     vcpu: &mut VirtualCpu,
     replacing: Replacing<'static>,
 ) {
-    retire(cpu, machine, vcpu, replacing);
+    retire(cpu, machine, vcpu, replacing, vcpu.here().guest());
     let regs = &mut vcpu.world.frame.regs;
     vcpu.world.vmcb.load_into(regs);
     answer(regs, Ok([0; 3]));
@@ -359,8 +370,9 @@ fn retire(
     machine: &'static Machine,
     vcpu: &mut VirtualCpu,
     replacing: Replacing<'static>,
+    by: Actor,
 ) {
-    let control = drain(cpu, machine, vcpu, replacing);
+    let control = drain(cpu, machine, vcpu, replacing, by);
     machine.turns.give_back(control);
 }
 
@@ -371,9 +383,10 @@ pub(crate) fn drain(
     machine: &'static Machine,
     vcpu: &mut VirtualCpu,
     mut replacing: Replacing<'static>,
+    by: Actor,
 ) -> Control {
     loop {
-        match replacing.poll(&mut machine.wires()) {
+        match replacing.poll(&mut machine.wires(by)) {
             Ok(done) => {
                 vcpu.deliver(machine, done.deliveries);
                 return done.control;
@@ -414,7 +427,7 @@ pub(crate) fn depart(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Vi
     machine.apic.disarm_timer();
     vcpu.last_look(machine);
     if let Some(forcing) = vcpu.take_forcing() {
-        retire(cpu, machine, vcpu, forcing);
+        retire(cpu, machine, vcpu, forcing, Actor::Hypervisor);
     }
     vcpu.partition.receiver.departs(vcpu.id);
     vcpu.partition.left(vcpu.id, core::mem::take(&mut vcpu.exits));
@@ -435,7 +448,7 @@ pub(crate) fn quiesce(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut V
     for share in &partition.functions {
         let Some(source) = share.function.source else { continue };
         let Some(_claim) = keep(cpu, machine, vcpu, share) else { continue };
-        machine.lines.mask(source, MaskReasons::RESET, &mut machine.wires());
+        machine.lines.mask(source, MaskReasons::RESET, &mut machine.wires(Actor::Hypervisor));
         take_turn(cpu, machine, vcpu);
         replace_now(cpu, machine, vcpu, source, Notifier::None, Completion::Reset);
         close_source(cpu, machine, vcpu, source);
@@ -482,7 +495,7 @@ pub(crate) fn replace_now(
         take_turn(cpu, machine, vcpu);
     };
     match machine.lines.replace(control, source, new, how) {
-        Ok(replacing) => retire(cpu, machine, vcpu, replacing),
+        Ok(replacing) => retire(cpu, machine, vcpu, replacing, Actor::Hypervisor),
         Err((control, _)) => machine.turns.give_back(control),
     }
 }

@@ -34,7 +34,7 @@ impl<T> Lock<T> {
 
     /// Runs `body` with the value, alone. The closure form keeps every hold visible as one block.
     #[cfg(not(loom))]
-    #[inline]
+    #[inline(always)]
     pub fn with<R>(&self, body: impl FnOnce(&mut T) -> R) -> R {
         body(&mut self.inner.lock())
     }

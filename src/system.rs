@@ -12,8 +12,9 @@ use levelhead::decide::{self, DevicePlan, PartitionPlan, Plan, decide, loud, pla
 use levelhead::facts::{Facts, IoApic, MemoryKind, PlaceOnBus, Routing};
 use levelhead::frames::{Frames, Range};
 use levelhead::guest::{Fault, judge};
-use levelhead::intx::{Completion, Control, Gate, LineTable, Notifier, SourceId, Targets, Turns};
-use levelhead::irq::{ApicId, CpuId, Gsi, Pin};
+use levelhead::intx::{Actor, Completion, Control, Gate, LineTable, Notifier, SourceId, Targets, Turns};
+use levelhead::ioapic::Rte;
+use levelhead::irq::{ApicId, CpuId, Gsi, Pin, Polarity, TriggerMode, Vector};
 use levelhead::message::{Message, Record, Refusal};
 use levelhead::pci::{Bdf, enumerate};
 use levelhead::virq::{LapicModel, PINS};
@@ -24,10 +25,10 @@ use crate::arch::x86::clock::{Clock, PmTimer};
 use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::cpu::cpuid;
 use crate::arch::x86::ioapic::IoApics;
-use crate::arch::x86::lapic::LocalApic;
+use crate::arch::x86::lapic::{CONSOLE_VECTOR, LocalApic};
 use crate::arch::x86::paging::{AddressSpace, direct};
 use crate::boot::pvh::{BootInfo, REACH};
-use crate::console::print;
+use crate::console::{self, print};
 use crate::machine::{Here, Machine, POLL_COUNTERS, Receiver};
 use crate::order::{Ordered, Rank};
 use crate::partition::assign::{self, Assigner};
@@ -225,8 +226,26 @@ impl System<'_> {
             }
         }
         machine.turns.give_back(control);
+        hear_console(machine);
         Ok(Ready { machine, placed })
     }
+}
+
+/// Leads the interrupt of the console's receiver to the boot CPU, unless its line is some device's.
+fn hear_console(machine: &Machine) {
+    /// COM1 interrupts as ISA's line 4, an edge, high.
+    const GSI: Gsi = Gsi(4);
+    let taken = machine.lines.is_in_use(GSI);
+    let (Some(vector), Ok(cpu)) = (Vector::new(CONSOLE_VECTOR), u8::try_from(machine.boot_cpu.0)) else {
+        return;
+    };
+    if taken {
+        info!("the console takes no commands: its interrupt line is a device's");
+        return;
+    }
+    let rte = Rte::masked(vector, cpu, TriggerMode::Edge, Polarity::ActiveHigh).with_mask(false);
+    machine.io_apics.with(|chips| chips.program(GSI, rte));
+    console::listen();
 }
 
 /// The plan, if nothing is wrong with it.
@@ -297,7 +316,8 @@ fn first_notifier(
         .lines
         .replace(control, source, target, Completion::Handover)
         .map_err(|(_, error)| bug(&error.to_string()))?;
-    let mut done = replacing.poll(&mut machine.wires()).map_err(|_| bug("a delivery was in flight"))?;
+    let mut done =
+        replacing.poll(&mut machine.wires(Actor::Hypervisor)).map_err(|_| bug("a delivery was in flight"))?;
     machine.deliver(Here { partition, vcpu: BOOT }, &mut done.deliveries);
     Ok(done.control)
 }

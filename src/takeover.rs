@@ -133,10 +133,10 @@ impl Worker<'_> {
         Takeover { taker, share }: Takeover,
         mut claim: Claim<'static>,
     ) -> (Control, Reply) {
-        let machine = self.machine;
+        let (machine, by) = (self.machine, self.vcpu.here().guest());
         let source = share.function.source;
         if let Some(source) = source {
-            machine.lines.mask(source, MaskReasons::HANDOVER, &mut machine.wires());
+            machine.lines.mask(source, MaskReasons::HANDOVER, &mut machine.wires(by));
         }
         if let Some(loser) = machine.partitions.get(usize::from(claim.owner())) {
             // Whether something was mapped or not: the CPUs' acts are to be over as well.
@@ -153,7 +153,7 @@ impl Worker<'_> {
         }
         self.hand_to(taker, share, &mut claim);
         if let Some(source) = source {
-            let (_, deliveries) = machine.lines.unmask(source, MaskReasons::HANDOVER, &mut machine.wires());
+            let (_, deliveries) = machine.lines.unmask(source, MaskReasons::HANDOVER, &mut machine.wires(by));
             self.vcpu.deliver(machine, deliveries);
         }
         (control, Ok([1, 0, 0]))
@@ -161,17 +161,17 @@ impl Worker<'_> {
 
     /// The partition holds the function from here on, with what its guest has written to its configuration space so far.
     fn hand_to(&mut self, partition: &'static Partition, share: &Share, claim: &mut Claim<'static>) {
-        let machine = self.machine;
+        let (machine, by) = (self.machine, self.vcpu.here().guest());
         let (stale, deliveries) = partition.platform.with(|platform| {
             claim.pass_to(partition.index);
             // With the platform held: the guest's next write finds that it holds the function.
             let deliveries = share.function.source.and_then(|source| {
                 let reason = MaskReasons::GUEST_DISINTX;
                 if platform.disables_intx(share.function.bdf) {
-                    machine.lines.mask(source, reason, &mut machine.wires());
+                    machine.lines.mask(source, reason, &mut machine.wires(by));
                     return None;
                 }
-                Some(machine.lines.unmask(source, reason, &mut machine.wires()).1)
+                Some(machine.lines.unmask(source, reason, &mut machine.wires(by)).1)
             });
             (platform.remap(), deliveries)
         });
@@ -186,14 +186,14 @@ impl Worker<'_> {
     /// Leads the notifier to its new target, and ends all that is left of the old one's time. The reasons go that the guest before
     /// gave, or whose end it was; those that the device gave stay.
     fn drain(&mut self, control: Control, source: SourceId, target: Notifier) -> Control {
-        let machine = self.machine;
+        let (machine, by) = (self.machine, self.vcpu.here().guest());
         let control = match machine.lines.replace(control, source, target, Completion::Handover) {
-            Ok(replacing) => run::drain(self.cpu, machine, self.vcpu, replacing),
+            Ok(replacing) => run::drain(self.cpu, machine, self.vcpu, replacing, by),
             Err((control, _)) => control,
         };
         run::close_source(self.cpu, machine, self.vcpu, source);
         let given = MaskReasons::OPERATOR | MaskReasons::RESET;
-        let (_, deliveries) = machine.lines.unmask(source, given, &mut machine.wires());
+        let (_, deliveries) = machine.lines.unmask(source, given, &mut machine.wires(by));
         self.vcpu.deliver(machine, deliveries);
         control
     }

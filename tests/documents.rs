@@ -281,7 +281,7 @@ fn the_pat_is_settled_on_every_cpu() {
 
 #[test]
 fn a_spurious_interrupt_is_not_completed() {
-    in_order(&function("src/run.rs", "take_local"), &["SPURIOUS_VECTOR", "return;", "apic.eoi()"]);
+    in_order(&function("src/run.rs", "acknowledge"), &["SPURIOUS_VECTOR", "return;", "apic.eoi()"]);
 }
 
 #[test]

@@ -25,8 +25,8 @@ use std::sync::Arc;
 
 use explore::explore;
 use levelhead::intx::{
-    Completion, Control, Deliveries, Gate, LineIo, LineTable, MaskReasons, Notifier, NotifierSlot, Replacing,
-    Retired, Sample, SourceId,
+    Actor, Completion, Control, Deliveries, Gate, LineIo, LineTable, MaskReasons, Notifier, NotifierSlot,
+    Replacing, Retired, Sample, SourceId,
 };
 use levelhead::irq::{Gsi, Pin, Vector};
 use loom::cell::UnsafeCell;
@@ -257,6 +257,10 @@ impl LineIo for &SharedBoard {
 
     fn now(&mut self) -> u64 {
         self.with(|board| board.now())
+    }
+
+    fn actor(&self) -> Actor {
+        self.with(|board| board.actor())
     }
 }
 

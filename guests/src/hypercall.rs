@@ -38,6 +38,10 @@ pub mod function {
     pub const RESET: u64 = 10;
     /// Takes a device over from the partition that has it.
     pub const TAKE_OVER: u64 = 11;
+    /// Writes to memory why the source is silenced, since when and by whom, and what happened to it last.
+    pub const READ_HISTORY: u64 = 12;
+    /// The last one.
+    pub const LAST: u64 = READ_HISTORY;
 }
 
 /// Error codes, as RAX has them.
@@ -241,6 +245,75 @@ impl Source {
 pub fn take_over(source: Source) -> u64 {
     let [moved, _, _] = expect(function::TAKE_OVER, [source.0, 0, 0]);
     moved
+}
+
+/// What a source's line remembers: function 12's record.
+#[derive(Clone, Copy, Debug)]
+pub struct History([u64; Self::WORDS]);
+
+/// Something that happened to a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// By the time stamp counter.
+    pub at: u64,
+    /// The mask reasons afterwards.
+    pub reasons: u64,
+    /// What it was, by its number in the document.
+    pub what: u64,
+    /// Who made it happen: a partition's number, or one of [`History`]'s.
+    pub by: u64,
+}
+
+impl History {
+    /// A device, as who made something happen.
+    pub const DEVICE: u64 = 255;
+    /// Words of the record, the header included.
+    const WORDS: usize = 88;
+    /// Words before the moments.
+    const HEAD: usize = 24;
+
+    /// Reads the record of a source.
+    pub fn of(source: Source) -> Self {
+        const HEADER: u64 = 1 | (History::WORDS as u64) << 16;
+        static RECORD: CpuCell<[u64; History::WORDS]> = CpuCell::new([0; History::WORDS]);
+        let room = (&raw const RECORD).expose_provenance() as u64;
+        let [written, ..] = expect(function::READ_HISTORY, [source.0, room, size_of_val(&RECORD) as u64]);
+        let record = Self(RECORD.get());
+        check!(written == size_of_val(&RECORD) as u64, "the history has {written} bytes");
+        check!(record.word(0) == HEADER, "the history's header is {:#x}, not {HEADER:#x}", record.word(0));
+        record
+    }
+
+    fn word(&self, index: usize) -> u64 {
+        self.0.get(index).copied().unwrap_or(0)
+    }
+
+    /// When it was read, by the time stamp counter.
+    pub fn now(&self) -> u64 {
+        self.word(1)
+    }
+
+    /// Why the source is silenced.
+    pub fn reasons(&self) -> u64 {
+        self.word(2)
+    }
+
+    /// Since when a reason stands, and by whom; zeros for one that does not.
+    pub fn since(&self, reason: usize) -> (u64, u64) {
+        (self.word(4 + 2 * reason), self.word(5 + 2 * reason))
+    }
+
+    /// The moment before last, and the last one, for 1 and 0.
+    pub fn moment(&self, ago: usize) -> Option<Moment> {
+        let index = (self.word(3) as usize).checked_sub(ago + 1)?;
+        let packed = self.word(Self::HEAD + 2 * index + 1);
+        Some(Moment {
+            at: self.word(Self::HEAD + 2 * index),
+            reasons: packed & 0xffff,
+            what: packed >> 16 & 0xff,
+            by: packed >> 24 & 0xff,
+        })
+    }
 }
 
 /// The books of one source: function 7's record, in the order of its words.

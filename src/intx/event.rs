@@ -101,6 +101,23 @@ pub enum Event {
 }
 
 impl Event {
+    /// The one source that it is about, if it names one.
+    pub const fn sharer(&self) -> Option<Sharer> {
+        match *self {
+            Self::Wire { .. } | Self::Unclaimed => None,
+            Self::Timed { sharer, .. }
+            | Self::Resume { sharer, .. }
+            | Self::Sampled { sharer, .. }
+            | Self::Notified { sharer, .. }
+            | Self::Eoi { sharer, .. }
+            | Self::VirtualRte { sharer, .. }
+            | Self::Mask { sharer, .. }
+            | Self::Unmask { sharer, .. }
+            | Self::Loopback { sharer }
+            | Self::Retired { sharer, .. } => Some(sharer),
+        }
+    }
+
     /// The event that reports the end of a slot's grace period.
     pub const fn retired(
         sharer: Sharer,

@@ -12,6 +12,7 @@ use super::gate::{Gate, Sample};
 use super::ledger::Completion;
 use super::line::Line;
 use super::notifier::{Control, Entered, Notifier, NotifierSlot, Retiring};
+use super::recorder::{Actor, Happening, Recorder};
 use super::sharers::{MAX_SHARERS, Sharer, SharerSet};
 use crate::irq::{Gsi, Vector};
 use crate::sync::{AtomicU64, Lock, Ordering};
@@ -62,8 +63,10 @@ pub trait LineIo {
     fn lower_pin(&mut self, source: SourceId, target: Notifier);
     /// Whether the guest has the redirection table entry of the virtual pin `target` masked now.
     fn virtual_rte_masked(&mut self, target: Notifier) -> bool;
-    /// A clock that never runs backwards, in ticks of any length. Asked only when a storm budget is used up.
+    /// A clock that never runs backwards, in ticks of any length.
     fn now(&mut self) -> u64;
+    /// On whose behalf the line is called, for the record.
+    fn actor(&self) -> Actor;
 }
 
 /// One line: its lock, and beside the lock what the interrupt path reads without it.
@@ -74,8 +77,26 @@ pub(super) struct Handler {
     /// Who sits at each place; changed only through `&mut`.
     pub(super) seats: [Option<Seat>; MAX_SHARERS],
     pub(super) slots: [NotifierSlot; MAX_SHARERS],
-    pub(super) line: Lock<Line>,
+    pub(super) state: Lock<Recorded>,
     pub(super) registrations: Registrations,
+}
+
+/// A line, and who looks at it after each step.
+#[derive(Debug)]
+pub(super) struct Recorded {
+    pub(super) line: Line,
+    pub(super) recorder: Recorder,
+}
+
+impl Recorded {
+    pub(super) const fn new(gate: Gate) -> Self {
+        Self { line: Line::new(gate), recorder: Recorder::new() }
+    }
+
+    #[inline]
+    pub(super) fn note(&mut self, what: Happening, sharers: SharerSet, io: &mut impl LineIo) {
+        self.recorder.note(self.line.state(), what, sharers, io.actor(), io.now());
+    }
 }
 
 /// A source at its place on the line.
@@ -102,7 +123,7 @@ impl Handler {
             vector,
             seats: [None; MAX_SHARERS],
             slots: core::array::from_fn(|_| NotifierSlot::new()),
-            line: Lock::new(Line::new(gate)),
+            state: Lock::new(Recorded::new(gate)),
             registrations: Registrations::default(),
         }
     }
@@ -110,7 +131,7 @@ impl Handler {
     /// One event under the line's lock: whether it changed anything, and what is to be done outside of the lock.
     pub(super) fn drive(&self, event: Event, io: &mut impl LineIo) -> (bool, Deliveries<'_>) {
         let mut deliveries = Deliveries::none();
-        let changed = self.line.with(|line| self.run(line, event, &mut deliveries, io));
+        let changed = self.state.with(|state| self.run(state, event, &mut deliveries, io));
         (changed, deliveries)
     }
 
@@ -119,7 +140,7 @@ impl Handler {
     #[inline]
     pub(super) fn assert(&self, io: &mut impl LineIo) -> Deliveries<'_> {
         let mut deliveries = Deliveries::none();
-        self.line.with(|line| self.run(line, Event::Wire { metered: false }, &mut deliveries, io));
+        self.state.with(|state| self.run(state, Event::Wire { metered: false }, &mut deliveries, io));
         deliveries
     }
 
@@ -127,7 +148,7 @@ impl Handler {
     #[inline(never)]
     pub(super) fn assert_metered(&self, io: &mut impl LineIo) -> Deliveries<'_> {
         let mut deliveries = Deliveries::none();
-        self.line.with(|line| self.run(line, Event::Wire { metered: true }, &mut deliveries, io));
+        self.state.with(|state| self.run(state, Event::Wire { metered: true }, &mut deliveries, io));
         deliveries
     }
 
@@ -135,36 +156,45 @@ impl Handler {
     #[inline]
     pub(super) fn complete(&self, sharer: Sharer, from: Notifier, io: &mut impl LineIo) -> Deliveries<'_> {
         let mut deliveries = Deliveries::none();
-        self.line.with(|line| self.run(line, Event::Eoi { sharer, from }, &mut deliveries, io));
+        self.state.with(|state| self.run(state, Event::Eoi { sharer, from }, &mut deliveries, io));
         deliveries
     }
 
     /// One event from beginning to end: step, effects, the slots that are to be entered, the functions that are to be
-    /// sampled. Whether the event changed anything.
+    /// sampled, and what the recorder makes of it. Whether the event changed anything.
     #[inline(always)]
     fn run<'t>(
         &'t self,
-        line: &mut Line,
+        state: &mut Recorded,
         event: Event,
         deliveries: &mut Deliveries<'t>,
         io: &mut impl LineIo,
     ) -> bool {
+        let line = &mut state.line;
         let effects = line.step(event);
         self.carry_out(&effects, io);
+        let mut touched = event.sharer().map_or(SharerSet::EMPTY, SharerSet::only).union(effects.notify);
         for sharer in effects.notify {
             self.notify(line, sharer, deliveries, io);
         }
         if !effects.sample.is_empty() || effects.unclaimed {
-            self.ask(line, effects.sample, matches!(event, Event::Wire { .. }), deliveries, io);
+            let wire = matches!(event, Event::Wire { .. });
+            touched = touched.union(self.ask(line, effects.sample, wire, deliveries, io));
         }
         if !effects.overdrawn.is_empty() {
+            touched = touched.union(effects.overdrawn);
             self.time(line, effects.overdrawn, deliveries, io);
+        }
+        // What names nobody, the vector, is worth a note if it concerned anybody.
+        let noted = if event.sharer().is_some() { effects.changed } else { !touched.is_empty() };
+        if noted {
+            state.note(Happening::of(&event), touched, io);
         }
         effects.changed
     }
 
     /// Function gates only: reads Status of each of `sharers` and goes by it. If it was the vector that asks, and none of them
-    /// asserts, nobody claims it.
+    /// asserts, nobody claims it. Whose reasons may have changed.
     #[inline(never)]
     fn ask<'t>(
         &'t self,
@@ -173,12 +203,16 @@ impl Handler {
         wire: bool,
         deliveries: &mut Deliveries<'t>,
         io: &mut impl LineIo,
-    ) {
+    ) -> SharerSet {
         let mut heard = false;
+        let mut touched = SharerSet::EMPTY;
         // What one answer asks for beyond these was asked for already: a step asks for all whose gate may open.
         for sharer in sharers {
             let sample = self.seat(sharer).map_or(Sample::Absent, |seat| io.intx_status(seat.info.bdf));
             heard |= sample == Sample::High;
+            if sample != Sample::Low {
+                touched.insert(sharer);
+            }
             let effects = line.step(Event::Sampled { sharer, sample });
             self.carry_out(&effects, io);
             for sharer in effects.notify {
@@ -191,7 +225,11 @@ impl Handler {
         if wire && !heard {
             let effects = line.step(Event::Unclaimed);
             self.carry_out(&effects, io);
+            if effects.changed {
+                touched = line.state().present;
+            }
         }
+        touched
     }
 
     /// Storm budgets only: reads the clock for each of `sharers` and goes by it.
@@ -405,10 +443,10 @@ impl<'t> Replacing<'t> {
             Err(retiring) => return Err(Self { handler, slot, left, sharer, source, how, retiring }),
         };
         let mut deliveries = Deliveries::none();
-        handler.line.with(|line| {
+        handler.state.with(|state| {
             // Read under the lock: a change after this moment is reported as an event of its own, after this one.
             let masked = !retired.new.is_none() && io.virtual_rte_masked(retired.new);
-            handler.run(line, Event::retired(sharer, &retired, masked, how), &mut deliveries, io)
+            handler.run(state, Event::retired(sharer, &retired, masked, how), &mut deliveries, io)
         });
         if let Some(listeners) = left {
             listeners.fetch_and(!source.bit(), Ordering::AcqRel);

@@ -8,12 +8,15 @@ use core::fmt;
 
 use super::event::Event;
 use super::gate::{Gate, Sharing};
-use super::handler::{Deliveries, Handler, LineIo, Registrations, Replacing, Seat, SourceId, SourceInfo};
+use super::handler::{
+    Deliveries, Handler, LineIo, Recorded, Registrations, Replacing, Seat, SourceId, SourceInfo,
+};
 use super::ledger::{Account, Completion};
-use super::line::{Line, LineState, SourceState};
+use super::line::{LineState, SourceState};
 use super::notifier::{Control, Notifier, NotifierSlot, SlotSnapshot};
 use super::reasons::MaskReasons;
-use super::sharers::Sharer;
+use super::recorder::{Happening, History};
+use super::sharers::{Sharer, SharerSet};
 use super::storm::{Budget, Meter, Storm};
 use super::suspicion::LineFinding;
 use crate::irq::{Gsi, Pin, Vector};
@@ -202,7 +205,14 @@ impl LineTable {
         };
         let index = self.line_for(gsi, vector, gate, info)?;
         let handler = self.lines.get_mut(usize::from(index)).ok_or(AssignError::Full)?;
-        let (sharer, effects) = handler.line.with(Line::attach).ok_or(AssignError::Full)?;
+        let attached = handler.state.with(|state| {
+            let attached = state.line.attach();
+            if let Some((sharer, _)) = attached {
+                state.note(Happening::Attached, SharerSet::only(sharer), io);
+            }
+            attached
+        });
+        let (sharer, effects) = attached.ok_or(AssignError::Full)?;
         if let Some(seat) = handler.seats.get_mut(sharer.index()) {
             *seat = Some(Seat { source, info });
         }
@@ -246,10 +256,10 @@ impl LineTable {
             let index = u8::try_from(at).map_err(|_| AssignError::Full)?;
             if !handler.is_in_use() {
                 handler.vector = vector;
-                handler.line.with(|line| *line = Line::new(gate));
+                handler.state.with(|state| *state = Recorded::new(gate));
                 return Ok(index);
             }
-            let latched = handler.line.with(|line| line.state().gate);
+            let latched = handler.state.with(|state| state.line.state().gate);
             if handler.vector != vector || latched != gate {
                 return Err(AssignError::Latched { gsi, vector: handler.vector, gate: latched });
             }
@@ -273,7 +283,7 @@ impl LineTable {
     pub fn limit(&mut self, source: SourceId, budget: Budget) -> bool {
         let Some(&Some(place)) = self.sources.get(usize::from(source.0)) else { return false };
         let Some(handler) = self.lines.get(usize::from(place.line)) else { return false };
-        let limited = handler.line.with(|line| line.limit(place.sharer, budget));
+        let limited = handler.state.with(|state| state.line.limit(place.sharer, budget));
         if let Some(line) = self.by_vector.get_mut(usize::from(handler.vector.get())) {
             *line = Self::entry(place.line, handler);
         }
@@ -289,7 +299,13 @@ impl LineTable {
         if !slot.snapshot().target.is_none() {
             return false;
         }
-        let Some(effects) = handler.line.with(|line| line.detach(place.sharer)) else { return false };
+        let detached = handler.state.with(|state| {
+            let detached = state.line.detach(place.sharer)?;
+            state.note(Happening::Detached, SharerSet::only(place.sharer), io);
+            state.recorder.forget(place.sharer);
+            Some(detached)
+        });
+        let Some(effects) = detached else { return false };
         // A fresh slot: a mark that nobody will take must not wait for the next owner.
         *slot = NotifierSlot::new();
         handler.carry_out(&effects, io);
@@ -332,7 +348,7 @@ impl LineTable {
     fn entry(index: u8, handler: &Handler) -> u8 {
         match handler {
             _ if !handler.is_in_use() => Self::NO_LINE,
-            _ if handler.line.with(|line| line.is_metered()) => index.saturating_add(Self::METERED),
+            _ if handler.state.with(|state| state.line.is_metered()) => index.saturating_add(Self::METERED),
             _ => index,
         }
     }
@@ -396,7 +412,7 @@ impl LineTable {
     ) -> (Option<Storm>, Deliveries<'_>) {
         let Some((handler, sharer)) = self.place(source) else { return (None, Deliveries::none()) };
         let (_, deliveries) = handler.drive(Event::Resume { sharer, now }, io);
-        (handler.line.with(|line| line.take_storm(sharer)), deliveries)
+        (handler.state.with(|state| state.line.take_storm(sharer)), deliveries)
     }
 
     /// Publishes a new notifier. From here on every assertion uses it; the old one may still be in use until
@@ -462,18 +478,26 @@ impl LineTable {
     pub fn source_report(&self, source: SourceId) -> Option<SourceReport> {
         let (handler, sharer) = self.place(source)?;
         let slot = handler.slots.get(sharer.index())?.snapshot();
-        let (state, account, meter) = handler
-            .line
-            .with(|line| Some((*line.source(sharer)?, line.account(sharer)?, line.meter(sharer).copied())))?;
+        let (state, account, meter) = handler.state.with(|Recorded { line, .. }| {
+            Some((*line.source(sharer)?, line.account(sharer)?, line.meter(sharer).copied()))
+        })?;
         let info = handler.seats.get(sharer.index())?.as_ref()?.info;
         Some(SourceReport { info, gsi: handler.gsi, state, account, meter, slot })
+    }
+
+    /// Writes down why a source is silenced, since when and by whom, and what happened to it last. Whether there is such a
+    /// source.
+    pub fn tell_history(&self, source: SourceId, history: &mut History) -> bool {
+        let Some((handler, sharer)) = self.place(source) else { return false };
+        handler.state.with(|state| state.recorder.tell(sharer, history));
+        true
     }
 
     /// Takes what was found out about the functions on a line, to record it: the line, the finding, and the source that it is
     /// about, if it is about one. To be asked when a vector brought no delivery, which all findings do.
     pub fn take_finding(&self, vector: Vector) -> Option<(Gsi, LineFinding, Option<SourceId>)> {
         let handler = self.lines.iter().find(|handler| handler.is_in_use() && handler.vector == vector)?;
-        let finding = handler.line.with(Line::take_finding)?;
+        let finding = handler.state.with(|state| state.line.take_finding())?;
         let source = match finding {
             LineFinding::Vanished(sharer) => {
                 Some(handler.seats.get(sharer.index())?.as_ref().map(|seat| seat.source)?)
@@ -486,8 +510,9 @@ impl LineTable {
     /// Every line that has or had a source.
     pub fn line_reports(&self) -> impl Iterator<Item = LineReport> + '_ {
         self.lines.iter().map(|handler| {
-            let (state, interrupts, unclaimed) =
-                handler.line.with(|line| (*line.state(), line.interrupts(), line.unclaimed()));
+            let (state, interrupts, unclaimed) = handler
+                .state
+                .with(|Recorded { line, .. }| (*line.state(), line.interrupts(), line.unclaimed()));
             LineReport {
                 gsi: handler.gsi,
                 vector: handler.vector,

@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use levelhead::decide::{BAR_WINDOW, Bystander, DevicePlan, GateChoice, Intx, Line, MAX_SOURCES};
 use levelhead::facts::Proof;
-use levelhead::intx::{Budget, Gate, LineIo, LineTable, SourceId, SourceInfo};
+use levelhead::intx::{Actor, Budget, Gate, LineIo, LineTable, SourceId, SourceInfo};
 use levelhead::ioapic::Rte;
 use levelhead::irq::{Pin, TriggerMode};
 use levelhead::message::{Message, Record, Refusal};
@@ -166,7 +166,7 @@ impl<'a> Assigner<'a> {
         *slot.ok_or_else(|| bug("more sources than were planned"))? = Some(silencer);
         let Self { lines, dis_intx, io_apics, config, .. } = self;
         // A line that is being installed has no notifier yet, so nothing of a receiver is reached.
-        let mut wires = Wires::new(io_apics, config, dis_intx, &[]);
+        let mut wires = Wires::new(io_apics, config, dis_intx, &[], Actor::Hypervisor);
         let source = lines
             .assign(gsi, line.vector, gate, info, &mut wires)
             .map_err(|error| bug(&error.to_string()))?;

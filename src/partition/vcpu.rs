@@ -112,9 +112,16 @@ impl VirtualCpu {
         self.local_apic = page.unwrap_or(GuestPhys::new(u64::MAX));
     }
 
-    /// Raises the pins of what was delivered.
+    /// Raises the pins of what was delivered beside an interrupt's own way, which is nearly always nothing.
     #[inline]
-    pub(crate) fn deliver(&self, machine: &Machine, mut deliveries: Deliveries<'_>) {
+    pub(crate) fn deliver(&self, machine: &Machine, deliveries: Deliveries<'_>) {
+        if !deliveries.is_empty() {
+            self.deliver_some(machine, deliveries);
+        }
+    }
+
+    #[inline(never)]
+    fn deliver_some(&self, machine: &Machine, mut deliveries: Deliveries<'_>) {
         machine.deliver(self.here(), &mut deliveries);
     }
 
@@ -130,7 +137,10 @@ impl VirtualCpu {
                 sources = sources.among(self.chips(|chips| chips.ioapic().contributions(vpin)).into());
             }
             for source in sources {
-                self.deliver(machine, machine.lines.complete(source, target, &mut machine.wires()));
+                self.deliver(
+                    machine,
+                    machine.lines.complete(source, target, &mut machine.wires(self.here().guest())),
+                );
             }
             machine.settle(self.here(), partition, vpin);
         }
@@ -142,7 +152,10 @@ impl VirtualCpu {
         let partition = self.partition.index;
         let target = Notifier::Pin { partition, vpin };
         for source in machine.lines.listeners(partition, vpin) {
-            self.deliver(machine, machine.lines.virtual_rte(source, target, masked, &mut machine.wires()));
+            self.deliver(
+                machine,
+                machine.lines.virtual_rte(source, target, masked, &mut machine.wires(self.here().guest())),
+            );
         }
     }
 

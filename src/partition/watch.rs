@@ -9,8 +9,8 @@ use core::num::NonZeroU64;
 use core::ops::RangeInclusive;
 
 use levelhead::intx::{
-    Completion, EoiWatch, Gate, MaskReasons, Notifier, Outcome, Overdue, Replacing, SourceId, SourceReport,
-    Storm,
+    Actor, Completion, EoiWatch, Gate, MaskReasons, Notifier, Outcome, Overdue, Replacing, SourceId,
+    SourceReport, Storm,
 };
 use levelhead::message::{Message, Record};
 use levelhead::policy::{DevicePolicy, NeverEoi};
@@ -89,7 +89,8 @@ impl VirtualCpu {
         }
         for index in 0..self.partition.functions.len() {
             let Some(source) = self.watched(index) else { continue };
-            let (storm, deliveries) = machine.lines.resume(source, now, &mut machine.wires());
+            let (storm, deliveries) =
+                machine.lines.resume(source, now, &mut machine.wires(Actor::Hypervisor));
             self.deliver(machine, deliveries);
             let Some(report) = machine.lines.source_report(source) else { continue };
             if let Some(storm) = storm {
@@ -122,7 +123,7 @@ impl VirtualCpu {
         for index in 0..self.partition.functions.len() {
             let Some(source) = self.watched(index) else { continue };
             // At the beginning of time no pause is over.
-            let (storm, deliveries) = machine.lines.resume(source, 0, &mut machine.wires());
+            let (storm, deliveries) = machine.lines.resume(source, 0, &mut machine.wires(Actor::Hypervisor));
             self.deliver(machine, deliveries);
             if let Some((storm, report)) = storm.zip(machine.lines.source_report(source)) {
                 self.record_storm(machine, index, &report, storm, ticks_per_ms);
@@ -140,7 +141,7 @@ impl VirtualCpu {
         }
         let Some(control) = machine.turns.try_take() else { return false };
         if action == NeverEoi::Quarantine {
-            machine.lines.mask(source, MaskReasons::QUARANTINE, &mut machine.wires());
+            machine.lines.mask(source, MaskReasons::QUARANTINE, &mut machine.wires(Actor::Hypervisor));
         }
         // The same notifier again, which nobody else replaces now: the grace period is what makes it safe to lower the pin.
         let same = machine.lines.source_report(source).map_or(Notifier::None, |report| report.slot.target);
@@ -152,7 +153,7 @@ impl VirtualCpu {
     }
 
     fn poll_forced(&mut self, machine: &'static Machine, forcing: Replacing<'static>) {
-        match forcing.poll(&mut machine.wires()) {
+        match forcing.poll(&mut machine.wires(Actor::Hypervisor)) {
             Ok(done) => {
                 machine.turns.give_back(done.control);
                 self.deliver(machine, done.deliveries);

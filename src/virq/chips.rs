@@ -187,7 +187,7 @@ impl VirtualChips {
 
     #[inline]
     fn numbered(&mut self) -> impl Iterator<Item = (Vcpu, &mut VirtualLapic)> {
-        (0..=u8::MAX).map(Vcpu).zip(self.locals.iter_mut().map(|local| &mut local.lapic))
+        (0..MAX_VCPUS).map(Vcpu).zip(self.locals.iter_mut().map(|local| &mut local.lapic))
     }
 
     // Pins.

@@ -2,7 +2,8 @@
 
 use levelhead::addr::GuestPhys;
 use levelhead::hypercall::{
-    Buffer, CONSOLE_WRITE_MAX_BYTES, Call, CallError, Caller, LedgerRecord, SourceId, Target, answer,
+    Buffer, CONSOLE_WRITE_MAX_BYTES, Call, CallError, Caller, HistoryRecord, LedgerRecord, SourceId, Target,
+    answer,
 };
 use levelhead::irq::Pin;
 use levelhead::vcpu::{CodeSize, Gpr, GuestRegs};
@@ -16,10 +17,10 @@ fn expected(regs: &GuestRegs, caller: Caller) -> Result<Call, CallError> {
     }
     let cut = if caller.code_size == CodeSize::Bits64 { u64::MAX } else { 0xffff_ffff };
     let [function, rbx, rcx, rdx] = [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|gpr| regs[gpr] & cut);
-    if function > 11 {
+    if function > 12 {
         return Err(CallError::BadFunction);
     }
-    if ((1..=7).contains(&function) || function == 11) && rbx >> 32 != 0 {
+    if ((1..=7).contains(&function) || function >= 11) && rbx >> 32 != 0 {
         return Err(CallError::BadSource);
     }
     let source = SourceId(rbx as u32);
@@ -49,6 +50,10 @@ fn expected(regs: &GuestRegs, caller: Caller) -> Result<Call, CallError> {
         8 => room(rbx, rcx, 1).map(Call::ConsoleWrite).ok_or(CallError::BadAddress),
         10 => Ok(Call::Reset),
         11 => Ok(Call::TakeOver(source)),
+        12 if rdx < HistoryRecord::BYTES as u64 => Err(CallError::BadLength),
+        12 => room(rcx, HistoryRecord::BYTES as u64, 8)
+            .map(|buffer| Call::ReadHistory(source, buffer))
+            .ok_or(CallError::BadAddress),
         _ if rbx >> 32 != 0 => Err(CallError::BadArgument),
         _ => Ok(Call::Exit(rbx as u32)),
     }
@@ -60,13 +65,16 @@ fn any_registers(dice: &mut Dice) -> GuestRegs {
         regs[gpr] = dice.hostile();
     }
     if !dice.one_in(8) {
-        regs[Gpr::Rax] = dice.below(13);
+        regs[Gpr::Rax] = dice.below(14);
     }
     // What nearly fits comes up too seldom by itself.
     match dice.below(4) {
         0 => regs[Gpr::Rcx] = dice.below(4),
         1 => regs[Gpr::Rcx] = CONSOLE_WRITE_MAX_BYTES.wrapping_sub(1) + dice.below(3),
-        2 => regs[Gpr::Rdx] = (LedgerRecord::BYTES as u64 - 1) + dice.below(3),
+        2 => {
+            let record = dice.pick(&[LedgerRecord::BYTES, HistoryRecord::BYTES]) as u64;
+            regs[Gpr::Rdx] = record - 1 + dice.below(3);
+        }
         _ => {}
     }
     regs

@@ -7,7 +7,8 @@
 pub(crate) mod world;
 
 use levelhead::intx::{
-    AssignError, Budget, Control, Gate, LineIo, LineTable, Notifier, Sample, SourceId, SourceInfo, Targets,
+    Actor, AssignError, Budget, Control, Gate, LineIo, LineTable, Notifier, Sample, SourceId, SourceInfo,
+    Targets,
 };
 use levelhead::irq::{Gsi, Pin, Vector};
 
@@ -236,6 +237,10 @@ impl LineIo for Board {
 
     fn now(&mut self) -> u64 {
         self.clock
+    }
+
+    fn actor(&self) -> Actor {
+        Actor::Guest(0)
     }
 }
 

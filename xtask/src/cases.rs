@@ -66,6 +66,9 @@ pub struct Case {
     pub foreign_mode: Mode,
     /// The Debian package of a kernel that the configuration boots, with what else is made for it: `linux` in xtask.
     pub linux: Option<String>,
+    /// What is typed on the console from the start.
+    #[serde(rename = "type")]
+    pub typed: Option<String>,
     /// Words added to the hypervisor's command line; the whole command line of a guest booted bare.
     #[serde(default)]
     pub append: String,
@@ -328,6 +331,7 @@ impl Case {
         machine.accel.clone_from(&self.accel);
         machine.icount = self.icount;
         machine.root.clone_from(&tree.root);
+        machine.typed.clone_from(&self.typed);
         machine.append = match self.guest_direct {
             Some(_) => self.append.clone(),
             None => run::append(std::slice::from_ref(&self.append)),

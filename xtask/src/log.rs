@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use levelhead::intx::MaskReasons;
 use serde::Serialize;
 
 /// What a line says that is more than text.
@@ -14,6 +15,8 @@ pub enum Line {
     Record(Record),
     /// A device's closing books.
     Ledger(Ledger),
+    /// Why a device's source is silenced, and what happened to it last.
+    Flight(Flight),
     /// What a partition cost.
     Stats(Stats),
     /// The heading of the table of lines, the last thing before guests run.
@@ -103,6 +106,47 @@ pub struct Completed {
     pub handover: u64,
 }
 
+/// What the recorder of a line knows of a source. Times are ticks of the time stamp counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Flight {
+    /// The function, as `00:03.0`.
+    pub device: String,
+    /// The partition's name.
+    pub partition: String,
+    /// Its line.
+    pub gsi: u32,
+    /// When this was printed.
+    pub at: u64,
+    /// Why it is silenced.
+    pub silenced: Vec<Silenced>,
+    /// What happened last, the oldest first.
+    pub moments: Vec<Moment>,
+}
+
+/// A mask reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Silenced {
+    /// Its name.
+    pub reason: String,
+    /// Since when.
+    pub since: u64,
+    /// By whom: `device`, `hypervisor`, or `partition` and its number.
+    pub by: String,
+}
+
+/// Something that happened to a source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Moment {
+    /// When.
+    pub at: u64,
+    /// What it was, in one word.
+    pub what: String,
+    /// Who made it happen.
+    pub by: String,
+    /// The mask reasons afterwards.
+    pub reasons: Vec<String>,
+}
+
 /// Counters by their names, such as `exits.msr`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stats {
@@ -127,6 +171,9 @@ impl Stats {
 pub fn read(line: &str) -> Option<Line> {
     if let Some(rest) = line.strip_prefix("ledger ") {
         return ledger(rest).map(Line::Ledger);
+    }
+    if let Some(rest) = line.strip_prefix("flight ") {
+        return flight(rest).map(Line::Flight);
     }
     if let Some(rest) = line.strip_prefix("stats partition=") {
         return stats(rest).map(Line::Stats);
@@ -244,6 +291,51 @@ fn ledger(rest: &str) -> Option<Ledger> {
     Some(Ledger { device, partition, books: Some(books) })
 }
 
+/// Reads `00:03.0 (demo) GSI 23 at 90: RESET since 80 by hypervisor; 70 arrived by device IN_SERVICE, ...`.
+fn flight(rest: &str) -> Option<Flight> {
+    let mut rest = Rest(rest);
+    let device = rest.until(" (")?.to_owned();
+    let partition = rest.until(") GSI ")?.to_owned();
+    let gsi = rest.number(" at ")?.try_into().ok()?;
+    let at = rest.number(": ")?;
+    let silenced = match rest.until("; ")? {
+        "open" => Vec::new(),
+        reasons => reasons.split(" + ").map(silenced).collect::<Option<_>>()?,
+    };
+    let moments = rest.0.split(", ").map(moment).collect::<Option<_>>()?;
+    Some(Flight { device, partition, gsi, at, silenced, moments })
+}
+
+fn silenced(text: &str) -> Option<Silenced> {
+    let mut rest = Rest(text);
+    let reason = reason(rest.until(" since ")?)?;
+    let since = rest.number(" by ")?;
+    Some(Silenced { reason, since, by: actor(rest.0)? })
+}
+
+fn moment(text: &str) -> Option<Moment> {
+    let mut rest = Rest(text);
+    let at = rest.number(" ")?;
+    let what = rest.until(" by ")?.to_owned();
+    let (by, reasons) = rest.0.rsplit_once(' ')?;
+    let reasons = match reasons {
+        "open" => Vec::new(),
+        reasons => reasons.split('+').map(reason).collect::<Option<_>>()?,
+    };
+    Some(Moment { at, what, by: actor(by)?, reasons })
+}
+
+fn reason(name: &str) -> Option<String> {
+    MaskReasons::from_name(name).map(|_| name.to_owned())
+}
+
+fn actor(text: &str) -> Option<String> {
+    let partition = |number: &str| number.parse::<u8>().is_ok();
+    let known =
+        ["device", "hypervisor"].contains(&text) || text.strip_prefix("partition ").is_some_and(partition);
+    known.then(|| text.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,6 +344,32 @@ mod tests {
                           coalesced 3 + suppressed 1 + pending 0; delivered = eoi 12720 + forced 0 + reset 1 + handover \
                           0 + in service 0: balanced; gate RTE mask, handler installed 1x, removed 0x";
     const STATS: &str = "stats partition=demo exits.interrupt=12 exits.msr=3 ioapic.reads=0 interrupts=12";
+
+    const FLIGHT: &str = "flight 00:03.0 (demo) GSI 23 at 900: NO_NOTIFIER since 810 by hypervisor + OPERATOR since 800 by \
+                          partition 1; 700 arrived by device IN_SERVICE, 750 completed by partition 0 open, 800 masked by \
+                          partition 1 OPERATOR, 810 replaced by hypervisor NO_NOTIFIER+OPERATOR";
+
+    #[test]
+    fn a_flight_is_taken_apart() {
+        let Some(Line::Flight(flight)) = read(FLIGHT) else { panic!("no flight") };
+        let since: Vec<_> =
+            flight.silenced.iter().map(|silenced| (silenced.since, silenced.by.as_str())).collect();
+        assert_eq!(
+            (flight.gsi, flight.at, since),
+            (23, 900, vec![(810, "hypervisor"), (800, "partition 1")])
+        );
+        let [arrived, completed, _, replaced] = &flight.moments[..] else { panic!("{:?}", flight.moments) };
+        assert_eq!((arrived.at, arrived.what.as_str(), arrived.by.as_str()), (700, "arrived", "device"));
+        assert!(completed.reasons.is_empty());
+        assert_eq!(replaced.reasons, ["NO_NOTIFIER", "OPERATOR"]);
+        let open =
+            FLIGHT.replace("NO_NOTIFIER since 810 by hypervisor + OPERATOR since 800 by partition 1", "open");
+        let Some(Line::Flight(open)) = read(&open) else { panic!("no flight") };
+        assert!(open.silenced.is_empty());
+        for wrong in [FLIGHT.replace("IN_SERVICE", "AT_HOME"), FLIGHT.replace("by device", "by nobody")] {
+            assert_eq!(read(&wrong), None);
+        }
+    }
 
     #[test]
     fn a_record_is_taken_apart() {

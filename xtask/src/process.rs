@@ -108,7 +108,7 @@ impl Drop for Guard {
 /// # Errors
 /// When the process cannot be started.
 pub fn run(command: &mut Command, limit: Duration, mut on_line: impl FnMut(Stream, &str)) -> Result<End> {
-    watch(command, Stdio::null(), limit, |event| {
+    watch(command, Input::Nothing, limit, |event| {
         if let Event::Line(stream, line) = event {
             on_line(stream, line);
         }
@@ -120,9 +120,9 @@ pub fn run(command: &mut Command, limit: Duration, mut on_line: impl FnMut(Strea
 ///
 /// # Errors
 /// When it does not; what happened instead fits behind the program's name.
-pub fn answer(command: &mut Command, input: &'static str, limit: Duration) -> Result<String> {
+pub fn answer(command: &mut Command, input: &str, limit: Duration) -> Result<String> {
     let (mut answer, mut complaint) = (String::new(), String::new());
-    let end = attend(command.stdin(Stdio::piped()), input, limit, |event| {
+    let end = watch(command, Input::Text(input.to_owned()), limit, |event| {
         match event {
             Event::Line(Stream::Out, line) => {
                 answer.push_str(line);
@@ -144,6 +144,17 @@ pub fn answer(command: &mut Command, input: &'static str, limit: Duration) -> Re
     }
 }
 
+/// What a process reads.
+#[derive(Debug)]
+pub enum Input {
+    /// Nothing.
+    Nothing,
+    /// What somebody else writes.
+    From(Stdio),
+    /// This, and then nothing.
+    Text(String),
+}
+
 /// As [`run`] with a standard input, and with a say: the process is ended when `on_event` breaks. Ticks come every now
 /// and then.
 ///
@@ -151,23 +162,19 @@ pub fn answer(command: &mut Command, input: &'static str, limit: Duration) -> Re
 /// When the process cannot be started.
 pub fn watch(
     command: &mut Command,
-    input: Stdio,
-    limit: Duration,
-    on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
-) -> Result<End> {
-    attend(command.stdin(input), "", limit, on_event)
-}
-
-/// Runs `command`, whose standard input is set up already: `input`, if it is a pipe.
-fn attend(
-    command: &mut Command,
-    input: &'static str,
+    input: Input,
     limit: Duration,
     mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<End> {
+    let (input, text) = match input {
+        Input::Nothing => (Stdio::null(), String::new()),
+        Input::From(input) => (input, String::new()),
+        Input::Text(text) => (Stdio::piped(), text),
+    };
     signals::catch();
     let deadline = Instant::now().checked_add(limit);
     let child = command
+        .stdin(input)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -176,7 +183,7 @@ fn attend(
 
     if let Some(mut pipe) = guard.0.stdin.take() {
         // Beside us, since nobody needs to read it; a failure means just that.
-        thread::spawn(move || pipe.write_all(input.as_bytes()));
+        thread::spawn(move || pipe.write_all(text.as_bytes()));
     }
     // Bounded, so that a reader of ours that is slow slows the process down instead of filling memory.
     let (sender, lines) = sync_channel(QUEUE);
@@ -351,7 +358,7 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         let end = watch(
             command.args(["-c", "echo one; exec sleep 60"]),
-            Stdio::null(),
+            Input::Nothing,
             Duration::from_secs(60),
             |event| match event {
                 Event::Line(..) => ControlFlow::Break(()),
@@ -366,7 +373,7 @@ mod tests {
         let mut ticks = 0;
         let mut command = Command::new("/bin/sh");
         let end =
-            watch(command.args(["-c", "exec sleep 60"]), Stdio::null(), Duration::from_secs(60), |_| {
+            watch(command.args(["-c", "exec sleep 60"]), Input::Nothing, Duration::from_secs(60), |_| {
                 ticks += 1;
                 if ticks == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });

@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 
 use crate::digest::Digest;
 use crate::live;
-use crate::process::{self, End, Event, Stream};
+use crate::process::{self, End, Event, Input, Stream};
 use crate::setup;
 use crate::symbols::{Guest, Symbols};
 
@@ -51,6 +51,8 @@ pub struct Machine {
     pub initrd: Option<PathBuf>,
     /// What `-append` says.
     pub append: String,
+    /// What is typed on the serial console from the start.
+    pub typed: Option<String>,
     /// Further words, devices above all.
     pub words: Vec<String>,
     /// The guests whose addresses in the console get names, beside the kernel's.
@@ -73,6 +75,7 @@ impl Machine {
             kernel,
             initrd: None,
             append: String::new(),
+            typed: None,
             words: Vec::new(),
             guests: Vec::new(),
             root: PathBuf::new(),
@@ -137,6 +140,7 @@ impl Machine {
         for word in self.arguments() {
             digest.text(&word.to_string_lossy());
         }
+        digest.text(self.typed.as_deref().unwrap_or_default());
         let guests = self.guests.iter().map(|guest| &guest.kernel);
         [&self.kernel].into_iter().chain(&self.initrd).chain(guests).try_for_each(|path| digest.file(path))
     }
@@ -182,7 +186,12 @@ impl Machine {
             Some(_) => self.arguments_with(&live::WORDS),
             None => self.arguments(),
         });
-        let end = process::watch(&mut command, monitor.unwrap_or_else(Stdio::null), limit, |event| {
+        let input = match (monitor, &self.typed) {
+            (Some(monitor), _) => Input::From(monitor),
+            (None, Some(text)) => Input::Text(text.clone()),
+            (None, None) => Input::Nothing,
+        };
+        let end = process::watch(&mut command, input, limit, |event| {
             match event {
                 Event::Line(Stream::Out, line) => {
                     for line in symbols.lines(line) {

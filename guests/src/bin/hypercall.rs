@@ -6,10 +6,10 @@
 
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts};
+use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts, timestamp};
 use guests::edu::Edu;
 use guests::hypercall::{
-    FEATURE_POLL_COUNTER, Interface, Registers, Source, call, error, function, notifier, take_over,
+    FEATURE_POLL_COUNTER, History, Interface, Registers, Source, call, error, function, notifier, take_over,
 };
 use guests::{check, fail, lapic, say, user, wait};
 
@@ -34,7 +34,7 @@ fn main() {
     bad_sources(&interface);
     sources_without_pin(&interface);
     bad_notifiers(&interface, source);
-    bad_ledgers(source);
+    bad_records(source);
     console();
     refuse(function::EXIT, [1 << 32, 0, 0], error::BAD_ARGUMENT);
     say!("exit codes ok");
@@ -43,6 +43,43 @@ fn main() {
     let after = source.ledger();
     check!(after == before, "refused calls had an effect: {after:?} was {before:?}");
     interrupt_still_arrives(edu);
+    history(source);
+}
+
+/// The history tells of the interrupt that has just been, and answers why a source is silenced, since when and by whom (N19).
+fn history(source: Source) {
+    const ARRIVED: u64 = 0;
+    const COMPLETED: u64 = 2;
+    const MASKED: u64 = 5;
+    const OPERATOR: usize = 4;
+    let own = 0;
+    let open = History::of(source);
+    let last = open.moment(1).zip(open.moment(0));
+    let Some((arrived, completed)) = last else { fail!("an interrupt left no trace: {open:x?}") };
+    check!(
+        (arrived.what, arrived.by, arrived.reasons) == (ARRIVED, History::DEVICE, 1)
+            && (completed.what, completed.by, completed.reasons) == (COMPLETED, own, 0)
+            && arrived.at < completed.at
+            && completed.at < open.now(),
+        "the interrupt is remembered as {arrived:x?} and {completed:x?} at {:#x}",
+        open.now()
+    );
+    check!(open.reasons() == 0 && open.since(OPERATOR) == (0, 0), "the source is not open: {open:x?}");
+
+    let before = timestamp();
+    source.mask();
+    let after = timestamp();
+    let masked = History::of(source);
+    let (at, by) = masked.since(OPERATOR);
+    check!(
+        masked.reasons() == 1 << OPERATOR && by == own && before < at && at < after,
+        "masked between {before:#x} and {after:#x}: {masked:x?}"
+    );
+    let what = masked.moment(0).map(|moment| (moment.at, moment.what, moment.by));
+    check!(what == Some((at, MASKED, own)), "the mask is remembered as {what:x?}");
+    source.unmask();
+    check!(History::of(source).reasons() == 0, "the source is not open after an unmask");
+    say!("history ok");
 }
 
 /// Makes a call that must fail with this code.
@@ -56,14 +93,14 @@ fn refuse(function: u64, arguments: Registers, code: i64) {
 }
 
 fn bad_functions() {
-    for function in [12, 13, 0x100, 1 << 32, 1 << 63, u64::MAX] {
+    for function in [13, 14, 0x100, 1 << 32, 1 << 63, u64::MAX] {
         refuse(function, [0; 3], error::BAD_FUNCTION);
     }
     say!("bad functions ok");
 }
 
 /// Memory that a call could write to, if it were not refused.
-static ROOM: CpuCell<[u64; 32]> = CpuCell::new([0; 32]);
+static ROOM: CpuCell<[u64; 96]> = CpuCell::new([0; 96]);
 
 fn room() -> (u64, u64) {
     ((&raw const ROOM).expose_provenance() as u64, size_of_val(&ROOM) as u64)
@@ -74,6 +111,7 @@ fn bad_sources(interface: &Interface) {
     for source in [interface.sources, u64::from(u32::MAX), 1 << 32, u64::MAX] {
         refuse(function::SET_NOTIFIER, [source, notifier::VIRTUAL_PIN, 0], error::BAD_SOURCE);
         refuse(function::READ_LEDGER, [source, address, bytes], error::BAD_SOURCE);
+        refuse(function::READ_HISTORY, [source, address, bytes], error::BAD_SOURCE);
         for function in [
             function::SOURCE_INFO,
             function::CLEAR_NOTIFIER,
@@ -114,6 +152,7 @@ fn sources_without_pin(interface: &Interface) {
     for source in without {
         count += 1;
         refuse(function::READ_LEDGER, [source, address, bytes], error::NO_INTX);
+        refuse(function::READ_HISTORY, [source, address, bytes], error::NO_INTX);
         refuse(function::SET_NOTIFIER, [source, notifier::VIRTUAL_PIN, 0], error::NO_INTX);
         for function in [function::CLEAR_NOTIFIER, function::MASK, function::UNMASK, function::TRIGGER] {
             refuse(function, [source, 0, 0], error::NO_INTX);
@@ -139,17 +178,19 @@ fn bad_notifiers(interface: &Interface, Source(source): Source) {
     say!("bad notifiers ok");
 }
 
-fn bad_ledgers(Source(source): Source) {
+fn bad_records(Source(source): Source) {
     let (address, bytes) = room();
-    for address in NOWHERE {
-        refuse(function::READ_LEDGER, [source, address, bytes], error::BAD_ADDRESS);
+    for (function, record) in [(function::READ_LEDGER, 128), (function::READ_HISTORY, 704)] {
+        for address in NOWHERE {
+            refuse(function, [source, address, bytes], error::BAD_ADDRESS);
+        }
+        refuse(function, [source, address + 4, bytes - 8], error::BAD_ADDRESS);
+        for bytes in [0, record - 1] {
+            refuse(function, [source, address, bytes], error::BAD_LENGTH);
+        }
     }
-    refuse(function::READ_LEDGER, [source, address + 4, bytes - 8], error::BAD_ADDRESS);
-    for bytes in [0, 127] {
-        refuse(function::READ_LEDGER, [source, address, bytes], error::BAD_LENGTH);
-    }
-    check!(ROOM.get() == [0; 32], "a refused call wrote to memory");
-    say!("bad ledger addresses ok");
+    check!(ROOM.get() == [0; 96], "a refused call wrote to memory");
+    say!("bad records ok");
 }
 
 fn console() {
@@ -171,12 +212,12 @@ fn console() {
 /// Whatever user mode asks for, the answer is the same.
 fn user_mode(Source(source): Source) {
     let (address, bytes) = room();
-    for function in function::VERSION..=function::RESET + 1 {
+    for function in function::VERSION..=function::LAST + 1 {
         // SAFETY: the call is refused, or the guest ends below.
         let code = unsafe { user::call(function, [source, address, bytes]) };
         check!(code == error::NOT_PERMITTED, "hypercall {function} from user mode returned {code}");
     }
-    check!(ROOM.get() == [0; 32], "a refused call wrote to memory");
+    check!(ROOM.get() == [0; 96], "a refused call wrote to memory");
     say!("user mode ok");
 }
 

@@ -63,23 +63,28 @@ pub(crate) struct ThisCpu {
 
 /// The vectors that arrived in one window, taken from highest to lowest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Arrived([u64; 4]);
+pub(crate) struct Arrived {
+    words: [u64; 4],
+    /// The highest word that may have a bit; past the last when none has.
+    at: usize,
+}
 
 impl Iterator for Arrived {
     type Item = Vector;
 
     #[inline]
     fn next(&mut self) -> Option<Vector> {
-        for (index, word) in self.0.iter_mut().enumerate().rev() {
+        loop {
+            let word = self.words.get_mut(self.at)?;
             if *word != 0 {
                 // Less than 64, so that both halves of the number below stay apart.
                 let bit = 63 ^ word.leading_zeros();
                 *word &= !(1 << bit);
                 // The stubs of exceptions never set a bit, so new() does not refuse.
-                return Vector::new(((index as u32) << 6 | bit) as u8);
+                return Vector::new(((self.at as u32) << 6 | bit) as u8);
             }
+            self.at = self.at.wrapping_sub(1);
         }
-        None
     }
 }
 
@@ -161,7 +166,7 @@ impl ThisCpu {
     #[inline]
     fn take(&mut self) -> Arrived {
         // Only stubs on this CPU write these words, and only inside a window: plain load and store suffice.
-        Arrived(core::array::from_fn(|index| {
+        let words = core::array::from_fn(|index| {
             self.shared.pending.get(index).map_or(0, |word| {
                 let value = word.load(Ordering::Relaxed);
                 if value != 0 {
@@ -169,7 +174,8 @@ impl ThisCpu {
                 }
                 value
             })
-        }))
+        });
+        Arrived { words, at: words.len().wrapping_sub(1) }
     }
 }
 

@@ -18,6 +18,8 @@ use super::paging::{AddressSpace, OutOfMemory};
 pub(crate) const SPURIOUS_VECTOR: u8 = 0xff;
 /// Wakes a CPU that waits for another one.
 pub(crate) const WAKE_VECTOR: u8 = 0xfd;
+/// The vector of the console's receiver.
+pub(crate) const CONSOLE_VECTOR: u8 = 0xfb;
 /// Makes a CPU look at its virtual CPU's doorbell.
 pub(crate) const KICK_VECTOR: u8 = 0xfc;
 /// The local timer's vector.

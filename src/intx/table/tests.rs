@@ -1,7 +1,7 @@
 //! Looking things up, assigning and releasing, and the life of the permanent handler.
 
 use super::*;
-use crate::intx::{Budget, Delivery, MAX_SHARERS, Outcome, Sample, Service};
+use crate::intx::{Actor, Budget, Delivery, MAX_SHARERS, Outcome, Sample, Service};
 
 /// A board that takes everything and remembers what was last done to it.
 #[derive(Debug, Default)]
@@ -30,6 +30,9 @@ impl LineIo for Quiet {
     }
     fn now(&mut self) -> u64 {
         0
+    }
+    fn actor(&self) -> Actor {
+        Actor::Guest(0)
     }
 }
 
@@ -353,6 +356,9 @@ impl LineIo for Wired {
     }
     fn now(&mut self) -> u64 {
         0
+    }
+    fn actor(&self) -> Actor {
+        Actor::Guest(0)
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::console::table::{Align, Cell, Table};
 use crate::console::{BAD, Console, FAINT, GOOD, STRONG};
-use crate::log::{Ledger, Line, Record, Stats};
+use crate::log::{Flight, Ledger, Line, Record, Stats};
 use crate::process::End;
 use crate::qemu::{Machine, Outcome};
 
@@ -18,6 +18,7 @@ pub struct Summary {
     records: Vec<Record>,
     partitions: Vec<Partition>,
     lines: Vec<Ledger>,
+    flights: Vec<Flight>,
     guests_run: Option<Duration>,
     heard: bool,
 }
@@ -49,7 +50,14 @@ impl Summary {
     pub fn new(names: &[String]) -> Self {
         let partition = |name: &String| Partition { name: name.clone(), ..Partition::default() };
         let partitions = names.iter().map(partition).collect();
-        Self { records: Vec::new(), partitions, lines: Vec::new(), guests_run: None, heard: false }
+        Self {
+            records: Vec::new(),
+            partitions,
+            lines: Vec::new(),
+            flights: Vec::new(),
+            guests_run: None,
+            heard: false,
+        }
     }
 
     /// Whether the machine has said anything.
@@ -68,6 +76,7 @@ impl Summary {
             Some(Line::GuestsRun) => self.guests_run = Some(elapsed),
             Some(Line::Record(record)) => self.record(elapsed, record),
             Some(Line::Ledger(ledger)) => self.ledger(ledger),
+            Some(Line::Flight(flight)) => self.flights.push(flight),
             Some(Line::Stats(stats)) => self.stats(&stats),
             None => {}
         }
@@ -124,6 +133,11 @@ impl Summary {
         if !self.lines.is_empty() {
             console.line("");
             console.table(&self.line_table());
+        }
+        if self.partitions.iter().any(|partition| partition.success != Some(true)) && !self.flights.is_empty()
+        {
+            console.line("");
+            console.table(&self.flight_table());
         }
         console.line("");
     }
@@ -201,6 +215,32 @@ impl Summary {
         }
         table
     }
+
+    /// What happened to each source last, the latest first: shown when something went wrong.
+    fn flight_table(&self) -> Table {
+        let mut table = Table::new([
+            ("device", Align::Left),
+            ("partition", Align::Left),
+            ("ticks ago", Align::Right),
+            ("what", Align::Left),
+            ("by", Align::Left),
+            ("silenced for", Align::Left),
+        ]);
+        for flight in &self.flights {
+            for moment in flight.moments.iter().rev() {
+                let reasons = moment.reasons.join("+");
+                table.row([
+                    Cell::painted(STRONG, &flight.device),
+                    Cell::from(&flight.partition),
+                    Cell::from(flight.at.saturating_sub(moment.at).to_string()),
+                    Cell::from(&moment.what),
+                    Cell::from(&moment.by),
+                    if reasons.is_empty() { Cell::painted(FAINT, "open") } else { Cell::from(reasons) },
+                ]);
+            }
+        }
+        table
+    }
 }
 
 fn or_dash(text: Option<String>) -> Cell {
@@ -232,6 +272,7 @@ pub struct Report<'a> {
     records: &'a [Record],
     partitions: &'a [Partition],
     lines: &'a [Ledger],
+    flights: &'a [Flight],
     /// What QEMU itself said.
     complaints: &'a [String],
 }
@@ -280,6 +321,7 @@ impl<'a> Report<'a> {
             records: &summary.records,
             partitions: &summary.partitions,
             lines: &summary.lines,
+            flights: &summary.flights,
             complaints: &outcome.complaints,
         }
     }
@@ -292,7 +334,7 @@ mod tests {
     use crate::console::tests::Paper;
     use crate::log;
 
-    const CONSOLE: [&str; 8] = [
+    const CONSOLE: [&str; 9] = [
         "INFO  Levelhead 0.1.0",
         "  device   partition        line     vector  gate      notifier               handler",
         "[demo] echo: PASS",
@@ -300,6 +342,8 @@ mod tests {
         "ledger 00:03.0 (demo) GSI 23: accepted wire 4 loopback 1 replay 1 = delivered 5 + coalesced 0 + suppressed 1 + \
          pending 0; delivered = eoi 5 + forced 0 + reset 0 + handover 0 + in service 0: balanced; gate RTE mask, handler \
          installed 1x, removed 0x",
+        "flight 00:03.0 (demo) GSI 23 at 900: RESET since 890 by hypervisor; 800 arrived by device IN_SERVICE, 890 masked by \
+         hypervisor RESET",
         "ledger 00:04.0 (demo): no INTx",
         "stats partition=demo exits.interrupt=4 exits.msr=4 exits.hlt=0 ioapic.reads=0 ioapic.writes=8 config.accesses=64 \
          interrupts=4",
@@ -348,6 +392,20 @@ mod tests {
         let paper = Paper::default();
         summary(&CONSOLE[..1]).show(&mut Console::plain(paper.clone()));
         assert_eq!(paper.text(), "");
+    }
+
+    #[test]
+    fn n19_what_went_wrong_shows_what_happened_last() {
+        let failed =
+            CONSOLE.map(|line| line.replace("INFO  Guest/reported-success", "ERROR Guest/reported-failure"));
+        let failed = failed.map(|line| line.replace("(code 0x10)", "(code 0x10); to do: see"));
+        let paper = Paper::default();
+        summary(&failed.each_ref().map(String::as_str)).show(&mut Console::plain(paper.clone()));
+        let text = paper.text();
+        let rows: Vec<Vec<&str>> =
+            text.lines().rev().skip(1).take(2).map(|row| row.split_whitespace().collect()).collect();
+        assert_eq!(rows[0], ["00:03.0", "demo", "100", "arrived", "device", "IN_SERVICE"]);
+        assert_eq!(rows[1], ["00:03.0", "demo", "10", "masked", "hypervisor", "RESET"]);
     }
 
     #[test]

@@ -79,7 +79,8 @@ impl Watch {
     fn line(&mut self, text: &str) {
         let line = log::read(text);
         // The tables at the end say the same.
-        let spare = self.console.is_watched() && matches!(line, Some(Line::Ledger(_) | Line::Stats(_)));
+        let spare = self.console.is_watched()
+            && matches!(line, Some(Line::Ledger(_) | Line::Flight(_) | Line::Stats(_)));
         if !spare {
             match text.split(' ').next() {
                 Some("ERROR") => self.console.line(self.console.paint(BAD, text)),
