@@ -1,20 +1,19 @@
 //! How a physical function becomes a partition's own: silenced, its line installed, its BARs placed, as the plan says.
 //!
-//! Boot only. The order is the point: every function of the machine that has an interrupt pin is silenced (DisINTx) before
-//! any line is looked at, since those on one line open together; the redirection table entry is level-triggered and masked
-//! before the function may assert again, and the permanent handler stands before anything can reach it (I2, I14, I48). A
-//! step that fails leaves the function silent and its line masked. Functions that nobody gets stay silent for good.
+//! Boot only. Every function of the machine that has an interrupt pin is silenced (DisINTx) before any line is looked at; how a
+//! line is installed is the library's (`assignment`). Functions that nobody gets stay silent for good.
 
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64};
 
+use levelhead::assignment::{self, Chips, Place};
 use levelhead::decide::{BAR_WINDOW, Bystander, DevicePlan, GateChoice, Intx, Line, MAX_SOURCES};
 use levelhead::facts::Proof;
-use levelhead::intx::{Actor, Budget, Gate, LineIo, LineTable, SourceId, SourceInfo};
+use levelhead::intx::{Budget, LineTable, SourceId};
 use levelhead::ioapic::Rte;
-use levelhead::irq::{Pin, TriggerMode};
+use levelhead::irq::{Gsi, Pin};
 use levelhead::message::{Message, Record, Refusal};
 use levelhead::ownership::Ownership;
 use levelhead::pci::{Bdf, DisIntx, VirtualConfig};
@@ -23,8 +22,8 @@ use log::info;
 use super::Function;
 use crate::arch::x86::clock::Clock;
 use crate::arch::x86::config_space::HostConfig;
+use crate::arch::x86::cpu::tsc;
 use crate::arch::x86::ioapic::IoApics;
-use crate::machine::Wires;
 use crate::order::Ordered;
 use crate::report::record;
 
@@ -87,11 +86,9 @@ impl<'a> Assigner<'a> {
             Intx::Line(line) => Some(line),
             Intx::AtBoot { .. } | Intx::Refused => return Err(undecided(device)),
         };
-        function.prepare(self.config);
-        let silencer = DisIntx::take(self.config, bdf).ok_or_else(|| {
+        let silencer = assignment::silence(self.config, function).map_err(|_| {
             refuse(device, "bdf", Message::DeviceSilent, Message::DeviceSilent.meaning().to_string())
         })?;
-        silencer.write(self.config, true);
         info!("{bdf}: bus mastering held off, since no IOMMU bounds its DMA yet");
         match device.reset {
             Some(Ok(method)) => info!("{bdf}: can be reset: {method}"),
@@ -133,8 +130,7 @@ impl<'a> Assigner<'a> {
             .map_err(|error| refuse(device, "bdf", error.message(), error.to_string()))
     }
 
-    /// Programs the line, if this is the first device on it, and installs the permanent handler. The function is silent
-    /// meanwhile.
+    /// Brings the silent function onto its line.
     fn install(
         &mut self,
         line: &Line,
@@ -142,14 +138,8 @@ impl<'a> Assigner<'a> {
         owner: u8,
         silencer: DisIntx,
     ) -> Result<SourceId, (&'static str, Message, String)> {
-        let gsi = line.route.gsi;
         let bug = |what: &str| ("bdf", Message::InternalError, what.to_string());
         let GateChoice::Made(gate, _) = line.gate else { return Err(bug("its gate is not decided")) };
-        // The entry of a line in use is its sharers' too, and open when they are silenced by themselves.
-        if !self.lines.is_in_use(gsi) {
-            let rte = Rte::masked(line.vector, line.destination, TriggerMode::Level, line.route.polarity);
-            self.io_apics.with(|chips| chips.program(gsi, rte));
-        }
         if let Some(Err(fault)) = line.dis_intx {
             let what =
                 format_args!("DisINTx cannot silence this function ({fault}); its line is masked instead");
@@ -160,24 +150,32 @@ impl<'a> Assigner<'a> {
                 remedy: None,
             });
         }
-        let owner = (!device.moves).then_some(owner);
-        let info = SourceInfo { owner, bdf: silencer.bdf().requester_id() };
-        let slot = self.dis_intx.iter_mut().find(|slot| slot.is_none());
-        *slot.ok_or_else(|| bug("more sources than were planned"))? = Some(silencer);
-        let Self { lines, dis_intx, io_apics, config, .. } = self;
-        // A line that is being installed has no notifier yet, so nothing of a receiver is reached.
-        let mut wires = Wires::new(io_apics, config, dis_intx, &[], Actor::Hypervisor);
-        let source = lines
-            .assign(gsi, line.vector, gate, info, &mut wires)
-            .map_err(|error| bug(&error.to_string()))?;
-        if let Some((limit, clock)) = device.policy.storm.zip(self.clock) {
-            lines.limit(source, Budget::new(&limit, clock.ticks_per_ms.get()));
-        }
-        if gate == Gate::RteMask {
-            // Behind a line gate the function must be able to drive the wire; the entry is masked now.
-            wires.set_disintx(info.bdf, false);
-        }
-        Ok(source)
+        let place = Place {
+            gsi: line.route.gsi,
+            polarity: line.route.polarity,
+            vector: line.vector,
+            destination: line.destination,
+            gate,
+            owner: (!device.moves).then_some(owner),
+            budget: device
+                .policy
+                .storm
+                .zip(self.clock)
+                .map(|(limit, clock)| Budget::new(&limit, clock.ticks_per_ms.get())),
+        };
+        let Self { config, io_apics, lines, dis_intx, .. } = self;
+        assignment::install(lines, dis_intx, silencer, *config, io_apics, &place, tsc())
+            .map_err(|(fault, _)| bug(&fault.to_string()))
+    }
+}
+
+impl Chips for &Ordered<IoApics> {
+    fn program(&mut self, gsi: Gsi, rte: Rte) {
+        self.with(|chips| chips.program(gsi, rte));
+    }
+
+    fn set_mask(&mut self, gsi: Gsi, masked: bool) {
+        self.with(|chips| chips.set_mask(gsi, masked));
     }
 }
 
