@@ -99,6 +99,9 @@ pub struct Guest {
     /// How many devices share the line, 1 to 8. One of them interrupts, the others are open and quiet.
     #[serde(default = "alone")]
     pub sources: u32,
+    /// How many lines are in use, 1 to 8. The others are open and quiet.
+    #[serde(default = "alone")]
+    pub lines: u32,
 }
 
 fn alone() -> u32 {
@@ -112,6 +115,21 @@ const CONFIG: &str = "tests/qemu/bench.toml";
 /// The device in that file, to which others on its line are added, and the word that makes the machine have it.
 const DEVICE: &str = "bdf = \"00:03.0\"";
 const DEVICE_WORD: &str = "edu,addr=3";
+/// Devices of other lines, each on one of its own (q35): what QEMU calls them, and where the machine has them. Slots below 25
+/// share four lines; the other four are the bridge's in slot 25, behind which a device's slot picks its pin.
+const OTHER_LINES: [(&str, &str); 7] = [
+    ("edu,addr=4", "00:04.0"),
+    ("edu,addr=5", "00:05.0"),
+    ("edu,addr=6", "00:06.0"),
+    ("edu,bus=bridge,addr=1", "01:01.0"),
+    ("edu,bus=bridge,addr=2", "01:02.0"),
+    ("edu,bus=bridge,addr=3", "01:03.0"),
+    ("edu,bus=bridge,addr=4", "01:04.0"),
+];
+/// As many as q35 has.
+const MOST_LINES: u32 = OTHER_LINES.len() as u32 + 1;
+/// The bridge.
+const BRIDGE: &str = "pci-bridge,id=bridge,chassis_nr=1,addr=0x19";
 /// The command line of the guest in that file, which is exchanged for each run.
 const CMDLINE: &str = "apic=xapic vcpu=busy rounds=1000";
 /// How long the two runs of a row are.
@@ -204,6 +222,8 @@ struct Row {
     mask: Option<Mask>,
     /// How many devices are on the line.
     sources: u32,
+    /// How many lines are in use.
+    lines: u32,
     /// Instructions from the access that raises the line to the first one of the ISR.
     raise_to_isr: Spread,
     /// Instructions of the write that is the EOI.
@@ -256,7 +276,7 @@ pub fn intx(tree: &Tree, options: &Options) -> Result<()> {
     let mut rows = Vec::new();
     for guest in Guest::all() {
         eprintln!("bench: {}", guest.name());
-        let exclusive = guest.mask == Mask::Line && guest.sources == 1;
+        let exclusive = guest.mask == Mask::Line && guest.sources == 1 && guest.lines == 1;
         if exclusive && (guest.apic == Apic::Xapic || version >= setup::X2APIC_QEMU) {
             rows.push(guest.bare(tree, &qemu, options.verbose)?);
         }
@@ -275,7 +295,7 @@ impl Guest {
     /// Every guest that is reported: those with a line of their own, and those that share one.
     fn all() -> impl Iterator<Item = Self> {
         let exclusive = [Apic::Xapic, Apic::X2apic].into_iter().flat_map(|apic| {
-            [Vcpu::Busy, Vcpu::Halted].map(|vcpu| Self { apic, vcpu, mask: Mask::Line, sources: 1 })
+            [Vcpu::Busy, Vcpu::Halted].map(|vcpu| Self { apic, vcpu, mask: Mask::Line, sources: 1, lines: 1 })
         });
         let shared = [
             (Mask::Function, 1),
@@ -284,22 +304,39 @@ impl Guest {
             (Mask::Function, 8),
             (Mask::Line, 8),
         ];
-        let shared =
-            shared.map(|(mask, sources)| Self { apic: Apic::Xapic, vcpu: Vcpu::Busy, mask, sources });
-        exclusive.chain(shared)
+        let shared = shared.map(|(mask, sources)| Self {
+            apic: Apic::Xapic,
+            vcpu: Vcpu::Busy,
+            mask,
+            sources,
+            lines: 1,
+        });
+        let many = [Apic::Xapic, Apic::X2apic].map(|apic| Self {
+            apic,
+            vcpu: Vcpu::Busy,
+            mask: Mask::Line,
+            sources: 1,
+            lines: MOST_LINES,
+        });
+        exclusive.chain(shared).chain(many)
     }
 
     /// What is measured, for people.
     fn name(self) -> String {
-        name(self.apic.name(), self.vcpu.name(), Some(self.mask), self.sources)
+        name(self.apic.name(), self.vcpu.name(), Some(self.mask), self.sources, self.lines)
     }
 
     /// The devices of the configuration: functions of one slot, whose pins are all INTA# and so drive one line.
     fn devices(self) -> String {
         let mask = self.mask;
-        let tables =
-            (0..self.sources).map(|function| format!("bdf = \"00:03.{function}\"\nmask = \"{mask}\"\n"));
+        let on_line = (0..self.sources).map(|function| format!("00:03.{function}"));
+        let others = OTHER_LINES.iter().take(self.other_lines()).map(|(_, bdf)| (*bdf).to_owned());
+        let tables = on_line.chain(others).map(|bdf| format!("bdf = \"{bdf}\"\nmask = \"{mask}\"\n"));
         tables.collect::<Vec<_>>().join("\n[[partition.device]]\n")
+    }
+
+    fn other_lines(self) -> usize {
+        self.lines.saturating_sub(1) as usize
     }
 
     /// QEMU's words for them.
@@ -313,6 +350,11 @@ impl Guest {
         let others = (1..self.sources)
             .flat_map(|function| ["-device".to_owned(), format!("{DEVICE_WORD}.{function}")]);
         words.extend(others);
+        let others = OTHER_LINES.iter().take(self.other_lines()).map(|(word, _)| *word);
+        let bridge = (self.lines > 1).then_some(BRIDGE);
+        words.extend(
+            bridge.into_iter().chain(others).flat_map(|word| ["-device".to_owned(), word.to_owned()]),
+        );
         Ok(words)
     }
 
@@ -343,7 +385,7 @@ impl Guest {
         accesses: Option<Accesses>,
     ) -> Row {
         let Times { raise_to_isr, eoi, round_trip } = times;
-        let (apic, vcpu, sources) = (self.apic.name(), self.vcpu.name(), self.sources);
+        let (apic, vcpu, sources, lines) = (self.apic.name(), self.vcpu.name(), self.sources, self.lines);
         let mask = accesses.map(|_| self.mask);
         Row {
             host,
@@ -351,6 +393,7 @@ impl Guest {
             vcpu,
             mask,
             sources,
+            lines,
             raise_to_isr,
             eoi,
             round_trip,
@@ -516,9 +559,19 @@ impl Counters {
 /// The result for people.
 fn show(console: &mut Console, rows: &[Row]) {
     let texts = ["host", "apic", "vcpu", "mask"].map(|title| (title, Align::Left));
-    let numbers =
-        ["sources", "raise to ISR", "EOI", "round trip", "exits", "IOAPIC r", "IOAPIC w", "config", "reads"]
-            .map(|title| (title, Align::Right));
+    let numbers = [
+        "sources",
+        "lines",
+        "raise to ISR",
+        "EOI",
+        "round trip",
+        "exits",
+        "IOAPIC r",
+        "IOAPIC w",
+        "config",
+        "reads",
+    ]
+    .map(|title| (title, Align::Right));
     let mut table = Table::new(texts.into_iter().chain(numbers));
     for row in rows {
         let times = [row.raise_to_isr, row.eoi, row.round_trip].map(|spread| Cell::from(spread.to_string()));
@@ -535,7 +588,7 @@ fn show(console: &mut Console, rows: &[Row]) {
         });
         let mask = row.mask.map_or(String::new(), |mask| mask.to_string());
         let names = [row.host, row.apic, row.vcpu].map(Cell::from);
-        let place = [Cell::from(mask), Cell::from(row.sources.to_string())];
+        let place = [mask, row.sources.to_string(), row.lines.to_string()].map(Cell::from);
         table.row(names.into_iter().chain(place).chain(times).chain(counts.into_iter().flatten()));
     }
     console.line("instructions: min / median / max");
@@ -544,19 +597,21 @@ fn show(console: &mut Console, rows: &[Row]) {
     for row in rows.iter().filter(|row| row.host == "levelhead") {
         let reasons = row.exits_per_interrupt.iter().map(|(reason, count)| format!("{reason} {count:.2}"));
         let reasons = reasons.collect::<Vec<_>>().join(", ");
-        let name = name(row.apic, row.vcpu, row.mask, row.sources);
+        let name = name(row.apic, row.vcpu, row.mask, row.sources, row.lines);
         console.line(format_args!("exits {name}: {reasons}"));
     }
     console.line("");
-    for goal in rows.iter().filter(|row| row.host == "levelhead").flat_map(goals) {
+    let hosted = rows.iter().filter(|row| row.host == "levelhead");
+    for goal in hosted.flat_map(goals).chain(goals_of_many_lines(rows)) {
         let (style, word) = if goal.met { (GOOD, "met    ") } else { (BAD, "NOT met") };
         console.line(format_args!("{} {}", console.paint(style, word), goal.what));
     }
 }
 
 /// What a row measures: the guest, and the line if it is not one of a single device that its entry silences.
-fn name(apic: &str, vcpu: &str, mask: Option<Mask>, sources: u32) -> String {
+fn name(apic: &str, vcpu: &str, mask: Option<Mask>, sources: u32, lines: u32) -> String {
     match mask {
+        Some(Mask::Line) if lines > 1 => format!("{apic} {vcpu}, {lines} lines"),
         None | Some(Mask::Line) if sources == 1 => format!("{apic} {vcpu}"),
         Some(mask) => format!("{apic} {vcpu}, mask = \"{mask}\", {sources} on the line"),
         None => format!("{apic} {vcpu}, {sources} on the line"),
@@ -577,7 +632,7 @@ impl fmt::Display for Goal {
 
 /// The goals of a row under Levelhead.
 fn goals(row: &Row) -> Vec<Goal> {
-    let name = name(row.apic, row.vcpu, row.mask, row.sources);
+    let name = name(row.apic, row.vcpu, row.mask, row.sources, row.lines);
     let mut goals = Vec::new();
     let Spread { median, max, .. } = row.round_trip;
     let exclusive = row.mask == Some(Mask::Line) && row.sources == 1;
@@ -608,6 +663,22 @@ fn goals(row: &Row) -> Vec<Goal> {
     goals
 }
 
+/// With many lines in use an interrupt may cost a fiftieth more than with one.
+fn goals_of_many_lines(rows: &[Row]) -> impl Iterator<Item = Goal> {
+    let one = |many: &Row| {
+        rows.iter().find(|row| {
+            (row.host, row.apic, row.vcpu, row.mask, row.sources, row.lines)
+                == (many.host, many.apic, many.vcpu, many.mask, many.sources, 1)
+        })
+    };
+    rows.iter().filter(|row| row.lines > 1).filter_map(move |many| {
+        let (most, least) = (many.round_trip.median, one(many)?.round_trip.median);
+        let name = name(many.apic, many.vcpu, many.mask, many.sources, many.lines);
+        let what = format!("{name}: round trip {most}, goal 1.02 times {least} with one line in use");
+        Some(Goal { met: most.saturating_mul(50) <= least.saturating_mul(51), what })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -634,6 +705,7 @@ mod tests {
             vcpu: "busy",
             mask: Some(Mask::Line),
             sources: 1,
+            lines: 1,
             raise_to_isr: spread,
             eoi: spread,
             round_trip: spread,
@@ -644,7 +716,7 @@ mod tests {
 
     #[test]
     fn the_guests_row_is_read_if_it_is_the_right_one() {
-        let guest = |apic, vcpu| Guest { apic, vcpu, mask: Mask::Line, sources: 1 };
+        let guest = |apic, vcpu| Guest { apic, vcpu, mask: Mask::Line, sources: 1, lines: 1 };
         let times = parse_times(FIELDS, guest(Apic::Xapic, Vcpu::Busy)).unwrap();
         assert_eq!(times.raise_to_isr, Spread { min: 7, median: 7, max: 8 });
         assert_eq!(times.round_trip, Spread { min: 29, median: 29, max: 31 });
@@ -706,6 +778,15 @@ mod tests {
     }
 
     #[test]
+    fn many_lines_may_cost_a_fiftieth_more() {
+        let many = |median| Row { lines: 8, ..row(median, median, &[]) };
+        let met = |rows: &[Row]| goals_of_many_lines(rows).map(|goal| goal.met).collect::<Vec<_>>();
+        assert_eq!(met(&[row(1000, 1000, &[]), many(1020)]), [true]);
+        assert_eq!(met(&[many(1021), row(1000, 1000, &[])]), [false]);
+        assert!(met(&[many(1021)]).is_empty(), "there is nothing to compare it with");
+    }
+
+    #[test]
     fn the_json_has_the_agreed_keys() {
         let json = serde_json::to_value(vec![row(900, 901, &[("interrupt", 1.0)])]).unwrap();
         assert_eq!(json, crate::console::json::tests::example("bench"));
@@ -721,6 +802,7 @@ mod tests {
             "eoi",
             "mask",
             "sources",
+            "lines",
             "config_reads_per_interrupt",
             "ioapic_reads_per_interrupt",
             "config_accesses_per_interrupt",
