@@ -26,6 +26,10 @@ use crate::digest::Digest;
 use crate::qemu::{Machine, Outcome};
 use crate::{bundle, log, run, setup};
 
+mod goals;
+
+use goals::{goals, goals_of_many_lines};
+
 /// The guest's interface to its local APIC.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
@@ -148,17 +152,6 @@ const TESTED: Rounds = Rounds { long: 60, short: 20 };
 const LIMIT: Duration = Duration::from_secs(300);
 /// How much of a failed run's console is shown.
 const TAIL: usize = 40;
-
-/// The goals of a round trip in instructions, by the guest's interface to its local APIC.
-const ROUND_TRIP_GOAL: [(&str, u64); 2] = [("xapic", 3000), ("x2apic", 2000)];
-/// The goal of VM exits per interrupt: the interrupt itself and the EOI; of a halted virtual CPU the HLT and the EOI,
-/// since nothing runs that the interrupt could make exit.
-const EXITS_GOAL: f64 = 2.0;
-/// The goal of configuration accesses by an interrupt that is silenced at its function: its Status is read and DisINTx written
-/// as it comes and at its EOI; for every other source on the line one read of Status comes on top.
-const CONFIG_GOAL: u32 = 4;
-/// The goal of IO-APIC writes by an interrupt that is silenced at its line.
-const IOAPIC_WRITES_GOAL: f64 = 4.0;
 
 /// What can be measured: the word by which it is asked for, and what it tells.
 pub const BENCHES: [(&str, &str); 1] =
@@ -618,67 +611,6 @@ fn name(apic: &str, vcpu: &str, mask: Option<Mask>, sources: u32, lines: u32) ->
     }
 }
 
-/// Something a row is to reach.
-struct Goal {
-    met: bool,
-    what: String,
-}
-
-impl fmt::Display for Goal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", if self.met { "met    " } else { "NOT met" }, self.what)
-    }
-}
-
-/// The goals of a row under Levelhead.
-fn goals(row: &Row) -> Vec<Goal> {
-    let name = name(row.apic, row.vcpu, row.mask, row.sources, row.lines);
-    let mut goals = Vec::new();
-    let Spread { median, max, .. } = row.round_trip;
-    let exclusive = row.mask == Some(Mask::Line) && row.sources == 1;
-    let goal = ROUND_TRIP_GOAL.iter().find(|(apic, _)| exclusive && *apic == row.apic);
-    if let Some((_, goal)) = goal {
-        let what = format!("{name}: round trip {median}, goal {goal} instructions");
-        goals.push(Goal { met: median <= *goal, what });
-    }
-    let what = format!("{name}: longest round trip {max}, goal 1.5 times the median {median}");
-    goals.push(Goal { met: max.saturating_mul(2) <= median.saturating_mul(3), what });
-    let exits = row.exits_per_interrupt.values().sum::<f64>();
-    let what = format!("{name}: {exits:.2} exits, goal {EXITS_GOAL:.2}");
-    goals.push(Goal { met: exits <= EXITS_GOAL, what });
-    if let Some((accesses, mask)) = row.accesses.zip(row.mask) {
-        let Accesses { ioapic_reads_per_interrupt: reads, ioapic_writes_per_interrupt: writes, .. } =
-            accesses;
-        let config = accesses.config_accesses_per_interrupt;
-        let (most_writes, most_config) = match mask {
-            Mask::Line => (IOAPIC_WRITES_GOAL, 0.0),
-            Mask::Function => (0.0, f64::from(CONFIG_GOAL + row.sources.saturating_sub(1))),
-        };
-        let what = format!(
-            "{name}: {reads:.2} IO-APIC reads, goal 0; {writes:.2} writes, goal {most_writes}; {config:.2} configuration \
-             accesses, goal {most_config}"
-        );
-        goals.push(Goal { met: reads <= 0.0 && writes <= most_writes && config <= most_config, what });
-    }
-    goals
-}
-
-/// With many lines in use an interrupt may cost a fiftieth more than with one.
-fn goals_of_many_lines(rows: &[Row]) -> impl Iterator<Item = Goal> {
-    let one = |many: &Row| {
-        rows.iter().find(|row| {
-            (row.host, row.apic, row.vcpu, row.mask, row.sources, row.lines)
-                == (many.host, many.apic, many.vcpu, many.mask, many.sources, 1)
-        })
-    };
-    rows.iter().filter(|row| row.lines > 1).filter_map(move |many| {
-        let (most, least) = (many.round_trip.median, one(many)?.round_trip.median);
-        let name = name(many.apic, many.vcpu, many.mask, many.sources, many.lines);
-        let what = format!("{name}: round trip {most}, goal 1.02 times {least} with one line in use");
-        Some(Goal { met: most.saturating_mul(50) <= least.saturating_mul(51), what })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -690,7 +622,7 @@ mod tests {
         text.lines().map(str::to_owned).collect()
     }
 
-    fn row(median: u64, max: u64, exits: &[(&str, f64)]) -> Row {
+    pub(super) fn row(median: u64, max: u64, exits: &[(&str, f64)]) -> Row {
         let spread = Spread { min: median, median, max };
         let exits = exits.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
         let accesses = Accesses {
@@ -749,41 +681,6 @@ mod tests {
         assert!(Counters::of(&console("stats partition=bench a=1\nstats partition=bench b=2")).is_err());
         let one = |count| Counters(BTreeMap::from([("a".to_owned(), count)]));
         assert!(one(2).until(&one(1)).is_err());
-    }
-
-    #[test]
-    fn goals_are_judged() {
-        let met = |row: &Row| goals(row).iter().filter(|goal| goal.met).count();
-        assert_eq!(met(&row(2000, 3000, &[("interrupt", 1.0), ("msr", 1.0)])), 4);
-        assert_eq!(met(&row(2001, 3002, &[("interrupt", 1.0), ("msr", 1.5)])), 1);
-        assert_eq!(met(&row(500, 500, &[("hlt", 1.0), ("msr", 1.0)])), 4);
-        assert_eq!(met(&row(500, 500, &[("hlt", 1.0), ("interrupt", 1.0), ("msr", 1.0)])), 3);
-    }
-
-    #[test]
-    fn accesses_are_judged_by_what_silences_the_line_and_who_shares_it() {
-        let met = |mask, sources, ioapic_writes, config| {
-            let mut row = row(900, 901, &[("interrupt", 1.0), ("msr", 1.0)]);
-            (row.mask, row.sources) = (Some(mask), sources);
-            let accesses = row.accesses.as_mut().unwrap();
-            accesses.ioapic_writes_per_interrupt = ioapic_writes;
-            accesses.config_accesses_per_interrupt = config;
-            goals(&row).iter().all(|goal| goal.met)
-        };
-        assert!(met(Mask::Line, 1, 4.0, 0.0) && met(Mask::Line, 8, 4.0, 0.0));
-        assert!(!met(Mask::Line, 1, 4.1, 0.0) && !met(Mask::Line, 8, 4.0, 0.1));
-        assert!(met(Mask::Function, 1, 0.0, 4.0) && met(Mask::Function, 8, 0.0, 11.0));
-        assert!(!met(Mask::Function, 1, 0.0, 4.1) && !met(Mask::Function, 8, 0.0, 11.1));
-        assert!(!met(Mask::Function, 8, 0.1, 11.0));
-    }
-
-    #[test]
-    fn many_lines_may_cost_a_fiftieth_more() {
-        let many = |median| Row { lines: 8, ..row(median, median, &[]) };
-        let met = |rows: &[Row]| goals_of_many_lines(rows).map(|goal| goal.met).collect::<Vec<_>>();
-        assert_eq!(met(&[row(1000, 1000, &[]), many(1020)]), [true]);
-        assert_eq!(met(&[many(1021), row(1000, 1000, &[])]), [false]);
-        assert!(met(&[many(1021)]).is_empty(), "there is nothing to compare it with");
     }
 
     #[test]
