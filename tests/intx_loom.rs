@@ -255,12 +255,13 @@ impl LineIo for &SharedBoard {
         self.with(|board| board.virtual_rte_masked(target))
     }
 
+    // No clock runs and nobody asks who it was: a lock of the board here would only be one more thing to interleave.
     fn now(&mut self) -> u64 {
-        self.with(|board| board.now())
+        0
     }
 
     fn actor(&self) -> Actor {
-        self.with(|board| board.actor())
+        Actor::Hypervisor
     }
 }
 
