@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 use levelhead::addr::HostPhys;
 use levelhead::config::{
     self, Config, Device, Image, ImageIndex, KeyPath, MAX_GSIS, MAX_IMAGE_NAME_BYTES, MAX_IMAGES,
-    MAX_MEMORY_END, MaskPolicy, Module, Partition, Standby, VIRTUAL_PINS,
+    MAX_MEMORY_END, MIN_MEMORY_AT, MaskPolicy, Module, Partition, Rule, Standby, VIRTUAL_PINS,
 };
 use levelhead::guest::{self, GuestMemory, HOLE_START};
 use levelhead::irq::{CpuId, Gsi, Pin};
@@ -28,7 +28,9 @@ use levelhead::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, RestartPol
 use toml::de::DeValue;
 
 pub use reader::{Finding, Problems};
-use reader::{Mistake, Positions, Read, Reader, Table, choice, flag, nearest, number, size, text};
+use reader::{
+    Mistake, Positions, Read, Reader, Table, choice, flag, nearest, number, number_between, size, text,
+};
 use syntax::Source;
 
 /// What an image's name starts with when it is one of the project's own guests.
@@ -110,7 +112,12 @@ pub fn load(path: &Path, guests: Guests<'_>) -> Result<LoadedConfig, Problems> {
     let config = Config { partitions };
     // Of an image that is missing nothing else is to be said; the key has its mistake already.
     let count = images.files.len().max(1);
+    // Nor of a name that nobody has, as long as there is one that could not be read.
+    let nameless = config.partitions.iter().any(|partition| partition.name.is_empty());
     for violation in config::validate(&config, count).err().unwrap_or_default() {
+        if nameless && matches!(violation.rule, Rule::StandbyMissing(_)) {
+            continue;
+        }
         let remedy = violation.rule.remedy().to_string();
         reader.broken(
             &violation.path,
@@ -229,8 +236,9 @@ fn device(table: &mut Table<'_, '_>) -> Device {
     let unread = vpin.is_none() && table.names(&keys::VPIN);
     Device {
         bdf,
-        // A line that needs a virtual pin has one, which could not be read.
-        gsi: gsi.filter(|gsi| !unread || gsi.0 < u32::from(VIRTUAL_PINS)),
+        // Of a line nothing more is to be said than that there is none such, if its virtual pin could not be read: it has one, and
+        // may share it.
+        gsi: gsi.filter(|gsi| !unread || gsi.0 >= MAX_GSIS),
         vpin,
         mask: table
             .optional(&keys::MASK, |value| choice(value, &MaskPolicy::ALL, "way to mask a line"))
@@ -255,30 +263,29 @@ fn restart(table: &mut Table<'_, '_>) -> RestartPolicy {
             format!("{other:?} is not how often a partition starts again"),
             "write \"never\", \"always\" or a number",
         )),
-        None => number(value, RestartPolicy::AT_MOST.end()).and_then(|most: u32| {
+        None => within(value, RestartPolicy::AT_MOST).and_then(|most| {
             let none = || Mistake::value("0 is no number of restarts", "write \"never\"");
             (most != 0).then_some(Some(most)).ok_or_else(none)
         }),
     });
-    let pause = |value: &DeValue<'_>| number(value, RestartPolicy::PAUSE_MS.end());
+    let pause = |value: &DeValue<'_>| within(value, RestartPolicy::PAUSE_MS);
     let pause_ms = table.companion(&keys::RESTART_PAUSE, &keys::RESTART, pause);
     let policy = at_most.map_or(RestartPolicy::NEVER, RestartPolicy::new);
     RestartPolicy { pause_ms: pause_ms.unwrap_or(policy.pause_ms), ..policy }
 }
 
 fn policy(table: &mut Table<'_, '_>) -> DevicePolicy {
-    let storm = table
-        .optional(&keys::STORM_LIMIT, |value| number(value, StormLimit::LIMIT.end()))
-        .map(StormLimit::new);
+    let storm =
+        table.optional(&keys::STORM_LIMIT, |value| within(value, StormLimit::LIMIT)).map(StormLimit::new);
     let mut more = |key, bounds: RangeInclusive<u32>| {
-        table.companion(key, &keys::STORM_LIMIT, |value| number(value, bounds.end()))
+        table.companion(key, &keys::STORM_LIMIT, |value| within(value, bounds.clone()))
     };
     let window_ms = more(&keys::STORM_WINDOW, StormLimit::WINDOW_MS);
     let pause_ms = more(&keys::STORM_PAUSE, StormLimit::PAUSE_MS);
     let retries = more(&keys::STORM_RETRIES, StormLimit::RETRIES);
     let action = |value: &DeValue<'_>| choice(value, &NeverEoi::ALL, "answer to a missing EOI");
     let never_eoi = table.optional(&keys::NEVER_EOI, action).map(EoiDeadline::new);
-    let after = |value: &DeValue<'_>| number(value, EoiDeadline::AFTER_MS.end());
+    let after = |value: &DeValue<'_>| within(value, EoiDeadline::AFTER_MS);
     let after_ms = table.companion(&keys::NEVER_EOI_AFTER, &keys::NEVER_EOI, after);
     DevicePolicy {
         storm: storm.map(|storm| StormLimit {
@@ -295,12 +302,18 @@ fn policy(table: &mut Table<'_, '_>) -> DevicePolicy {
     }
 }
 
+/// A number of a policy. Whether it is in its bounds the library judges.
+fn within(value: &DeValue<'_>, bounds: RangeInclusive<u32>) -> Read<u32> {
+    number_between(value, bounds.start(), bounds.end())
+}
+
 fn port(value: &DeValue<'_>) -> Read<u16> {
     number(value, format_args!("{:#x}", u16::MAX))
 }
 
 fn address(value: &DeValue<'_>) -> Read<HostPhys> {
-    number(value, format_args!("{:#x}", MAX_MEMORY_END - 1)).map(HostPhys::new)
+    let (least, most) = (format_args!("{MIN_MEMORY_AT:#x}"), format_args!("{:#x}", MAX_MEMORY_END - 1));
+    number_between(value, least, most).map(HostPhys::new)
 }
 
 /// A PCI function, as in `00:1f.2`.

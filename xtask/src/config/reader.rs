@@ -245,6 +245,14 @@ impl<'t> Reader<'t> {
         }
     }
 
+    /// As [`Self::problem`] of an element of the array `path`: nothing more is to be said of the array, but of its other
+    /// elements.
+    fn of_element(&mut self, span: Range<usize>, path: String, mistake: Mistake) {
+        let known = self.problems.len();
+        self.problem(span, path, mistake);
+        self.problems.iter_mut().skip(known).for_each(|problem| problem.covers = false);
+    }
+
     /// Where the key is, or the table that lacks it.
     fn span(&self, path: &KeyPath) -> Range<usize> {
         innermost(&self.spans, path).cloned().unwrap_or_default()
@@ -413,7 +421,7 @@ impl<'r, 't> Table<'r, 't> {
             values.push(match read(value.get_ref()) {
                 Ok(value) => Some(value),
                 Err(mistake) => {
-                    self.reader.problem(value.span(), self.path.key(key.name).to_string(), mistake);
+                    self.reader.of_element(value.span(), self.path.key(key.name).to_string(), mistake);
                     None
                 }
             });
@@ -434,7 +442,7 @@ impl<'r, 't> Table<'r, 't> {
                 DeValue::Table(table) => Some(self.reader.table(&path, value.span(), table, &mut read)),
                 other => {
                     let mistake = Mistake::type_of(other, format!("write tables, as in `{}`", key.example));
-                    self.reader.problem(value.span(), self.path.key(key.name).to_string(), mistake);
+                    self.reader.of_element(value.span(), self.path.key(key.name).to_string(), mistake);
                     None
                 }
             });
@@ -516,7 +524,16 @@ pub fn flag(value: &DeValue<'_>) -> Read<bool> {
 
 /// An integer from 0 to the largest `T`, which `most` names.
 pub fn number<T: TryFrom<u64>>(value: &DeValue<'_>, most: impl fmt::Display) -> Read<T> {
-    let remedy = format!("write a number from 0 to {most}");
+    number_between(value, 0, most)
+}
+
+/// As [`number`], but the key takes none below `least`, which the rules say of one that is.
+pub fn number_between<T: TryFrom<u64>>(
+    value: &DeValue<'_>,
+    least: impl fmt::Display,
+    most: impl fmt::Display,
+) -> Read<T> {
+    let remedy = format!("write a number from {least} to {most}");
     let Some(integer) = value.as_integer() else { return Err(Mistake::type_of(value, remedy)) };
     let number = unsigned(integer).and_then(|number| T::try_from(number).ok());
     number.ok_or_else(|| Mistake::value(format!("{integer} is out of range"), remedy))

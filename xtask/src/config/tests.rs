@@ -265,6 +265,14 @@ fn each_mistake_is_told_with_its_place_and_remedy() {
             "7:11: ERROR Config/wrong-value: partition[0].restart: 0 is no number of restarts; to do: write \"never\"".into(),
         ),
         (
+            &good_with("restart = -1"),
+            "7:11: ERROR Config/wrong-value: partition[0].restart: -1 is out of range; to do: write a number from 1 to 1000000".into(),
+        ),
+        (
+            &good_with("memory-at = '64M'"),
+            "7:13: ERROR Config/wrong-type: partition[0].memory-at: a string may not stand here; to do: write a number from 0x100000 to 0xfffffffffffff".into(),
+        ),
+        (
             &good_with("restart = 1000001"),
             "7:11: ERROR Config/policy-range: partition[0].restart: 1000001 is out of range; to do: use 1 to 1000000".into(),
         ),
@@ -754,6 +762,10 @@ fn near_misses_are_recognised() {
             device("bdf = '00:03.0'\nstorm-limit = 0"),
             "Config/policy-range: partition[0].device[0].storm-limit: 0 is out of range; to do: use 1 to 10000000",
         ),
+        (
+            device("bdf = '00:03.0'\nstorm-limit = '5'"),
+            "partition[0].device[0].storm-limit: a string may not stand here; to do: write a number from 1 to 10000000",
+        ),
         (GOOD.replace("32M", "64 MB"), "\"64 MB\" is no size; to do: write \"64M\""),
         (GOOD.replace("32M", "64m"), "\"64m\" is no size; to do: write \"64M\""),
         (GOOD.replace("32M", "1GiB"), "\"1GiB\" is no size; to do: write \"1G\""),
@@ -790,6 +802,64 @@ fn near_misses_are_recognised() {
         let broken = errors(&text);
         assert!(broken.iter().any(|line| line.contains(expected)), "{expected}: {broken:?}");
     }
+}
+
+#[test]
+fn a_wrong_element_hides_nothing_of_those_before_it() {
+    let text = GOOD.replace("[0]", "[3, 3, 256, 'x']");
+    assert_eq!(
+        errors(&text),
+        [
+            "4:12: ERROR Config/cpu-taken: partition[0].cpus[1]: CPU 3 is taken by partition[0].cpus[0]; to do: give each CPU to one partition",
+            "4:15: ERROR Config/wrong-value: partition[0].cpus: 256 is out of range; to do: write a number from 0 to 255",
+            "4:20: ERROR Config/wrong-type: partition[0].cpus: a string may not stand here; to do: write a number from 0 to 255",
+        ]
+    );
+    let text = GOOD.replace("[0]", "[256, 3]");
+    let alone = "4:9: ERROR Config/wrong-value: partition[0].cpus: 256 is out of range; to do: write a number from 0 to 255";
+    assert_eq!(errors(&text), [alone], "and no CPU is missing");
+    let text = good_with("device = [{ bdf = '00:03.0', gsi = 300 }, 5]");
+    assert_eq!(
+        errors(&text),
+        [
+            "7:36: ERROR Config/gsi-range: partition[0].device[0].gsi: GSI 300 is out of range; to do: use 0 to 255",
+            "7:43: ERROR Config/wrong-type: partition[0].device: an integer may not stand here; to do: write tables, as in `[[partition.device]]`",
+        ]
+    );
+}
+
+#[test]
+fn a_name_that_cannot_be_read_makes_no_standby_wrong() {
+    let first = good_with("[[partition.device]]\nbdf = '00:03.0'\nstandby = 'other'");
+    let second = |name: &str| GOOD.replace("name = \"demo\"", name).replace("[0]", "[1]");
+    assert_eq!(
+        errors(&(first.clone() + &second("nam = 'other'"))),
+        [
+            "11:1: ERROR Config/missing-key: partition[1].name: missing; to do: add it, as in `name = \"demo\"`",
+            "12:1: ERROR Config/unknown-key: partition[1].nam: unknown key; to do: did you mean `name`?",
+        ]
+    );
+    assert_eq!(
+        errors(&(first + &second("name = 'third'"))),
+        [
+            "9:11: ERROR Config/standby-missing: partition[0].device[0].standby: there is no partition \"other\"; to do: name one of the file's partitions",
+        ]
+    );
+}
+
+#[test]
+fn a_virtual_pin_that_cannot_be_read_makes_no_other_wrong() {
+    let devices = "[[partition.device]]\nbdf = '00:03.0'\ngsi = 23\nvpin = '5'\nmask = 'line'\n\
+                   [[partition.device]]\nbdf = '00:04.0'\ngsi = 23\nvpin = 5";
+    let unread = "10:8: ERROR Config/wrong-type: partition[0].device[0].vpin: a string may not stand here; to do: write a number from 0 to 23";
+    assert_eq!(errors(&good_with(devices)), [unread]);
+    assert_eq!(
+        errors(&good_with(&devices.replacen("23", "300", 1))),
+        [
+            "9:7: ERROR Config/gsi-range: partition[0].device[0].gsi: GSI 300 is out of range; to do: use 0 to 255",
+            unread,
+        ]
+    );
 }
 
 #[test]
