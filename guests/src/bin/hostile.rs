@@ -652,13 +652,13 @@ fn every_device_page() {
 /// Makes every hypercall but the one that ends the partition, and calls that do not exist, with good and bad arguments.
 fn every_hypercall() {
     const NOT_MEMORY: u64 = 1 << 45;
-    let numbers = (0..300).chain((0..2000).map(|n| n % 12)).chain((0..1000).map(|_| any()));
+    let numbers = (0..300).chain((0..2000).map(|n| n % (function::LAST + 1))).chain((0..1000).map(|_| any()));
     for number in numbers.filter(|number| ![function::EXIT, function::RESET].contains(number)) {
         let source = if any() & 3 == 0 { bad() } else { any() & 1 };
         let mut arguments = [source, bad(), bad()];
         // Pointers lead out of memory, since what the calls write and print would be this program.
         match number {
-            function::READ_LEDGER => arguments[1] |= NOT_MEMORY,
+            function::READ_LEDGER | function::READ_HISTORY => arguments[1] |= NOT_MEMORY,
             function::CONSOLE_WRITE => arguments[0] |= NOT_MEMORY,
             function::SET_NOTIFIER if any() & 1 == 0 => arguments[1] = notifier::VIRTUAL_PIN,
             _ => {}
