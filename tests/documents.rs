@@ -328,3 +328,60 @@ fn every_test_that_the_intx_document_maps_a_path_to_exists() {
         assert_eq!(judge_checks(&row[2], &[], &tests, &cases), Vec::<String>::new(), "{}", row[0]);
     }
 }
+
+#[test]
+fn every_case_of_the_status_table_exists() {
+    let cases = cases();
+    let document = text("README.md");
+    let table = document.split_once("## Status").expect("the table").1;
+    let rows = rows(table.split("\n## ").next().unwrap());
+    assert!(rows.len() > 20, "{} rows were found", rows.len());
+    for row in &rows {
+        let named = quoted(&row[1]);
+        assert!(!named.is_empty(), "{}: no test", row[0]);
+        for name in named {
+            // A name that begins with a hyphen is the end of one that begins like its neighbour.
+            let known = match name.strip_prefix("host/") {
+                Some(check) => root().join("tests").join(check).exists(),
+                None if name.starts_with('-') => cases.iter().any(|case| case.ends_with(name)),
+                None => cases.contains(name),
+            };
+            assert!(known, "{}: `{name}` is no test", row[0]);
+        }
+    }
+}
+
+#[test]
+fn every_link_between_documents_leads_to_a_file() {
+    let mut documents = files("docs", &[".md"]);
+    documents.extend(
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(String::from),
+    );
+    documents.extend(["guests/README.md", "tests/README.md"].map(String::from));
+    let mut links = 0;
+    for document in documents {
+        let folder = Path::new(&document).parent().unwrap();
+        for link in text(&document).split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            if !link.is_empty() && !link.contains("://") {
+                assert!(root().join(folder).join(link).exists(), "{document}: there is no {link}");
+                links += 1;
+            }
+        }
+    }
+    assert!(links > 50, "{links} links were found");
+}
+
+#[test]
+fn every_decision_has_a_number_of_its_own() {
+    let decisions = files("docs/adr", &[".md"]);
+    let numbers: BTreeSet<usize> = decisions
+        .iter()
+        .map(|path| {
+            let name = path.strip_prefix("docs/adr/").unwrap();
+            let number = name.split('-').next().unwrap().parse().unwrap();
+            assert!(text(path).starts_with(&format!("# {number}. ")), "{path} is headed by another number");
+            number
+        })
+        .collect();
+    assert_eq!(numbers, (1..=decisions.len()).collect(), "one each, without a gap");
+}

@@ -1,4 +1,4 @@
-//! What passed before, so that it need not be run again while nothing it depends on has changed (docs/adr/0014).
+//! What passed before, so that it need not be run again while nothing it depends on has changed (docs/adr/0017).
 //!
 //! Each program of tests, step and case has a file below `target/passed/`: a key, which is a digest of everything that the
 //! result depends on, and the names of what passed under it. Only passes are noted. What is about to be run is taken out
