@@ -77,7 +77,7 @@ pub fn silence(space: &impl ConfigSpace, function: &Function) -> Result<DisIntx,
 /// recorder's time.
 ///
 /// # Errors
-/// [`Fault::Full`] or [`Fault::Line`]; it may be tried again.
+/// [`Fault::Full`] or [`Fault::Line`]; it may be tried again, from [`silence`] on.
 pub fn install(
     table: &mut LineTable,
     silencers: &mut [Option<DisIntx>],
@@ -86,10 +86,8 @@ pub fn install(
     chips: &mut impl Chips,
     place: &Place,
     now: u64,
-) -> Result<SourceId, (Fault, DisIntx)> {
-    let Some(slot) = silencers.iter_mut().find(|slot| slot.is_none()) else {
-        return Err((Fault::Full, silencer));
-    };
+) -> Result<SourceId, Fault> {
+    let slot = silencers.iter_mut().find(|slot| slot.is_none()).ok_or(Fault::Full)?;
     let &Place { gsi, polarity, vector, destination, gate, owner, budget } = place;
     // The entry of a line in use is its sharers' too, and open when they are silenced by themselves.
     if !table.is_in_use(gsi) {
@@ -97,10 +95,7 @@ pub fn install(
     }
     let info = SourceInfo { owner, bdf: silencer.bdf().requester_id() };
     let mut ends = Ends { chips, silencer: &silencer, space, now };
-    let source = match table.assign(gsi, vector, gate, info, &mut ends) {
-        Ok(source) => source,
-        Err(error) => return Err((Fault::Line(error), silencer)),
-    };
+    let source = table.assign(gsi, vector, gate, info, &mut ends).map_err(Fault::Line)?;
     if let Some(budget) = budget {
         table.limit(source, budget);
     }

@@ -317,6 +317,16 @@ impl SourceInfo {
     }
 }
 
+/// Lays a record's words out as guests read them, little-endian.
+// Out of line, so that no caller is left with several copies whose one address it keeps in a register: what is called there no
+// gate can tell.
+#[inline(never)]
+fn put_words(words: &[u64], bytes: &mut [u8]) {
+    for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+}
+
 macro_rules! ledger {
     ($($(#[$doc:meta])* $field:ident,)*) => {
         /// The books of one source as function 7 writes them: 64-bit little-endian words, first a header with the
@@ -380,9 +390,7 @@ impl LedgerRecord {
     /// The record as it is written to guest memory.
     pub fn to_bytes(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
-        for (place, word) in bytes.chunks_exact_mut(8).zip(self.words()) {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
+        put_words(&self.words(), &mut bytes);
         bytes
     }
 

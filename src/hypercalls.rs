@@ -9,7 +9,7 @@ use levelhead::hypercall::{
     ABI_VERSION, Buffer, Call, CallError, Caller, HistoryMoment, HistoryRecord, HistorySince, LedgerRecord,
     Reply, SourceId as Index, SourceInfo, Target, answer, feature,
 };
-use levelhead::intx::{Completion, History, MaskReasons, Notifier, Service, SourceId, SourceReport};
+use levelhead::intx::{Completion, History, MOMENTS, MaskReasons, Notifier, Service, SourceId, SourceReport};
 use levelhead::virq::PINS;
 
 use crate::arch::x86::cpu::tsc;
@@ -20,6 +20,12 @@ use crate::partition::vcpu::VirtualCpu;
 use crate::partition::{Partition, Share};
 use crate::run::Next;
 use crate::takeover::Takeover;
+
+// The record of function 12 has room for all that a recorder knows.
+const _: () = assert!(
+    HistoryRecord::REASONS == MaskReasons::all().bits().count_ones() as usize
+        && HistoryRecord::MOMENTS == MOMENTS
+);
 
 /// Bytes of a console write that are copied at a time.
 const TEXT_CHUNK: usize = 64;
@@ -108,19 +114,11 @@ impl VirtualCpu {
             }
             Call::ReadLedger(index, buffer) => {
                 let record = self.ledger(machine, index)?;
-                self.partition
-                    .ram
-                    .write(buffer.address, &record.to_bytes())
-                    .map_err(|_| CallError::BadAddress)?;
-                Ok([LedgerRecord::BYTES as u64, 0, 0])
+                self.write_record(buffer, &record.to_bytes())
             }
             Call::ReadHistory(index, buffer) => {
                 let record = self.history(machine, index)?;
-                self.partition
-                    .ram
-                    .write(buffer.address, &record.to_bytes())
-                    .map_err(|_| CallError::BadAddress)?;
-                Ok([HistoryRecord::BYTES as u64, 0, 0])
+                self.write_record(buffer, &record.to_bytes())
             }
             Call::ConsoleWrite(buffer) => self.console_write(buffer),
             Call::SetNotifier(..)
@@ -256,6 +254,12 @@ impl VirtualCpu {
             share.function.replacements(),
             line.map_or(0, |line| line.registrations.installed),
         ))
+    }
+
+    /// Writes a record where the guest has room for it; tells how long it is.
+    fn write_record(&self, buffer: Buffer, bytes: &[u8]) -> Reply {
+        self.partition.ram.write(buffer.address, bytes).map_err(|_| CallError::BadAddress)?;
+        Ok([bytes.len() as u64, 0, 0])
     }
 
     /// What the recorder knows of a source, in the time of the guest.

@@ -399,10 +399,10 @@ pub(crate) fn drain(
     }
 }
 
-/// Waits until the CPUs of a guest, this one or another, have forgotten what they kept before `change`, but for this CPU. Each was kicked and does so on its way
-/// out of the guest or out of its sleep, at the latest when the exit that it is at is dealt with; this one takes its own
-/// interrupts and answers its own bell meanwhile, so that two that wait for each other both go on. Whether the guest is
-/// still to run.
+/// Waits until the CPUs of a guest, this one or another, have forgotten what they kept before `change`, but for this CPU. Each was
+/// kicked and does so on its way out of the guest or out of its sleep, at the latest when the exit that it is at is dealt with;
+/// this one takes its own interrupts and answers its own bell meanwhile, so that two that wait for each other both go on. Whether
+/// the guest is still to run.
 #[inline(never)]
 pub(crate) fn await_forgotten(
     cpu: &mut ThisCpu,

@@ -18,7 +18,7 @@ fn at(gsi: Gsi, raw: u8, gate: Gate, owner: u8) -> Place {
     Place { gsi, polarity, vector: vector(raw), destination: 0, gate, owner: Some(owner), budget: None }
 }
 
-/// Entries as they are, each beginning as somebody else's: unmasked, an edge.
+/// Redirection table entries, as they were programmed.
 #[derive(Default)]
 struct Entries(BTreeMap<u32, Rte>);
 
@@ -33,7 +33,7 @@ impl Chips for Entries {
     }
 }
 
-/// A machine with two functions of INTA on one line, and one more on another.
+/// A machine with two functions, and nothing assigned.
 struct World {
     space: Machine,
     chips: Entries,
@@ -75,7 +75,7 @@ impl World {
     fn assign_found(&mut self, function: &Function, place: &Place) -> Result<SourceId, Fault> {
         let silencer = silence(&self.space, function)?;
         let Self { space, chips, table, silencers } = self;
-        install(table, silencers, silencer, space, chips, place, 7).map_err(|(fault, _)| fault)
+        install(table, silencers, silencer, space, chips, place, 7)
     }
 
     fn disintx(&self, name: &str) -> bool {

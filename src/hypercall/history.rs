@@ -1,9 +1,6 @@
 //! What the flight recorder of a line tells a guest about one of its sources, as function 12 writes it.
 
-/// How many mask reasons have a place in the record.
-const REASONS: usize = 10;
-/// How many moments have one.
-const MOMENTS: usize = 32;
+use super::put_words;
 
 /// Since when a source is silenced for a reason, and by whom.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,8 +34,12 @@ pub struct HistoryRecord {
 impl HistoryRecord {
     /// The layout's version.
     pub const VERSION: u64 = 1;
+    /// How many mask reasons have a place in the record.
+    pub const REASONS: usize = 10;
+    /// How many moments have one.
+    pub const MOMENTS: usize = 32;
     /// Words including the header: three more, two for each reason, two for each moment.
-    pub const WORDS: usize = 4 + 2 * REASONS + 2 * MOMENTS;
+    pub const WORDS: usize = 4 + 2 * Self::REASONS + 2 * Self::MOMENTS;
     /// Size in memory, in bytes.
     pub const BYTES: usize = Self::WORDS * 8;
 
@@ -55,7 +56,7 @@ impl HistoryRecord {
         *header = Self::VERSION | (Self::WORDS as u64) << 16;
         *time = now;
         *why = reasons.into();
-        let (table, ring) = rest.split_at_mut_checked(2 * REASONS).unwrap_or_default();
+        let (table, ring) = rest.split_at_mut_checked(2 * Self::REASONS).unwrap_or_default();
         for (place, since) in table.chunks_exact_mut(2).zip(since) {
             let since = since.unwrap_or_default();
             place.copy_from_slice(&[since.at, since.by.into()]);
@@ -71,9 +72,7 @@ impl HistoryRecord {
     /// The record as it is written to guest memory.
     pub fn to_bytes(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
-        for (place, word) in bytes.chunks_exact_mut(8).zip(self.words) {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
+        put_words(&self.words, &mut bytes);
         bytes
     }
 }

@@ -165,7 +165,7 @@ impl<'a> Assigner<'a> {
         };
         let Self { config, io_apics, lines, dis_intx, .. } = self;
         assignment::install(lines, dis_intx, silencer, *config, io_apics, &place, tsc())
-            .map_err(|(fault, _)| bug(&fault.to_string()))
+            .map_err(|fault| bug(&fault.to_string()))
     }
 }
 

@@ -106,20 +106,23 @@ fn room() -> (u64, u64) {
     ((&raw const ROOM).expose_provenance() as u64, size_of_val(&ROOM) as u64)
 }
 
+/// The calls that need a source and nothing more.
+const ABOUT_A_SOURCE: [u64; 6] = [
+    function::SOURCE_INFO,
+    function::CLEAR_NOTIFIER,
+    function::MASK,
+    function::UNMASK,
+    function::TRIGGER,
+    function::TAKE_OVER,
+];
+
 fn bad_sources(interface: &Interface) {
     let (address, bytes) = room();
     for source in [interface.sources, u64::from(u32::MAX), 1 << 32, u64::MAX] {
         refuse(function::SET_NOTIFIER, [source, notifier::VIRTUAL_PIN, 0], error::BAD_SOURCE);
         refuse(function::READ_LEDGER, [source, address, bytes], error::BAD_SOURCE);
         refuse(function::READ_HISTORY, [source, address, bytes], error::BAD_SOURCE);
-        for function in [
-            function::SOURCE_INFO,
-            function::CLEAR_NOTIFIER,
-            function::MASK,
-            function::UNMASK,
-            function::TRIGGER,
-            function::TAKE_OVER,
-        ] {
+        for function in ABOUT_A_SOURCE {
             refuse(function, [source, 0, 0], error::BAD_SOURCE);
         }
     }
@@ -127,14 +130,7 @@ fn bad_sources(interface: &Interface) {
     for source in [0x100, 0x200, 0xff00, 0xffff] {
         refuse(function::READ_LEDGER, [source, address, bytes], error::NOT_PERMITTED);
         refuse(function::SET_NOTIFIER, [source, notifier::VIRTUAL_PIN, 0], error::NOT_PERMITTED);
-        for function in [
-            function::SOURCE_INFO,
-            function::CLEAR_NOTIFIER,
-            function::MASK,
-            function::UNMASK,
-            function::TRIGGER,
-            function::TAKE_OVER,
-        ] {
+        for function in ABOUT_A_SOURCE {
             refuse(function, [source, 0, 0], error::NOT_PERMITTED);
         }
     }
