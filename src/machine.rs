@@ -92,12 +92,19 @@ struct Door {
     bell: Doorbell,
     /// Up to which change it has forgotten what it may have kept.
     forgot: AtomicU64,
+    /// How often its CPU was interrupted to look, since boot.
+    kicks: AtomicU64,
 }
 
 impl Receiver {
     /// The receiving end of a partition whose virtual CPUs run on these CPUs, at most [`MAX_VCPUS`].
     pub(crate) fn new(cpus: impl Iterator<Item = ApicId>, model: LapicModel) -> Self {
-        let door = |apic| Door { apic, bell: Doorbell::new(), forgot: AtomicU64::new(0) };
+        let door = |apic| Door {
+            apic,
+            bell: Doorbell::new(),
+            forgot: AtomicU64::new(0),
+            kicks: AtomicU64::new(0),
+        };
         let doors: Vec<Door> = cpus.take(MAX_VCPUS.into()).map(door).collect();
         Self {
             chips: Ordered::new(Rank::Chips, Chips::new(doors.len() as u8, model)),
@@ -121,6 +128,11 @@ impl Receiver {
     pub(crate) fn vcpus(&self) -> u8 {
         // At most MAX_VCPUS.
         self.doors.len() as u8
+    }
+
+    /// How often the CPUs of its virtual CPUs were interrupted to look, since boot.
+    pub(crate) fn kicks(&self) -> u64 {
+        self.doors.iter().fold(0, |sum, door| sum.wrapping_add(door.kicks.load(Ordering::Relaxed)))
     }
 
     fn numbered(&self) -> impl Iterator<Item = (Vcpu, &Door)> {
@@ -274,6 +286,7 @@ impl Machine {
         let Some(vector) = Vector::new(KICK_VECTOR) else { return };
         for (vcpu, door) in receiver.numbered() {
             if vcpus.contains(vcpu) && door.bell.ring(requests) {
+                door.kicks.fetch_add(1, Ordering::Relaxed);
                 self.apic.send(door.apic, vector);
             }
         }

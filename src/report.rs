@@ -308,7 +308,8 @@ pub(crate) fn stats(machine: &Machine, partition: &Partition) {
     let accesses = machine.io_apics.with(|chips| chips.accesses);
     print(format_args!(
         "stats partition={} exits.interrupt={} exits.msr={} exits.mmio={} exits.hlt={} exits.io={} exits.cpuid={} \
-         exits.hypercall={} exits.other={} ioapic.reads={} ioapic.writes={} config.accesses={} config.reads={} interrupts={}\n",
+         exits.hypercall={} exits.other={} kicks={} ioapic.reads={} ioapic.writes={} config.accesses={} config.reads={} \
+         interrupts={}\n",
         partition.name,
         exits.interrupt,
         exits.msr,
@@ -318,6 +319,7 @@ pub(crate) fn stats(machine: &Machine, partition: &Partition) {
         exits.cpuid,
         exits.hypercall,
         exits.other,
+        partition.receiver.kicks(),
         accesses.reads,
         accesses.writes,
         machine.config.accesses(),

@@ -37,6 +37,8 @@ struct Partition {
     interrupts: Option<u64>,
     exits: BTreeMap<String, u64>,
     exits_per_interrupt: Option<f64>,
+    /// How often another CPU interrupted one of its own to make it look.
+    kicks: Option<u64>,
     /// Of the whole machine: accesses to IO-APICs.
     ioapic: BTreeMap<String, u64>,
     /// Of the whole machine: accesses to configuration space.
@@ -108,6 +110,7 @@ impl Summary {
         partition.ioapic = stats.group("ioapic");
         partition.config = stats.group("config");
         partition.interrupts = stats.counters.get("interrupts").copied();
+        partition.kicks = stats.counters.get("kicks").copied();
         let exits = partition.exits.values().sum::<u64>();
         let interrupts = partition.interrupts.filter(|interrupts| *interrupts > 0);
         partition.exits_per_interrupt = interrupts.map(|interrupts| exits as f64 / interrupts as f64);
@@ -345,8 +348,8 @@ mod tests {
         "flight 00:03.0 (demo) GSI 23 at 900: RESET since 890 by hypervisor; 800 arrived by device IN_SERVICE, 890 masked by \
          hypervisor RESET",
         "ledger 00:04.0 (demo): no INTx",
-        "stats partition=demo exits.interrupt=4 exits.msr=4 exits.hlt=0 ioapic.reads=0 ioapic.writes=8 config.accesses=64 \
-         interrupts=4",
+        "stats partition=demo exits.interrupt=4 exits.msr=4 exits.hlt=0 kicks=1 ioapic.reads=0 ioapic.writes=8 \
+         config.accesses=64 interrupts=4",
         "levelhead: verdict PASS",
     ];
 
