@@ -99,12 +99,8 @@ struct Door {
 impl Receiver {
     /// The receiving end of a partition whose virtual CPUs run on these CPUs, at most [`MAX_VCPUS`].
     pub(crate) fn new(cpus: impl Iterator<Item = ApicId>, model: LapicModel) -> Self {
-        let door = |apic| Door {
-            apic,
-            bell: Doorbell::new(),
-            forgot: AtomicU64::new(0),
-            kicks: AtomicU64::new(0),
-        };
+        let door =
+            |apic| Door { apic, bell: Doorbell::new(), forgot: AtomicU64::new(0), kicks: AtomicU64::new(0) };
         let doors: Vec<Door> = cpus.take(MAX_VCPUS.into()).map(door).collect();
         Self {
             chips: Ordered::new(Rank::Chips, Chips::new(doors.len() as u8, model)),

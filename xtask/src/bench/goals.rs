@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use super::{Accesses, Mask, Row, Spread, name};
+use super::guest::{Apic, Guest, Mask};
+use super::row::{Accesses, Row, Spread};
 
 /// The goals of a round trip in instructions, by the guest's interface to its local APIC.
-const ROUND_TRIP_GOAL: [(&str, u64); 2] = [("xapic", 3000), ("x2apic", 2000)];
+const ROUND_TRIP_GOAL: [(Apic, u64); 2] = [(Apic::Xapic, 3000), (Apic::X2apic, 2000)];
 /// The goal of VM exits per interrupt: the interrupt itself and the EOI; of a halted virtual CPU the HLT and the EOI,
 /// since nothing runs that the interrupt could make exit.
 const EXITS_GOAL: f64 = 2.0;
@@ -29,11 +30,11 @@ impl fmt::Display for Goal {
 
 /// The goals of a row under Levelhead.
 pub(super) fn goals(row: &Row) -> Vec<Goal> {
-    let name = name(row.apic, row.vcpu, row.mask, row.sources, row.lines);
+    let (name, guest) = (row.guest.name(), row.guest);
     let mut goals = Vec::new();
-    let Spread { median, max, .. } = row.round_trip;
-    let exclusive = row.mask == Some(Mask::Line) && row.sources == 1;
-    let goal = ROUND_TRIP_GOAL.iter().find(|(apic, _)| exclusive && *apic == row.apic);
+    let Spread { median, max, .. } = row.times.round_trip;
+    let exclusive = guest.mask == Mask::Line && guest.sources == 1;
+    let goal = ROUND_TRIP_GOAL.iter().find(|(apic, _)| exclusive && *apic == guest.apic);
     if let Some((_, goal)) = goal {
         let what = format!("{name}: round trip {median}, goal {goal} instructions");
         goals.push(Goal { met: median <= *goal, what });
@@ -43,13 +44,13 @@ pub(super) fn goals(row: &Row) -> Vec<Goal> {
     let exits = row.exits_per_interrupt.values().sum::<f64>();
     let what = format!("{name}: {exits:.2} exits, goal {EXITS_GOAL:.2}");
     goals.push(Goal { met: exits <= EXITS_GOAL, what });
-    if let Some((accesses, mask)) = row.accesses.zip(row.mask) {
+    if let Some(accesses) = row.accesses {
         let Accesses { ioapic_reads_per_interrupt: reads, ioapic_writes_per_interrupt: writes, .. } =
             accesses;
         let config = accesses.config_accesses_per_interrupt;
-        let (most_writes, most_config) = match mask {
+        let (most_writes, most_config) = match guest.mask {
             Mask::Line => (IOAPIC_WRITES_GOAL, 0.0),
-            Mask::Function => (0.0, f64::from(CONFIG_GOAL + row.sources.saturating_sub(1))),
+            Mask::Function => (0.0, f64::from(CONFIG_GOAL + guest.sources.saturating_sub(1))),
         };
         let what = format!(
             "{name}: {reads:.2} IO-APIC reads, goal 0; {writes:.2} writes, goal {most_writes}; {config:.2} configuration \
@@ -63,14 +64,12 @@ pub(super) fn goals(row: &Row) -> Vec<Goal> {
 /// With many lines in use an interrupt may cost a fiftieth more than with one.
 pub(super) fn goals_of_many_lines(rows: &[Row]) -> impl Iterator<Item = Goal> {
     let one = |many: &Row| {
-        rows.iter().find(|row| {
-            (row.host, row.apic, row.vcpu, row.mask, row.sources, row.lines)
-                == (many.host, many.apic, many.vcpu, many.mask, many.sources, 1)
-        })
+        let guest = Guest { lines: 1, ..many.guest };
+        rows.iter().find(|row| row.host == many.host && row.guest == guest)
     };
-    rows.iter().filter(|row| row.lines > 1).filter_map(move |many| {
-        let (most, least) = (many.round_trip.median, one(many)?.round_trip.median);
-        let name = name(many.apic, many.vcpu, many.mask, many.sources, many.lines);
+    rows.iter().filter(|row| row.guest.lines > 1).filter_map(move |many| {
+        let (most, least) = (many.times.round_trip.median, one(many)?.times.round_trip.median);
+        let name = many.guest.name();
         let what = format!("{name}: round trip {most}, goal 1.02 times {least} with one line in use");
         Some(Goal { met: most.saturating_mul(50) <= least.saturating_mul(51), what })
     })
@@ -78,7 +77,7 @@ pub(super) fn goals_of_many_lines(rows: &[Row]) -> impl Iterator<Item = Goal> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::row;
+    use super::super::row::tests::row;
     use super::*;
 
     #[test]
@@ -94,7 +93,7 @@ mod tests {
     fn accesses_are_judged_by_what_silences_the_line_and_who_shares_it() {
         let met = |mask, sources, ioapic_writes, config| {
             let mut row = row(900, 901, &[("interrupt", 1.0), ("msr", 1.0)]);
-            (row.mask, row.sources) = (Some(mask), sources);
+            (row.guest.mask, row.guest.sources) = (mask, sources);
             let accesses = row.accesses.as_mut().unwrap();
             accesses.ioapic_writes_per_interrupt = ioapic_writes;
             accesses.config_accesses_per_interrupt = config;
@@ -109,7 +108,11 @@ mod tests {
 
     #[test]
     fn many_lines_may_cost_a_fiftieth_more() {
-        let many = |median| Row { lines: 8, ..row(median, median, &[]) };
+        let many = |median| {
+            let mut row = row(median, median, &[]);
+            row.guest.lines = 8;
+            row
+        };
         let met = |rows: &[Row]| goals_of_many_lines(rows).map(|goal| goal.met).collect::<Vec<_>>();
         assert_eq!(met(&[row(1000, 1000, &[]), many(1020)]), [true]);
         assert_eq!(met(&[many(1021), row(1000, 1000, &[])]), [false]);
