@@ -54,15 +54,15 @@ impl Live {
     pub fn start(image: &Path, partitions: usize) -> Result<(Self, Stdio)> {
         let bytes = std::fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
         let address = elf::physical_address(&bytes, SYMBOL)?;
-        let (ours, theirs) = UnixStream::pair().context("cannot make a pair of sockets")?;
-        ours.set_read_timeout(Some(PATIENCE)).context("cannot set a time limit")?;
+        let (monitor, input) = Monitor::pair()?;
+        let ours = monitor.lines.get_ref().try_clone().context("cannot share a socket")?;
         let seen = Arc::new(Mutex::new(None));
-        let live = Self { seen: Arc::clone(&seen), ours: ours.try_clone().context("cannot share a socket")? };
+        let live = Self { seen: Arc::clone(&seen), ours };
         thread::spawn(move || {
             // It ends when QEMU does, or when it does not speak as expected.
-            let _ = look(&ours, address, words(partitions), &seen);
+            let _ = look(monitor, address, words(partitions), &seen);
         });
-        Ok((live, Stdio::from(OwnedFd::from(theirs))))
+        Ok((live, input))
     }
 
     /// What was seen last of each partition, in the order of the configuration. Nothing before the first look.
@@ -79,15 +79,11 @@ impl Drop for Live {
 }
 
 /// Reads the page again and again.
-fn look(stream: &UnixStream, address: u64, words: usize, seen: &Mutex<Option<Vec<Seen>>>) -> Result<()> {
-    let mut monitor = Monitor { stream, lines: BufReader::new(stream) };
-    monitor.next("QMP")?;
-    monitor.ask(&json!({ "execute": "qmp_capabilities" }))?;
+fn look(mut monitor: Monitor, address: u64, words: usize, seen: &Mutex<Option<Vec<Seen>>>) -> Result<()> {
+    monitor.begin()?;
     let command = format!("xp /{words}gx {address:#x}");
-    let question = json!({ "execute": "human-monitor-command", "arguments": { "command-line": command } });
     loop {
-        let answer = monitor.ask(&question)?;
-        let page = parse(answer.as_str().unwrap_or_default());
+        let page = parse(&monitor.human(&command)?);
         if let Some(partitions) = observe(&page)
             && let Ok(mut seen) = seen.lock()
         {
@@ -98,15 +94,44 @@ fn look(stream: &UnixStream, address: u64, words: usize, seen: &Mutex<Option<Vec
 }
 
 /// QEMU's machine protocol: one JSON object per line each way, with events in between.
-struct Monitor<'a> {
-    stream: &'a UnixStream,
-    lines: BufReader<&'a UnixStream>,
+#[derive(Debug)]
+pub struct Monitor {
+    lines: BufReader<UnixStream>,
 }
 
-impl Monitor<'_> {
+impl Monitor {
+    /// The monitor of a QEMU that gets [`WORDS`], and what is to be its standard input.
+    ///
+    /// # Errors
+    /// When the system has no sockets.
+    pub fn pair() -> Result<(Self, Stdio)> {
+        let (ours, theirs) = UnixStream::pair().context("cannot make a pair of sockets")?;
+        ours.set_read_timeout(Some(PATIENCE)).context("cannot set a time limit")?;
+        Ok((Self { lines: BufReader::new(ours) }, Stdio::from(OwnedFd::from(theirs))))
+    }
+
+    /// Greets a QEMU that has just started. Comes before anything else.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn begin(&mut self) -> Result<()> {
+        self.next("QMP")?;
+        self.ask(&json!({ "execute": "qmp_capabilities" })).map(drop)
+    }
+
+    /// What QEMU prints for a command of the monitor for people.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn human(&mut self, command: &str) -> Result<String> {
+        let question =
+            json!({ "execute": "human-monitor-command", "arguments": { "command-line": command } });
+        Ok(self.ask(&question)?.as_str().unwrap_or_default().to_owned())
+    }
+
     /// Sends a command and waits for its answer.
     fn ask(&mut self, command: &Value) -> Result<Value> {
-        writeln!(self.stream, "{command}").context("the monitor is gone")?;
+        writeln!(self.lines.get_ref(), "{command}").context("the monitor is gone")?;
         self.next("return")
     }
 
@@ -160,20 +185,20 @@ mod tests {
         let mut script = String::from("{\"QMP\": {}}\n{\"return\": {}}\n{\"event\": \"RESUME\"}\n");
         script += &format!("{{\"return\": \"{}\"}}\n{{\"error\": {{\"desc\": \"no\"}}}}\n", page(12_722));
         (&theirs).write_all(script.as_bytes()).unwrap();
-        let error = look(&ours, 0x2a_1000, words(1), &seen).unwrap_err().to_string();
+        let monitor = Monitor { lines: BufReader::new(ours) };
+        let error = look(monitor, 0x2a_1000, words(1), &seen).unwrap_err().to_string();
         assert!(error.contains("refuses"), "{error}");
         let expected = Seen { stage: Stage::Running, interrupts: 12_722 };
         assert_eq!(seen.into_inner().unwrap(), Some(vec![expected]));
         let mut asked = String::new();
-        drop(ours);
         BufReader::new(&theirs).read_line(&mut asked).unwrap();
         assert_eq!(asked, "{\"execute\":\"qmp_capabilities\"}\n");
     }
 
     #[test]
     fn a_machine_that_goes_away_ends_it() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (monitor, theirs) = Monitor::pair().unwrap();
         drop(theirs);
-        assert!(look(&ours, 0, words(1), &Mutex::new(None)).is_err());
+        assert!(look(monitor, 0, words(1), &Mutex::new(None)).is_err());
     }
 }

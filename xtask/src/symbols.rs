@@ -12,7 +12,7 @@
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs;
 use std::io::{self, BufRead, Write as _};
 use std::ops::Range;
@@ -47,8 +47,40 @@ pub fn debug<'data>(file: &impl object::Object<'data>) -> Result<Context<Section
     Dwarf::load(section).and_then(|dwarf| Ok(Context::from_dwarf(dwarf)?))
 }
 
+/// A function of the source that an instruction stems from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Its name, demangled: the whole path if it is a function of its own in the image, the bare name if it was inlined.
+    pub function: String,
+    /// Where in it.
+    pub place: Place,
+}
+
+/// A place in a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A source file as a person would name it, and the line if one stands for the code.
+    Source(String, Option<u32>),
+    /// Bytes from the start of a function that has no debug information, as assembly has none.
+    Offset(u64),
+    /// Nothing is known.
+    Unknown,
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.function)?;
+        match &self.place {
+            Place::Source(file, Some(line)) => write!(f, " ({file}:{line})"),
+            Place::Source(file, None) => write!(f, " ({file})"),
+            Place::Offset(bytes) => write!(f, "+{bytes:#x}"),
+            Place::Unknown => Ok(()),
+        }
+    }
+}
+
 /// An ELF file and what it says about its code.
-struct Image {
+pub struct Image {
     debug: Context<Section>,
     code: Vec<Range<u64>>,
     /// Functions by where they are, sorted.
@@ -57,7 +89,11 @@ struct Image {
 }
 
 impl Image {
-    fn open(path: &Path) -> Result<Self> {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// When it cannot be read, is no ELF file, or is damaged.
+    pub fn open(path: &Path) -> Result<Self> {
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let file =
             object::File::parse(&*bytes).with_context(|| format!("{} is no ELF file", path.display()))?;
@@ -79,20 +115,25 @@ impl Image {
     }
 
     /// The function of the symbol table at `address`, with where it starts.
-    fn function(&self, address: u64) -> Option<(Cow<'_, str>, u64)> {
+    pub fn function(&self, address: u64) -> Option<(Cow<'_, str>, u64)> {
         let behind = self.functions.partition_point(|(range, _)| range.start <= address);
         let (range, name) = self.functions.get(behind.checked_sub(1)?)?;
         range.contains(&address).then(|| (demangle_auto(name.into(), None), range.start))
     }
 
+    /// Whether there is code at `address`.
+    pub fn has_code(&self, address: u64) -> bool {
+        self.code.iter().any(|range| range.contains(&address))
+    }
+
     /// The functions at `address`, the innermost first: each further one has the one before inlined. None outside the
-    /// image's code.
-    fn frames(&self, address: u64, root: &Path) -> Vec<String> {
-        if !self.code.iter().any(|range| range.contains(&address)) {
+    /// image's code. Sources are named from `root`.
+    pub fn frames(&self, address: u64, root: &Path) -> Vec<Frame> {
+        if !self.has_code(address) {
             return Vec::new();
         }
         let outermost = self.function(address);
-        let mut shown: Vec<(String, String)> = Vec::new();
+        let mut shown: Vec<Frame> = Vec::new();
         if let Ok(mut frames) = self.debug.find_frames(address).skip_all_loads() {
             while let Ok(Some(frame)) = frames.next()
                 && shown.len() < MOST_FRAMES
@@ -100,30 +141,29 @@ impl Image {
                 let Some(name) = frame.function.as_ref().and_then(|name| name.raw_name().ok()) else {
                     continue;
                 };
-                let place = frame.location.and_then(|at| Some(place(shorten(at.file?, root), at.line)));
-                shown.push((demangle_auto(name, None).into_owned(), place.unwrap_or_default()));
+                // Line 0 is the compiler's word for code that no line stands for.
+                let place = frame.location.and_then(|at| {
+                    let file = shorten(at.file?, root).to_owned();
+                    Some(Place::Source(file, at.line.filter(|line| *line != 0)))
+                });
+                let function = demangle_auto(name, None).into_owned();
+                shown.push(Frame { function, place: place.unwrap_or(Place::Unknown) });
             }
         }
         match (shown.last_mut(), outermost) {
             // The symbol table knows the whole path of the function, these debug information's names are bare.
-            (Some((name, _)), Some((path, _))) if path.ends_with(name.as_str()) => *name = path.into_owned(),
+            (Some(frame), Some((path, _))) if path.ends_with(frame.function.as_str()) => {
+                frame.function = path.into_owned();
+            }
             (Some(_), _) => {}
             // Assembly has no debug information, but names.
             (None, Some((name, start))) => {
-                shown.push((format!("{name}+{:#x}", address.saturating_sub(start)), String::new()));
+                let place = Place::Offset(address.saturating_sub(start));
+                shown.push(Frame { function: name.into_owned(), place });
             }
             (None, None) => {}
         }
-        shown.into_iter().map(|(name, place)| name + &place).collect()
-    }
-}
-
-/// File and line, as they are appended to a function.
-fn place(file: &str, line: Option<u32>) -> String {
-    // Line 0 is the compiler's word for code that no line stands for.
-    match line.filter(|line| *line != 0) {
-        Some(line) => format!(" ({file}:{line})"),
-        None => format!(" ({file})"),
+        shown
     }
 }
 
@@ -132,6 +172,49 @@ fn hexadecimal(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// A demangled name without generic arguments: `<a::B<C>>::f::<D>` is `a::B::f`, `<a::B<C> as d::E>::f` is `<a::B as
+/// d::E>::f`.
+pub fn plain(name: &str) -> String {
+    let mut whole = String::new();
+    let mut rest = name;
+    if let Some(inner) = name.strip_prefix('<') {
+        let end = closing(inner);
+        let head = without_arguments(inner.get(..end).unwrap_or_default());
+        whole = if head.contains(" as ") { format!("<{head}>") } else { head };
+        rest = inner.get(end + 1..).unwrap_or_default();
+    }
+    whole.push_str(&without_arguments(rest));
+    whole
+}
+
+/// Where the bracket closes that was opened before `text`.
+fn closing(text: &str) -> usize {
+    let mut depth = 0_u32;
+    let mut before = ' ';
+    for (at, c) in text.char_indices() {
+        match c {
+            '<' => depth += 1,
+            '>' if before == '-' => {}
+            '>' if depth == 0 => return at,
+            '>' => depth -= 1,
+            _ => {}
+        }
+        before = c;
+    }
+    text.len()
+}
+
+fn without_arguments(path: &str) -> String {
+    let mut kept = String::new();
+    let mut rest = path;
+    while let Some((before, inner)) = rest.split_once('<') {
+        kept.push_str(before.strip_suffix("::").unwrap_or(before));
+        rest = inner.get(closing(inner) + 1..).unwrap_or_default();
+    }
+    kept.push_str(rest);
+    kept
 }
 
 /// A source file as a person would name it: from the tree's root, from a crate's own folder, from the standard library's.
@@ -259,12 +342,11 @@ impl Symbols {
 }
 
 /// Adds the frames to the last line, the first behind `lead`, the others below it.
-fn append(lines: &mut Vec<String>, lead: &str, frames: &[String]) {
+fn append(lines: &mut Vec<String>, lead: &str, frames: &[Frame]) {
     let Some(last) = lines.last_mut() else { return };
     let mut frames = frames.iter();
     if let Some(first) = frames.next() {
-        last.push_str(lead);
-        last.push_str(first);
+        let _ = write!(last, "{lead}{first}");
     }
     lines.extend(frames.map(|frame| format!("      inlined into {frame}")));
 }
@@ -445,6 +527,21 @@ mod tests {
             ("/usr/include/stdio.h".to_owned(), "/usr/include/stdio.h"),
         ] {
             assert_eq!(shorten(&file, root), short);
+        }
+    }
+
+    #[test]
+    fn names_lose_their_arguments_and_nothing_else() {
+        for (demangled, expected) in [
+            ("levelhead::run::take", "levelhead::run::take"),
+            ("<levelhead::partition::Partition>::handle", "levelhead::partition::Partition::handle"),
+            ("<a::Chips<1>>::assert_pin::<fn(u8) -> b::C<d>>", "a::Chips::assert_pin"),
+            ("<a::Wires as b::LineIo<c>>::mask_rte", "<a::Wires as b::LineIo>::mask_rte"),
+            ("core::ptr::drop_in_place::<alloc::vec::Vec<a::B>>", "core::ptr::drop_in_place"),
+            ("<a::Lock<b>>::with::<(), <c as d>::f::{closure#0}>::{closure#1}", "a::Lock::with::{closure#1}"),
+            ("lh_vmrun", "lh_vmrun"),
+        ] {
+            assert_eq!(plain(demangled), expected);
         }
     }
 }

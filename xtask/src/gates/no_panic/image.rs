@@ -14,7 +14,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register}
 use object::read::elf::{ElfFile64, ProgramHeader as _};
 use object::{Endianness, Object as _, ObjectSegment as _, ObjectSymbol as _, elf};
 
-use crate::symbols::{Section, debug};
+use crate::symbols::{Section, debug, plain};
 
 /// How far before a jump through a register its table is looked for, in instructions.
 const TABLE_REACH: usize = 24;
@@ -315,68 +315,5 @@ impl Segment {
     fn end_if_holding(&self, address: u64) -> Option<u64> {
         let end = self.address + self.bytes.len() as u64;
         (self.address..end).contains(&address).then_some(end)
-    }
-}
-
-/// A demangled name without generic arguments: `<a::B<C>>::f::<D>` is `a::B::f`, `<a::B<C> as d::E>::f` is `<a::B as
-/// d::E>::f`.
-pub fn plain(name: &str) -> String {
-    let mut whole = String::new();
-    let mut rest = name;
-    if let Some(inner) = name.strip_prefix('<') {
-        let end = closing(inner);
-        let head = without_arguments(inner.get(..end).unwrap_or_default());
-        whole = if head.contains(" as ") { format!("<{head}>") } else { head };
-        rest = inner.get(end + 1..).unwrap_or_default();
-    }
-    whole.push_str(&without_arguments(rest));
-    whole
-}
-
-/// Where the bracket closes that was opened before `text`.
-fn closing(text: &str) -> usize {
-    let mut depth = 0_u32;
-    let mut before = ' ';
-    for (at, c) in text.char_indices() {
-        match c {
-            '<' => depth += 1,
-            '>' if before == '-' => {}
-            '>' if depth == 0 => return at,
-            '>' => depth -= 1,
-            _ => {}
-        }
-        before = c;
-    }
-    text.len()
-}
-
-fn without_arguments(path: &str) -> String {
-    let mut kept = String::new();
-    let mut rest = path;
-    while let Some((before, inner)) = rest.split_once('<') {
-        kept.push_str(before.strip_suffix("::").unwrap_or(before));
-        rest = inner.get(closing(inner) + 1..).unwrap_or_default();
-    }
-    kept.push_str(rest);
-    kept
-}
-
-#[cfg(test)]
-mod tests {
-    use super::plain;
-
-    #[test]
-    fn names_lose_their_arguments_and_nothing_else() {
-        for (demangled, expected) in [
-            ("levelhead::run::take", "levelhead::run::take"),
-            ("<levelhead::partition::Partition>::handle", "levelhead::partition::Partition::handle"),
-            ("<a::Chips<1>>::assert_pin::<fn(u8) -> b::C<d>>", "a::Chips::assert_pin"),
-            ("<a::Wires as b::LineIo<c>>::mask_rte", "<a::Wires as b::LineIo>::mask_rte"),
-            ("core::ptr::drop_in_place::<alloc::vec::Vec<a::B>>", "core::ptr::drop_in_place"),
-            ("<a::Lock<b>>::with::<(), <c as d>::f::{closure#0}>::{closure#1}", "a::Lock::with::{closure#1}"),
-            ("lh_vmrun", "lh_vmrun"),
-        ] {
-            assert_eq!(plain(demangled), expected);
-        }
     }
 }
