@@ -29,6 +29,14 @@ pub const SIGNATURE: [u8; 12] = *b"LevelheadHyp";
 pub const HYPERVISOR_BASE: u32 = 0x4000_0000;
 /// The leaf with the hypercall interface: EAX version, EBX feature bits.
 pub const HYPERVISOR_FEATURES: u32 = 0x4000_0001;
+/// The leaf with the clocks in kHz, at the place that several hypervisors agreed on: EAX the TSC's, EBX that of the local
+/// APIC's timer, which is the same here. Zero where nobody has measured it.
+pub const HYPERVISOR_TIMING: u32 = 0x4000_0010;
+/// The leaf with KVM's signature, which makes Linux use x2APIC mode without interrupt remapping (docs/adr/0018).
+pub const KVM_BASE: u32 = 0x4000_0100;
+/// KVM's feature bits: none.
+const KVM_FEATURES: u32 = 0x4000_0101;
+const KVM_SIGNATURE: [u8; 12] = *b"KVMKVMKVM\0\0\0";
 
 /// What of the answer depends on the guest and not on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +54,8 @@ pub struct GuestView {
     pub abi_version: u32,
     /// Feature bits of the hypercall interface.
     pub abi_features: u32,
+    /// The rate of the TSC in kHz, if it is known.
+    pub tsc_khz: Option<u32>,
 }
 
 /// Bits joined from their numbers.
@@ -129,8 +139,10 @@ pub fn filter(leaf: u32, subleaf: u32, host: Leaf, view: &GuestView) -> Leaf {
         7 => structured_features(subleaf, host, view),
         0xb => topology(subleaf, view),
         0xd if view.xsave => extended_state(subleaf, host),
-        HYPERVISOR_BASE => signature(),
+        HYPERVISOR_BASE => signature(SIGNATURE, HYPERVISOR_TIMING),
         HYPERVISOR_FEATURES => Leaf { eax: view.abi_version, ebx: view.abi_features, ecx: 0, edx: 0 },
+        HYPERVISOR_TIMING => view.tsc_khz.map_or(Leaf::ZERO, |khz| Leaf { eax: khz, ebx: khz, ecx: 0, edx: 0 }),
+        KVM_BASE => signature(KVM_SIGNATURE, KVM_FEATURES),
         0x8000_0000 => Leaf { eax: host.eax.min(LAST_EXTENDED), ..host },
         0x8000_0001 => extended_features(host, view),
         // Name, caches and TLBs.
@@ -198,10 +210,11 @@ const fn extended_state(subleaf: u32, host: Leaf) -> Leaf {
     }
 }
 
-const fn signature() -> Leaf {
-    let [a, b, c, d, e, f, g, h, i, j, k, l] = SIGNATURE;
+/// A signature, and the last leaf that belongs to it.
+const fn signature(text: [u8; 12], last: u32) -> Leaf {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = text;
     Leaf {
-        eax: HYPERVISOR_FEATURES,
+        eax: last,
         ebx: u32::from_le_bytes([a, b, c, d]),
         ecx: u32::from_le_bytes([e, f, g, h]),
         edx: u32::from_le_bytes([i, j, k, l]),
@@ -222,8 +235,15 @@ mod tests {
     use proptest::prelude::*;
 
     const ALL: Leaf = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
-    const VIEW: GuestView =
-        GuestView { apic_id: 5, vcpus: 1, cr4: 0, xsave: true, abi_version: 1, abi_features: 0x7 };
+    const VIEW: GuestView = GuestView {
+        apic_id: 5,
+        vcpus: 1,
+        cr4: 0,
+        xsave: true,
+        abi_version: 1,
+        abi_features: 0x7,
+        tsc_khz: Some(2_600_000),
+    };
 
     fn ask(leaf: u32, subleaf: u32) -> Leaf {
         filter(leaf, subleaf, ALL, &VIEW)
@@ -307,9 +327,25 @@ mod tests {
         let base = ask(HYPERVISOR_BASE, 0);
         let text: Vec<u8> = [base.ebx, base.ecx, base.edx].iter().flat_map(|r| r.to_le_bytes()).collect();
         assert_eq!(text, b"LevelheadHyp");
-        assert_eq!(base.eax, HYPERVISOR_FEATURES);
+        assert_eq!(base.eax, 0x4000_0010);
         assert_eq!(ask(HYPERVISOR_FEATURES, 0), Leaf { eax: 1, ebx: 7, ecx: 0, edx: 0 });
         assert_eq!(ask(HYPERVISOR_FEATURES + 1, 0), Leaf::ZERO);
+    }
+
+    #[test]
+    fn the_clocks_are_told_where_they_are_known() {
+        let khz = 2_600_000;
+        assert_eq!(ask(HYPERVISOR_TIMING, 0), Leaf { eax: khz, ebx: khz, ecx: 0, edx: 0 });
+        let unknown = GuestView { tsc_khz: None, ..VIEW };
+        assert_eq!(filter(HYPERVISOR_TIMING, 0, ALL, &unknown), Leaf::ZERO);
+    }
+
+    #[test]
+    fn kvm_is_there_and_offers_nothing() {
+        let base = ask(KVM_BASE, 0);
+        let text: Vec<u8> = [base.ebx, base.ecx, base.edx].iter().flat_map(|r| r.to_le_bytes()).collect();
+        assert_eq!((&text[..], base.eax), (&b"KVMKVMKVM\0\0\0"[..], KVM_BASE + 1));
+        assert_eq!(ask(KVM_BASE + 1, 0), Leaf::ZERO);
     }
 
     #[test]

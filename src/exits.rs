@@ -249,6 +249,7 @@ impl VirtualCpu {
             xsave: has_xcr0(),
             abi_version: ABI_VERSION as u32,
             abi_features: feature::OFFERED as u32,
+            tsc_khz: self.partition.tsc_khz,
         };
         let answer = cpuid::filter(leaf, subleaf, host, &view);
         vmcb.set_rax(u64::from(answer.eax));

@@ -110,6 +110,7 @@ pub(crate) fn build(
         functions,
         counters,
         user_hypercalls: configured.user_hypercalls,
+        tsc_khz: payload.tsc_khz.and_then(|khz| u32::try_from(khz).ok()),
         control: configured.control,
         platform: Ordered::new(Rank::Guest, platform),
         entries: Ordered::new(Rank::Guest, ()),

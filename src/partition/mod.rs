@@ -94,6 +94,8 @@ pub(crate) struct Partition {
     /// Lines' interrupts taken on its CPUs, and how far it is; seen from outside.
     pub(crate) counters: &'static Slot,
     pub(crate) user_hypercalls: bool,
+    /// The rate of the TSC in kHz, if the machine has what to measure it by.
+    pub(crate) tsc_khz: Option<u32>,
     /// Whether it may name the sources of other partitions.
     pub(crate) control: bool,
     /// What its virtual CPUs change.
