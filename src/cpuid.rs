@@ -141,7 +141,9 @@ pub fn filter(leaf: u32, subleaf: u32, host: Leaf, view: &GuestView) -> Leaf {
         0xd if view.xsave => extended_state(subleaf, host),
         HYPERVISOR_BASE => signature(SIGNATURE, HYPERVISOR_TIMING),
         HYPERVISOR_FEATURES => Leaf { eax: view.abi_version, ebx: view.abi_features, ecx: 0, edx: 0 },
-        HYPERVISOR_TIMING => view.tsc_khz.map_or(Leaf::ZERO, |khz| Leaf { eax: khz, ebx: khz, ecx: 0, edx: 0 }),
+        HYPERVISOR_TIMING => {
+            view.tsc_khz.map_or(Leaf::ZERO, |khz| Leaf { eax: khz, ebx: khz, ecx: 0, edx: 0 })
+        }
         KVM_BASE => signature(KVM_SIGNATURE, KVM_FEATURES),
         0x8000_0000 => Leaf { eax: host.eax.min(LAST_EXTENDED), ..host },
         0x8000_0001 => extended_features(host, view),

@@ -538,7 +538,7 @@ impl VirtualCpu {
 
     fn port_in(&mut self, machine: &Machine, port: u16, width: Width) -> u64 {
         self.partition.platform.with(|platform| {
-            let read = platform.ports.read(port, width);
+            let read = platform.ports.read(port, width, tsc());
             self.follow_com1(machine, platform);
             u64::from(match read {
                 PortRead::Value(value) => value,

@@ -21,7 +21,7 @@ use levelhead::virq::{LapicModel, PINS};
 use log::info;
 
 use crate::arch::svm::enable::Features;
-use crate::arch::x86::clock::{Clock, PmTimer};
+use crate::arch::x86::clock::{Clock, CmosClock};
 use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::cpu::cpuid;
 use crate::arch::x86::ioapic::IoApics;
@@ -181,7 +181,7 @@ impl System<'_> {
         let partitions = u8::try_from(config.partitions.len()).unwrap_or(u8::MAX);
         let (lines, mut control) =
             LineTable::new(Targets { partitions, pins: PINS, poll_counters: POLL_COUNTERS });
-        let clock = clock(config, self.platform.pm_timer)?;
+        let clock = clock(config, &self.platform)?;
         let mut assigner = Assigner::new(&host_config, &io_apics, lines, clock);
         // All functions belong to somebody before the first partition is built: it may stand by for another's.
         let mut functions: Vec<Vec<&'static Function>> = Vec::new();
@@ -285,7 +285,7 @@ fn receivers(plan: &Plan) -> Result<&'static [Receiver], Refusal> {
 }
 
 /// Measures the clock, which a policy with a time in it needs, and the guests that are told of it would like.
-fn clock(config: &config::Config, timer: Option<PmTimer>) -> Result<Option<Clock>, Refusal> {
+fn clock(config: &config::Config, platform: &Platform) -> Result<Option<Clock>, Refusal> {
     let timed = config.partitions.iter().find_map(|partition| {
         if partition.restart.restarts() {
             return Some(format!("partition {}", partition.name));
@@ -293,7 +293,8 @@ fn clock(config: &config::Config, timer: Option<PmTimer>) -> Result<Option<Clock
         let timed = partition.devices.iter().find(|device| shortest_ms(&device.policy).is_some())?;
         Some(format!("partition {}, device {}", partition.name, timed.bdf))
     });
-    let clock = timer.and_then(Clock::measure);
+    let cmos = platform.cmos_clock.then(CmosClock::new);
+    let clock = platform.pm_timer.and_then(|timer| Clock::measure(timer, cmos));
     match (clock, timed) {
         (Some(clock), _) => info!("TSC at {} ticks/ms by the ACPI timer", clock.ticks_per_ms),
         (None, None) => {}

@@ -121,6 +121,8 @@ pub mod msr {
     pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
     /// What RDTSCP and RDPID return besides the time.
     pub const TSC_AUX: u32 = 0xc000_0103;
+    /// What AMD's CPUs of families 0xf and 0x10 send when an interrupt is pending in a deep sleep.
+    pub const INT_PENDING: u32 = 0xc001_0055;
 }
 
 /// Exception vectors that the hypervisor injects or intercepts (APM2 8.2).

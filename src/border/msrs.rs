@@ -52,6 +52,8 @@ pub const fn read(number: u32, registers: &Registers, now_tsc: u64) -> Result<u6
         msr::TSC => Ok(now_tsc.wrapping_add(registers.tsc_offset)),
         msr::MTRR_CAP => Ok(MTRR_CAP_NONE),
         msr::MTRR_DEF_TYPE => Ok(registers.mtrr_def_type),
+        // Linux reads it unasked on a CPU of these families, and complains where it is not. Nothing sleeps deeply here.
+        msr::INT_PENDING => Ok(0),
         _ => Err(GeneralProtection),
     }
 }

@@ -1,6 +1,7 @@
 //! The ports of a guest's platform. BARs are not here: a guest reaches theirs without an exit.
 
 use crate::config::{POWER_PORTS, RESET_PORT};
+use crate::device::cmos::{CMOS_PORTS, Cmos, WallClock};
 use crate::device::power::{powers_off, resets};
 use crate::device::{Output, UART_PORTS, Uart};
 use crate::pci::config_ports::PortRead;
@@ -9,6 +10,12 @@ use crate::vcpu::Width;
 
 const COM1: u16 = 0x3f8;
 const COM1_LAST: u16 = COM1 + UART_PORTS - 1;
+const CMOS: u16 = *CMOS_PORTS.start();
+const CMOS_LAST: u16 = *CMOS_PORTS.end();
+/// The counters of a PC's interval timer. There is none, but all-ones would look like one whose count begins: Linux waits
+/// 100,000 reads for it to go on, and sees at once that there is none when they are anything else.
+const TIMER: u16 = 0x40;
+const TIMER_LAST: u16 = 0x42;
 const SLEEP_CONTROL: u16 = *POWER_PORTS.start();
 /// What the debug port reads as, whatever its number: that of its usual place. By this a guest tells that it is there.
 const DEBUG_PORT_PRESENT: u32 = 0xe9;
@@ -36,24 +43,30 @@ pub struct Ports {
     debug: Option<u16>,
     exit: Option<u16>,
     uart: Uart,
+    cmos: Cmos,
     config: ConfigPorts,
 }
 
 impl Ports {
-    /// The platform after reset, with the ports that the configuration gave it.
-    pub const fn new(debug: Option<u16>, exit: Option<u16>) -> Self {
-        Self { debug, exit, uart: Uart::new(), config: ConfigPorts::RESET }
+    /// The platform after reset, with the ports that the configuration gave it, and the time if that is known.
+    pub const fn new(debug: Option<u16>, exit: Option<u16>, clock: Option<WallClock>) -> Self {
+        Self { debug, exit, uart: Uart::new(), cmos: Cmos::new(clock), config: ConfigPorts::RESET }
     }
 
     /// Puts the platform back to its reset.
     pub const fn reset(&mut self) {
-        *self = Self::new(self.debug, self.exit);
+        self.uart = Uart::new();
+        self.cmos.reset();
+        self.config = ConfigPorts::RESET;
     }
 
-    /// A read of `width` at `port`: the value in the low bits, or the register that holds it. Where nobody answers, ones.
-    pub fn read(&mut self, port: u16, width: Width) -> PortRead {
+    /// A read of `width` at `port` when the time stamp is `now_tsc`: the value in the low bits, or the register that holds it.
+    /// Where nobody answers, ones.
+    pub fn read(&mut self, port: u16, width: Width, now_tsc: u64) -> PortRead {
         let value = match port {
             COM1..=COM1_LAST if width == Width::Byte => u32::from(self.uart.read(port - COM1)),
+            CMOS..=CMOS_LAST if width == Width::Byte => u32::from(self.cmos.read(port - CMOS, now_tsc)),
+            TIMER..=TIMER_LAST if width == Width::Byte => 0,
             _ if Some(port) == self.debug && width == Width::Byte => DEBUG_PORT_PRESENT,
             // Nothing is ever to be told: no sleep but the last one was offered.
             _ if POWER_PORTS.contains(&port) && width == Width::Byte => 0,
@@ -83,6 +96,10 @@ impl Ports {
         match port {
             COM1..=COM1_LAST if width == Width::Byte => {
                 self.uart.write(port - COM1, value as u8).map_or(PortWrite::Nothing, PortWrite::Text)
+            }
+            CMOS..=CMOS_LAST if width == Width::Byte => {
+                self.cmos.write(port - CMOS, value as u8);
+                PortWrite::Nothing
             }
             SLEEP_CONTROL if width == Width::Byte && powers_off(value as u8) => PortWrite::PowerOff,
             RESET_PORT if width == Width::Byte && resets(value as u8) => PortWrite::Reset,

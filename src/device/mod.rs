@@ -1,6 +1,7 @@
 //! Devices the hypervisor itself plays for a guest. Each is a register file that turns accesses into values;
 //! none touches a port, a line or a console.
 
+pub mod cmos;
 mod line_buffer;
 pub mod power;
 mod print_budget;

@@ -90,7 +90,8 @@ pub(crate) fn build(
     }
     let functions: Vec<Share> = shares.iter().map(|(_, share)| *share).collect();
     let root = nested.root();
-    let ports = Ports::new(configured.debug_port, configured.exit_port);
+    let ports =
+        Ports::new(configured.debug_port, configured.exit_port, assigner.clock.and_then(|clock| clock.wall));
     let mut platform = Platform::new(
         index,
         assigner.config,

@@ -47,6 +47,8 @@ pub(crate) struct Platform {
     pub(crate) ecam: Option<EcamWindow>,
     /// The power management timer, if it has one at a port.
     pub(crate) pm_timer: Option<PmTimer>,
+    /// Whether it has a clock in CMOS memory.
+    pub(crate) cmos_clock: bool,
 }
 
 /// Why the tables cannot be used.
@@ -109,7 +111,12 @@ pub(crate) fn discover(rsdp: Option<HostPhys>, memory: Memory<'_>) -> Result<Pla
         let base = HostPhys::new(window.base_address);
         EcamWindow::new(base, window.bus_number_start, window.bus_number_end)
     });
-    platform.pm_timer = tables.find_table::<Fadt>().and_then(|fadt| {
+    let fadt = tables.find_table::<Fadt>();
+    platform.cmos_clock = fadt.as_ref().is_some_and(|fadt| {
+        let flags = fadt.iapc_boot_arch;
+        !flags.use_time_and_alarm_namespace_for_rtc()
+    });
+    platform.pm_timer = fadt.and_then(|fadt| {
         let block = fadt.pm_timer_block().ok()??;
         let at_port = block.address_space == AddressSpace::SystemIo;
         u16::try_from(block.address).ok().filter(|_| at_port).map(PmTimer)

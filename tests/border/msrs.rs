@@ -9,8 +9,8 @@ use crate::dice::{Dice, fuzz};
 const CPU: Vcpu = Vcpu(0);
 const MODEL: LapicModel = LapicModel { x2apic: true, physical_address_bits: 40 };
 const APIC_BASE: u32 = 0x1b;
-/// TSC, MTRRcap, PAT, MTRRdefType, EFER: what is here beside the local APIC's.
-const READABLE: [u32; 5] = [0x10, 0xfe, 0x277, 0x2ff, 0xc000_0080];
+/// TSC, MTRRcap, PAT, MTRRdefType, EFER, INT_PENDING: what is here beside the local APIC's.
+const READABLE: [u32; 6] = [0x10, 0xfe, 0x277, 0x2ff, 0xc000_0080, 0xc001_0055];
 
 fn registers(dice: &mut Dice) -> Registers {
     let paged = dice.one_in(2);

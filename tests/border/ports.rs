@@ -1,8 +1,11 @@
 //! Ports: every number in every width, with the platform's ports anywhere.
 
+use core::num::NonZeroU64;
+
 use levelhead::border::Ports;
 use levelhead::border::ports::PortWrite;
 use levelhead::device::Uart;
+use levelhead::device::cmos::{Cmos, WallClock};
 use levelhead::pci::config_ports::PortRead;
 use levelhead::pci::{ConfigPorts, Width as ConfigWidth};
 use levelhead::vcpu::Width;
@@ -17,14 +20,21 @@ struct Pieces {
     debug: Option<u16>,
     exit: Option<u16>,
     uart: Uart,
+    cmos: Cmos,
     config: ConfigPorts,
 }
+
+const CLOCK: WallClock =
+    WallClock { at_ms: 1_700_000_000_000, at_tsc: 0, ticks_per_ms: NonZeroU64::new(1000).unwrap() };
+const NOW: u64 = 77_000_000;
 
 impl Pieces {
     fn read(&mut self, port: u16, (width, config_width): (Width, ConfigWidth)) -> PortRead {
         let byte = width == Width::Byte;
         PortRead::Value(match port {
             0x3f8..=0x3ff if byte => u32::from(self.uart.read(port - 0x3f8)),
+            0x70 | 0x71 if byte => u32::from(self.cmos.read(port - 0x70, NOW)),
+            0x40..=0x42 if byte => 0,
             _ if byte && self.debug == Some(port) => 0xe9,
             0x600 | 0x601 if byte => 0,
             0xcf8..=0xcff => return self.config.read(port, config_width),
@@ -41,6 +51,10 @@ impl Pieces {
                 Some(text) => PortWrite::Text(text),
                 None => PortWrite::Nothing,
             },
+            0x70 | 0x71 if byte => {
+                self.cmos.write(port - 0x70, value as u8);
+                PortWrite::Nothing
+            }
             0x600 if byte && value & 0x3c == 0x34 => PortWrite::PowerOff,
             0xcf9 if byte && value & 4 != 0 => PortWrite::Reset,
             0xcf8..=0xcff => match self.config.write(port, config_width, value) {
@@ -55,7 +69,9 @@ impl Pieces {
 fn platform(dice: &mut Dice) -> (Ports, Pieces) {
     let debug = dice.pick(&[None, Some(0xe9), Some(0xffff), Some(0)]);
     let exit = dice.pick(&[None, Some(0xf4), Some(0xfffc)]);
-    (Ports::new(debug, exit), Pieces { debug, exit, uart: Uart::new(), config: ConfigPorts::RESET })
+    let pieces =
+        Pieces { debug, exit, uart: Uart::new(), cmos: Cmos::new(Some(CLOCK)), config: ConfigPorts::RESET };
+    (Ports::new(debug, exit, Some(CLOCK)), pieces)
 }
 
 #[test]
@@ -63,7 +79,7 @@ fn every_port_reads_as_its_one_owner_and_otherwise_as_nothing() {
     let (mut ports, mut pieces) = platform(&mut Dice::new(1));
     for port in 0..=u16::MAX {
         for widths in WIDTHS {
-            assert_eq!(ports.read(port, widths.0), pieces.read(port, widths), "{widths:?} at {port:#x}");
+            assert_eq!(ports.read(port, widths.0, NOW), pieces.read(port, widths), "{widths:?} at {port:#x}");
         }
     }
 }
@@ -83,7 +99,7 @@ fn a_write_reaches_one_owner_and_is_seen_nowhere_else() {
             let value = dice.hostile() as u32;
             assert_eq!(ports.write(port, widths.0, value), pieces.write(port, widths, value));
             let (port, widths) = (0x3f8 + dice.below(0x10) as u16, dice.pick(&WIDTHS));
-            assert_eq!(ports.read(port, widths.0), pieces.read(port, widths));
+            assert_eq!(ports.read(port, widths.0, NOW), pieces.read(port, widths));
             assert_eq!(ports.com1_output(), pieces.uart.take_output());
         }
     });

@@ -1,12 +1,15 @@
-//! Real time: how fast the TSC counts, measured once against the ACPI power management timer.
+//! Real time: how fast the TSC counts, measured once against the ACPI power management timer, and what the machine's clock
+//! says, asked once.
 //!
-//! The only clock whose speed every PC states (ACPI 6.5 4.8.3.3: 3.579545 MHz). After boot nothing but the TSC is read.
-#![expect(unsafe_code, reason = "reads the timer's port")]
+//! The timer is the only clock whose speed every PC states (ACPI 6.5 4.8.3.3: 3.579545 MHz). After boot nothing but the TSC
+//! is read.
+#![expect(unsafe_code, reason = "reads the timer's port and the clock's")]
 
 use core::hint::spin_loop;
 use core::num::NonZeroU64;
 
-use x86_64::instructions::port::PortReadOnly;
+use levelhead::device::cmos::{CMOS_PORTS, WallClock, seconds_of};
+use x86_64::instructions::port::{Port, PortReadOnly};
 
 use super::cpu::tsc;
 
@@ -19,6 +22,35 @@ pub(crate) struct PmTimer(pub(crate) u16);
 pub(crate) struct Clock {
     /// TSC ticks in a millisecond.
     pub(crate) ticks_per_ms: NonZeroU64,
+    /// What time it was, if the machine's clock is set.
+    pub(crate) wall: Option<WallClock>,
+}
+
+/// The clock in CMOS memory. Nobody else uses its ports.
+#[derive(Debug)]
+pub(crate) struct CmosClock {
+    select: Port<u8>,
+    value: Port<u8>,
+}
+
+impl CmosClock {
+    /// The machine's, on a machine that has one.
+    pub(crate) const fn new() -> Self {
+        Self { select: Port::new(*CMOS_PORTS.start()), value: Port::new(*CMOS_PORTS.end()) }
+    }
+
+    /// What time it is, by a TSC that counts `ticks_per_ms` from now on.
+    fn ask(mut self, ticks_per_ms: NonZeroU64) -> Option<WallClock> {
+        let seconds = seconds_of(|index| self.register(index))?;
+        Some(WallClock { at_ms: seconds.saturating_mul(1000), at_tsc: tsc(), ticks_per_ms })
+    }
+
+    fn register(&mut self, index: u8) -> u8 {
+        // SAFETY: the port only selects a register; its bit 7 stays clear, which leaves non-maskable interrupts open.
+        unsafe { self.select.write(index) };
+        // SAFETY: reading a register of the time changes nothing.
+        unsafe { self.value.read() }
+    }
 }
 
 impl PmTimer {
@@ -38,8 +70,13 @@ impl Clock {
     /// fastest CPU.
     const PATIENCE: u64 = 1 << 30;
 
-    /// Measures. `None` if the timer does not count.
-    pub(crate) fn measure(timer: PmTimer) -> Option<Self> {
+    /// Measures, and asks the machine's clock for the time. `None` if the timer does not count.
+    pub(crate) fn measure(timer: PmTimer, clock: Option<CmosClock>) -> Option<Self> {
+        let ticks_per_ms = Self::ticks_per_ms(timer)?;
+        Some(Self { ticks_per_ms, wall: clock.and_then(|clock| clock.ask(ticks_per_ms)) })
+    }
+
+    fn ticks_per_ms(timer: PmTimer) -> Option<NonZeroU64> {
         let counted = |from: u32| timer.read().wrapping_sub(from) & PmTimer::MASK;
         // From one count to another, so that the first is a whole one.
         let (before, start) = (timer.read(), tsc());
@@ -55,7 +92,7 @@ impl Clock {
             if counts >= PmTimer::COUNTS {
                 // Below 2^24 counts and, by patience, about 2^30 ticks: no overflow.
                 let per_second = elapsed.saturating_mul(PmTimer::HERTZ) / u64::from(counts);
-                return NonZeroU64::new(per_second / 1000).map(|ticks_per_ms| Self { ticks_per_ms });
+                return NonZeroU64::new(per_second / 1000);
             }
             if elapsed > Self::PATIENCE {
                 return None;
