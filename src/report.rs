@@ -10,8 +10,8 @@ use core::fmt;
 use levelhead::command::Command;
 use levelhead::config::Rejection;
 use levelhead::decide::Finding;
-use levelhead::intx::{History, LineFinding, Moment, Registrations, Service, Since, UNCLAIMED_LIMIT};
-use levelhead::irq::Vector;
+use levelhead::intx::{History, LIE_LIMIT, LineFinding, Moment, Registrations, Service, Since, SourceId};
+use levelhead::irq::{Gsi, Vector};
 use levelhead::message::{Message, Party, Record, Refusal};
 use levelhead::pci::{Bdf, IntxView};
 
@@ -124,10 +124,15 @@ pub(crate) fn record(record: Record<'_>) {
     print(format_args!("{record}\n"));
 }
 
-/// Records what was found out about the functions on a vector's line, if anything was.
+/// Records what was found out about the functions on a vector's line, each thing that was.
 #[cold]
 pub(crate) fn finding(machine: &Machine, vector: Vector) {
-    let Some((gsi, finding, source)) = machine.lines.take_finding(vector) else { return };
+    while let Some((gsi, finding, source)) = machine.lines.take_finding(vector) {
+        record_finding(machine, gsi, finding, source);
+    }
+}
+
+fn record_finding(machine: &Machine, gsi: Gsi, finding: LineFinding, source: Option<SourceId>) {
     let sharers = fmt::from_fn(|f| {
         let on_line = machine.lines.sources().filter_map(|source| machine.lines.source_report(source));
         on_line.filter(|report| report.gsi == gsi).try_for_each(|report| {
@@ -144,6 +149,7 @@ pub(crate) fn finding(machine: &Machine, vector: Vector) {
         LineFinding::Demoted => Message::LineDemoted,
         LineFinding::Stopped => Message::LineStopped,
         LineFinding::Vanished(_) => Message::DeviceVanished,
+        LineFinding::Doubted(_) => Message::StatusStuck,
     };
     let place = fmt::from_fn(|f| match source.and_then(|source| machine.lines.source_report(source)) {
         Some(report) => write!(f, "device {}", Bdf::from_requester_id(report.info.bdf)),
@@ -151,9 +157,12 @@ pub(crate) fn finding(machine: &Machine, vector: Vector) {
     });
     let what = fmt::from_fn(|f| match finding {
         LineFinding::Demoted | LineFinding::Stopped => {
-            write!(f, "{UNCLAIMED_LIMIT} interrupts in a row that nobody claims; on the line:{sharers}")
+            write!(f, "{LIE_LIMIT} interrupts in a row that nobody claims; on the line:{sharers}")
         }
         LineFinding::Vanished(_) => write!(f, "it answers all-ones; on {gsi}:{sharers}"),
+        LineFinding::Doubted(_) => {
+            write!(f, "set at {LIE_LIMIT} completions in a row without an interrupt; on {gsi}:{sharers}")
+        }
     });
     record(Record { message, place: &place, what: Some(&what), remedy: None });
 }

@@ -11,12 +11,12 @@ mod support;
 use std::collections::{HashSet, VecDeque};
 
 use levelhead::intx::{
-    Budget, Completion, Gate, LineFinding, MaskReasons, Notifier, Outcome, SourceId, UNCLAIMED_LIMIT,
+    Budget, Completion, Gate, LIE_LIMIT, LineFinding, MaskReasons, Notifier, Outcome, SourceId,
 };
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_assert, proptest};
 use proptest::prop_oneof;
-use support::world::{Op, World, paced, world};
-use support::{Device, GSI, PINS, pin, vector};
+use support::world::{Op, World, paced, suspicious, world};
+use support::{Device, GSI, Lie, PINS, pin, vector};
 
 const GATES: [Gate; 3] = [Gate::RteMask, Gate::DirectedEoi, Gate::Function];
 
@@ -35,6 +35,7 @@ fn ops(devices: usize) -> impl Strategy<Value = Op> {
         1 => Just(Completion::Reset),
         1 => Just(Completion::Forced),
     ];
+    let lie = prop_oneof![Just(Lie::None), Just(Lie::Deaf), Just(Lie::Mute), Just(Lie::Stuck)];
     prop_oneof![
         6 => (device.clone(), any::<bool>()).prop_map(|(d, a)| Op::Device(d, a)),
         8 => Just(Op::TakeVector),
@@ -51,6 +52,7 @@ fn ops(devices: usize) -> impl Strategy<Value = Op> {
         2 => Just(Op::Tick),
         2 => device.clone().prop_map(Op::Resume),
         1 => (0..devices * 8).prop_map(move |d| if d < devices { Op::Vanish(d) } else { Op::Raise }),
+        1 => (device, lie).prop_map(|(d, lie)| Op::Lies(d, lie)),
     ]
 }
 
@@ -65,10 +67,12 @@ fn budgets() -> impl Strategy<Value = Option<Budget>> {
     }))
 }
 
-/// A gate, a number of devices, their budget, and what happens to them.
-fn histories() -> impl Strategy<Value = (Gate, usize, Option<Budget>, Vec<Op>)> {
-    (0..GATES.len(), 1..4_usize, budgets()).prop_flat_map(|(gate, devices, budget)| {
-        (Just(GATES[gate]), Just(devices), Just(budget), proptest::collection::vec(ops(devices), 1..80))
+/// A gate, a number of devices, their budget, how many disagreements are a lie, and what happens to them.
+fn histories() -> impl Strategy<Value = (Gate, usize, Option<Budget>, u32, Vec<Op>)> {
+    let patience = prop_oneof![Just(LIE_LIMIT), 1..5_u32];
+    (0..GATES.len(), 1..4_usize, budgets(), patience).prop_flat_map(|(gate, devices, budget, patience)| {
+        let ops = proptest::collection::vec(ops(devices), 1..80);
+        (Just(GATES[gate]), Just(devices), Just(budget), Just(patience), ops)
     })
 }
 
@@ -78,8 +82,8 @@ proptest! {
     /// After every event of every history the line agrees with the reference, the gate with the reasons, the pins
     /// with the deliveries and the ledger with itself; and at the end nothing that is asserted is lost.
     #[test]
-    fn i9_i13_i16_i17_n5_any_history_keeps_the_books_and_loses_nothing((gate, devices, budget, history) in histories()) {
-        paced(gate, devices, budget, |world| {
+    fn i9_i13_i16_i17_n5_any_history_keeps_the_books_and_loses_nothing((gate, devices, budget, patience, history) in histories()) {
+        suspicious(gate, devices, budget, patience, |world| {
             for &op in &history {
                 world.apply(op);
                 world.check();
@@ -87,7 +91,7 @@ proptest! {
             let asserted: Vec<bool> = world.board.devices.iter().map(Device::asserts).collect();
             let served = world.quiesce();
             for (source, asserted) in asserted.into_iter().enumerate() {
-                prop_assert!(!asserted || served[source] > 0, "the assertion of source {} is lost", source);
+                prop_assert!(!asserted || world.stopped || served[source] > 0, "the assertion of source {} is lost", source);
             }
             Ok(())
         })?;
@@ -179,12 +183,12 @@ fn cve_2024_26812_loopback_and_unmask_without_a_notifier() {
 }
 
 /// Breadth-first search: every state that any sequence of these events reaches, by replay from the start.
-fn search(gate: Gate, budget: Option<Budget>, alphabet: &[Op]) -> usize {
+fn search(gate: Gate, budget: Option<Budget>, patience: u32, alphabet: &[Op]) -> usize {
     let mut seen: HashSet<u64> = HashSet::new();
     let mut frontier: VecDeque<Vec<Op>> = VecDeque::from([Vec::new()]);
     while let Some(path) = frontier.pop_front() {
         for &op in alphabet {
-            paced(gate, 1, budget, |world| {
+            suspicious(gate, 1, budget, patience, |world| {
                 for &step in &path {
                     world.apply(step);
                 }
@@ -234,17 +238,17 @@ fn alphabet() -> Vec<Op> {
 
 #[test]
 fn i13_n5_every_reachable_state_of_one_source_behind_an_rte_mask() {
-    println!("RTE mask: {} states", search(Gate::RteMask, None, &alphabet()));
+    println!("RTE mask: {} states", search(Gate::RteMask, None, LIE_LIMIT, &alphabet()));
 }
 
 #[test]
 fn i13_n5_every_reachable_state_of_one_source_behind_a_directed_eoi() {
-    println!("directed EOI: {} states", search(Gate::DirectedEoi, None, &alphabet()));
+    println!("directed EOI: {} states", search(Gate::DirectedEoi, None, LIE_LIMIT, &alphabet()));
 }
 
 #[test]
 fn i13_n5_every_reachable_state_of_one_source_behind_disintx() {
-    println!("DisINTx: {} states", search(Gate::Function, None, &alphabet()));
+    println!("DisINTx: {} states", search(Gate::Function, None, LIE_LIMIT, &alphabet()));
 }
 
 /// With a budget of two in three ticks: storms, pauses, readmission and quarantine against everything a device and a
@@ -267,8 +271,32 @@ fn n6_every_reachable_state_of_one_source_with_a_storm_budget() {
         Op::Unmask(0, MaskReasons::THROTTLE.union(MaskReasons::QUARANTINE)),
     ];
     for gate in GATES {
-        println!("{gate}: {} states with a storm budget", search(gate, Some(budget), &alphabet));
+        println!("{gate}: {} states with a storm budget", search(gate, Some(budget), LIE_LIMIT, &alphabet));
     }
+}
+
+/// With a patience of two: every lie, begun and given up at any time, against everything a device and a guest do, an operator's
+/// mask, and the notifier taken away.
+#[test]
+fn n13_n14_every_reachable_state_of_one_source_that_lies() {
+    let alphabet = [
+        Op::Device(0, true),
+        Op::Device(0, false),
+        Op::Lies(0, Lie::None),
+        Op::Lies(0, Lie::Deaf),
+        Op::Lies(0, Lie::Mute),
+        Op::Lies(0, Lie::Stuck),
+        Op::TakeVector,
+        Op::Raise,
+        Op::GuestTake(0),
+        Op::GuestEoi(0),
+        Op::Mask(0, MaskReasons::OPERATOR),
+        Op::Unmask(0, MaskReasons::OPERATOR),
+        Op::Replace(0, Notifier::None, Completion::Handover),
+        Op::Replace(0, pin(0), Completion::Forced),
+        Op::Poll,
+    ];
+    println!("{} states with lies", search(Gate::Function, None, 2, &alphabet));
 }
 
 /// Serves pin 0 until nothing comes any more, with device 0 asserted all the time. How often it was served.
@@ -355,7 +383,7 @@ fn host_interrupts(world: &mut World<'_>) -> u32 {
     let mut taken = 0;
     while world.apply(Op::TakeVector) {
         taken += 1;
-        assert!(taken <= 2 * UNCLAIMED_LIMIT, "it is never found out");
+        assert!(taken <= 2 * LIE_LIMIT, "it is never found out");
     }
     taken
 }
@@ -369,7 +397,6 @@ fn finding(world: &World<'_>) -> LineFinding {
 
 /// Normal life behind an RTE mask: one host interrupt for each time the guest is served.
 fn lives_on_at_the_line(world: &mut World<'_>) {
-    world.gate = Gate::RteMask;
     world.check();
     for _ in 0..100 {
         let sent = world.board.counts.sent;
@@ -384,14 +411,13 @@ fn lives_on_at_the_line(world: &mut World<'_>) {
 #[test]
 fn n14_a_function_that_disintx_does_not_silence_is_silenced_by_its_line() {
     world(Gate::Function, 1, |world| {
-        world.board.devices[0].deaf = true;
+        world.does(Op::Lies(0, Lie::Deaf));
         world.bring(pin(0));
         world.apply(Op::Device(0, true));
-        assert_eq!(host_interrupts(world), 1 + UNCLAIMED_LIMIT);
+        assert_eq!(host_interrupts(world), 1 + LIE_LIMIT);
         assert_eq!(finding(world), LineFinding::Demoted);
         let report = world.table.line_reports().next().expect("one line");
-        assert_eq!((report.state.gate, report.unclaimed), (Gate::RteMask, UNCLAIMED_LIMIT.into()));
-        world.gate = Gate::RteMask;
+        assert_eq!((report.state.gate, report.unclaimed), (Gate::RteMask, LIE_LIMIT.into()));
         world.all(&[Op::Raise, Op::GuestTake(0), Op::Device(0, false), Op::GuestEoi(0)]);
         lives_on_at_the_line(world);
     });
@@ -402,15 +428,14 @@ fn n14_a_function_that_disintx_does_not_silence_is_silenced_by_its_line() {
 #[test]
 fn n13_n14_a_function_whose_status_shows_nothing_is_heard_by_its_line() {
     world(Gate::Function, 1, |world| {
-        world.board.devices[0].mute = true;
+        world.does(Op::Lies(0, Lie::Mute));
         world.bring(pin(0));
         world.apply(Op::Device(0, true));
-        for _ in 0..UNCLAIMED_LIMIT {
+        for _ in 0..LIE_LIMIT {
             assert!(world.apply(Op::TakeVector), "it asserts");
             assert!(!world.apply(Op::Raise), "and nobody can tell");
         }
         assert_eq!(finding(world), LineFinding::Demoted);
-        world.gate = Gate::RteMask;
         world.all(&[Op::TakeVector, Op::Raise, Op::GuestTake(0), Op::Device(0, false), Op::GuestEoi(0)]);
         lives_on_at_the_line(world);
     });
@@ -423,12 +448,11 @@ fn n14_a_liar_on_a_shared_line_stops_it() {
     for liar in 0..2 {
         for deaf in [true, false] {
             world(Gate::Function, 2, |world| {
-                world.board.devices[liar].deaf = deaf;
-                world.board.devices[liar].mute = !deaf;
+                world.does(Op::Lies(liar, if deaf { Lie::Deaf } else { Lie::Mute }));
                 world.all(&[Op::Replace(0, pin(0), Completion::Handover), Op::Poll]);
                 world.all(&[Op::Replace(1, pin(1), Completion::Handover), Op::Poll]);
                 world.apply(Op::Device(liar, true));
-                assert_eq!(host_interrupts(world), UNCLAIMED_LIMIT + u32::from(deaf));
+                assert_eq!(host_interrupts(world), LIE_LIMIT + u32::from(deaf));
                 assert_eq!(finding(world), LineFinding::Stopped);
                 assert!(world.board.chip.rte_masked);
                 for source in 0..2 {
@@ -448,15 +472,133 @@ fn n14_an_assertion_that_is_withdrawn_is_counted_and_held_against_nobody() {
         world.all(&[Op::Replace(0, pin(0), Completion::Handover), Op::Poll]);
         world.all(&[Op::Replace(1, pin(1), Completion::Handover), Op::Poll]);
         for round in 1..=3 {
-            for _ in 1..UNCLAIMED_LIMIT {
+            for _ in 1..LIE_LIMIT {
                 world.all(&[Op::Device(0, true), Op::Device(0, false), Op::TakeVector]);
             }
             let unclaimed = world.table.line_reports().next().expect("one line").unclaimed;
-            assert_eq!(unclaimed, round * u64::from(UNCLAIMED_LIMIT - 1));
+            assert_eq!(unclaimed, round * u64::from(LIE_LIMIT - 1));
             world.all(&[Op::Device(1, true), Op::TakeVector, Op::Raise, Op::GuestTake(1)]);
             world.all(&[Op::Device(1, false), Op::GuestEoi(1)]);
         }
         assert_eq!(world.table.take_finding(vector()), None);
+    });
+}
+
+/// The guest of pin `number` serves what it gets, without quieting its device, until it gets no more. How often.
+fn served(world: &mut World<'_>, number: usize) -> u32 {
+    let mut rounds = 0;
+    while world.apply(Op::TakeVector) || world.apply(Op::Raise) || world.apply(Op::GuestTake(number)) {
+        if world.board.pins[number].remote_irr {
+            world.does(Op::GuestEoi(number));
+            rounds += 1;
+            assert!(rounds <= 2 * LIE_LIMIT, "it is never found out");
+        }
+    }
+    rounds
+}
+
+/// Two devices on one line, one pin each, the first with a Status that stays set and is doubted already.
+fn beside_a_stuck_status(body: impl FnOnce(&mut World<'_>)) {
+    world(Gate::Function, 2, |world| {
+        world.does(Op::Lies(0, Lie::Stuck));
+        for source in 0..2 {
+            world.all(&[Op::Replace(source, pin(source as u8), Completion::Handover), Op::Poll]);
+        }
+        assert_eq!(served(world, 0), LIE_LIMIT);
+        assert!(matches!(finding(world), LineFinding::Doubted(_)));
+        body(world);
+    });
+}
+
+/// A function whose INTx Status stays set although it does not assert: its guest is served a stated number of times for
+/// nothing, without a host interrupt. From then on the wire tells, and every assertion is delivered once; until Status is seen
+/// clear, and the function is believed again.
+#[test]
+fn n14_a_status_that_stays_set_is_believed_a_stated_number_of_times() {
+    world(Gate::Function, 1, |world| {
+        world.does(Op::Lies(0, Lie::Stuck));
+        world.bring(pin(0));
+        assert_eq!(served(world, 0), LIE_LIMIT);
+        assert_eq!(world.board.counts.sent, 0);
+        assert!(matches!(finding(world), LineFinding::Doubted(_)));
+        for round in 1..=100 {
+            world.all(&[Op::Device(0, true), Op::TakeVector, Op::Raise, Op::GuestTake(0)]);
+            world.all(&[Op::Device(0, false), Op::GuestEoi(0)]);
+            assert!(!world.apply(Op::TakeVector) && !world.apply(Op::Raise));
+            assert_eq!((world.board.counts.sent, world.board.counts.taken[0]), (round, 1000 + round));
+        }
+        world.all(&[Op::Lies(0, Lie::None), Op::Device(0, true), Op::TakeVector, Op::Raise]);
+        world.all(&[Op::GuestTake(0), Op::Device(0, false), Op::GuestEoi(0)]);
+        let sent = world.board.counts.sent;
+        world.all(&[Op::Mask(0, MaskReasons::OPERATOR), Op::Device(0, true)]);
+        world.all(&[Op::Unmask(0, MaskReasons::OPERATOR), Op::Raise, Op::GuestTake(0)]);
+        assert_eq!(world.board.counts.sent, sent, "it was seen clear, and is believed");
+        world.all(&[Op::Lies(0, Lie::Stuck), Op::Device(0, false), Op::GuestEoi(0)]);
+        assert_eq!(served(world, 0), LIE_LIMIT - 1, "and is doubted as it was the first time");
+        assert_eq!(world.table.take_finding(vector()), None, "which has been told");
+    });
+}
+
+/// A device whose guest never quiets it looks the same, and costs one host interrupt for each time it is served at most.
+#[test]
+fn n14_a_device_that_is_never_quieted_is_heard_by_its_wire() {
+    world(Gate::Function, 1, |world| {
+        world.bring(pin(0));
+        world.all(&[Op::Device(0, true), Op::TakeVector, Op::Raise, Op::GuestTake(0), Op::GuestEoi(0)]);
+        for _ in 0..LIE_LIMIT {
+            world.all(&[Op::Raise, Op::GuestTake(0), Op::GuestEoi(0)]);
+        }
+        assert_eq!(world.board.counts.sent, 2, "the first, and the first that its Status is not believed");
+        for round in 0..100 {
+            world.all(&[Op::TakeVector, Op::Raise, Op::GuestTake(0), Op::GuestEoi(0)]);
+            assert_eq!(world.board.counts.sent, 3 + round);
+        }
+    });
+}
+
+/// Beside a function whose Status stays set a neighbour is served as beside an honest one, at the same cost, and its interrupts
+/// are nobody else's. Both asserting at once are both heard.
+#[test]
+fn n14_i8_a_status_that_stays_set_claims_nothing_of_its_neighbours() {
+    beside_a_stuck_status(|world| {
+        let before = world.board.counts.clone();
+        for _ in 0..100 {
+            world.all(&[Op::Device(1, true), Op::TakeVector, Op::Raise, Op::GuestTake(1)]);
+            world.all(&[Op::Device(1, false), Op::GuestEoi(1)]);
+            assert!(!world.apply(Op::TakeVector) && !world.apply(Op::Raise));
+        }
+        let after = world.board.counts.clone();
+        assert_eq!(after.taken, [before.taken[0], before.taken[1] + 100]);
+        let cost = (after.sent - before.sent, after.status_reads - before.status_reads);
+        assert_eq!(cost, (100, 200), "its own Status, at the vector and at the EOI");
+        assert_eq!(after.disintx_writes - before.disintx_writes, 200);
+        for _ in 0..100 {
+            world.all(&[Op::Device(0, true), Op::Device(1, true), Op::TakeVector, Op::TakeVector]);
+            world.all(&[Op::Raise, Op::Raise, Op::GuestTake(0), Op::GuestTake(1)]);
+            world.all(&[Op::Device(0, false), Op::Device(1, false), Op::GuestEoi(0), Op::GuestEoi(1)]);
+            world.apply(Op::TakeVector);
+            assert!(!world.apply(Op::Raise));
+        }
+        assert_eq!(world.board.counts.taken, [after.taken[0] + 100, after.taken[1] + 100]);
+        assert_eq!(world.table.take_finding(vector()), None);
+    });
+}
+
+/// Somebody else on the line who asserts without end is found out as fast beside a Status that stays set, although that one's
+/// source claims an interrupt each time it is open.
+#[test]
+fn n14_a_status_that_stays_set_hides_no_other_liar() {
+    beside_a_stuck_status(|world| {
+        world.all(&[Op::Lies(1, Lie::Deaf), Op::Mask(1, MaskReasons::OPERATOR), Op::Device(1, true)]);
+        let mut rounds = 0;
+        while !world.stopped {
+            // The chip sends again at once, before the guest is done.
+            world.all(&[Op::TakeVector, Op::TakeVector]);
+            world.all(&[Op::Raise, Op::GuestTake(0), Op::GuestEoi(0)]);
+            rounds += 1;
+            assert!(rounds <= LIE_LIMIT, "it is never found out");
+        }
+        assert_eq!((finding(world), rounds), (LineFinding::Stopped, LIE_LIMIT));
     });
 }
 

@@ -156,7 +156,8 @@ pub struct Effects {
     pub unmask_rte: bool,
     /// Open: send the withheld EOI.
     pub directed_eoi: bool,
-    /// Read these functions' INTx Status and report [`Event::Sampled`], one after the other.
+    /// Read these functions' INTx Status and report [`Event::Sampled`], one after the other. If a vector asks, those of them that
+    /// are [doubted](super::LineState::doubted) come last, and only if none of the others asserts.
     pub sample: SharerSet,
     /// Report [`Event::Unclaimed`]: the vector asks for nobody, since nobody is open.
     pub unclaimed: bool,

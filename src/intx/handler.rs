@@ -89,8 +89,8 @@ pub(super) struct Recorded {
 }
 
 impl Recorded {
-    pub(super) const fn new(gate: Gate) -> Self {
-        Self { line: Line::new(gate), recorder: Recorder::new() }
+    pub(super) const fn new(gate: Gate, patience: u32) -> Self {
+        Self { line: Line::with_patience(gate, patience), recorder: Recorder::new() }
     }
 
     #[inline]
@@ -117,13 +117,13 @@ pub struct Registrations {
 
 impl Handler {
     /// A handler for a line that still has no source.
-    pub(super) fn new(gsi: Gsi, vector: Vector, gate: Gate) -> Self {
+    pub(super) fn new(gsi: Gsi, vector: Vector, gate: Gate, patience: u32) -> Self {
         Self {
             gsi,
             vector,
             seats: [None; MAX_SHARERS],
             slots: core::array::from_fn(|_| NotifierSlot::new()),
-            state: Lock::new(Recorded::new(gate)),
+            state: Lock::new(Recorded::new(gate, patience)),
             registrations: Registrations::default(),
         }
     }
@@ -193,8 +193,9 @@ impl Handler {
         effects.changed
     }
 
-    /// Function gates only: reads Status of each of `sharers` and goes by it. If it was the vector that asks, and none of them
-    /// asserts, nobody claims it. Whose reasons may have changed.
+    /// Function gates only: reads Status of each of `sharers` and goes by it. If it was the vector that asks, those who are
+    /// doubted are left alone unless none of the others asserts; and if none at all does, nobody claims it. Whose reasons may
+    /// have changed.
     #[inline(never)]
     fn ask<'t>(
         &'t self,
@@ -204,6 +205,47 @@ impl Handler {
         deliveries: &mut Deliveries<'t>,
         io: &mut impl LineIo,
     ) -> SharerSet {
+        let doubted = if wire { sharers.intersection(line.state().doubted) } else { SharerSet::EMPTY };
+        let (mut heard, mut touched) = self.ask_each(line, sharers.difference(doubted), deliveries, io);
+        if !heard && !doubted.is_empty() {
+            let (claimed, quarantined) = self.ask_last(line, doubted, deliveries, io);
+            (heard, touched) = (claimed, touched.union(quarantined));
+        }
+        if wire && !heard {
+            let effects = line.step(Event::Unclaimed);
+            self.carry_out(&effects, io);
+            if effects.changed {
+                touched = line.state().present;
+            }
+        }
+        if line.has_finding() {
+            deliveries.handler = Some(self);
+        }
+        touched
+    }
+
+    /// [`Handler::ask_each`] apart, as hardly any line has somebody who is doubted.
+    #[cold]
+    #[inline(never)]
+    fn ask_last<'t>(
+        &'t self,
+        line: &mut Line,
+        sharers: SharerSet,
+        deliveries: &mut Deliveries<'t>,
+        io: &mut impl LineIo,
+    ) -> (bool, SharerSet) {
+        self.ask_each(line, sharers, deliveries, io)
+    }
+
+    /// Reads Status of each of `sharers` and goes by it. Whether one of them asserts, and whose reasons may have changed.
+    #[inline(always)]
+    fn ask_each<'t>(
+        &'t self,
+        line: &mut Line,
+        sharers: SharerSet,
+        deliveries: &mut Deliveries<'t>,
+        io: &mut impl LineIo,
+    ) -> (bool, SharerSet) {
         let mut heard = false;
         let mut touched = SharerSet::EMPTY;
         // What one answer asks for beyond these was asked for already: a step asks for all whose gate may open.
@@ -222,14 +264,7 @@ impl Handler {
                 self.time(line, effects.overdrawn, deliveries, io);
             }
         }
-        if wire && !heard {
-            let effects = line.step(Event::Unclaimed);
-            self.carry_out(&effects, io);
-            if effects.changed {
-                touched = line.state().present;
-            }
-        }
-        touched
+        (heard, touched)
     }
 
     /// Storm budgets only: reads the clock for each of `sharers` and goes by it.
@@ -316,6 +351,7 @@ impl Handler {
 #[derive(Debug)]
 #[must_use = "a delivery that is not made is an interrupt lost: raise each target"]
 pub struct Deliveries<'t> {
+    /// Whose they are; of a line about which something was found out if there are none.
     handler: Option<&'t Handler>,
     to_make: SharerSet,
     /// Meaningful where `to_make`.
@@ -339,6 +375,18 @@ impl<'t> Deliveries<'t> {
     /// Whether there is nothing to deliver.
     pub const fn is_empty(&self) -> bool {
         self.to_make.is_empty()
+    }
+
+    /// Whether there is nothing to deliver and nothing to record either.
+    #[inline]
+    pub const fn is_nothing(&self) -> bool {
+        self.handler.is_none()
+    }
+
+    /// Where nothing is to be delivered: the vector of a line about whose functions something was found out, see
+    /// [`LineTable::take_finding`](super::LineTable::take_finding).
+    pub fn found(&self) -> Option<Vector> {
+        self.handler.filter(|_| self.is_empty()).map(|handler| handler.vector)
     }
 }
 

@@ -7,7 +7,8 @@
 //! 2. **lower** the virtual pin of the delivery that ended, [`Effects::lower`];
 //! 3. **open**: [`Effects::clear_disintx`], [`Effects::unmask_rte`], [`Effects::directed_eoi`];
 //! 4. **notify**: enter the slot of each of [`Effects::notify`] and report what it showed ([`Event::Notified`]);
-//! 5. **sample** the INTx Status of each of [`Effects::sample`] and report it ([`Event::Sampled`]);
+//! 5. **sample** the INTx Status of each of [`Effects::sample`] and report it ([`Event::Sampled`]); if it is a vector that asks,
+//!    those of them that are [doubted](LineState::doubted) only after the others, and if none of these asserts;
 //! 6. **time**: read the clock for each of [`Effects::overdrawn`] and report it ([`Event::Timed`]).
 //!
 //! Closing comes first so that the mask is effective before anything else happens; lowering comes before opening so
@@ -27,7 +28,7 @@ use super::notifier::{Notifier, Parity};
 use super::reasons::MaskReasons;
 use super::sharers::{MAX_SHARERS, Sharer, SharerSet};
 use super::storm::{Budget, Meter, Outcome, Storm, Verdict};
-use super::suspicion::{LineFinding, Suspicion};
+use super::suspicion::{LIE_LIMIT, LineFinding, Suspicion};
 
 /// Where an assertion came from, while the slot is being asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,6 +97,8 @@ pub struct LineState {
     pub held: bool,
     /// Function gate only: whose DisINTx is set.
     pub disintx: SharerSet,
+    /// Function gate only: whose Status is not believed when it is set, until it is seen clear. The wire tells for them.
+    pub doubted: SharerSet,
     /// Function gate only: the RTE is masked for good, since somebody asserts whom nothing else silences.
     pub stopped: bool,
     /// The sources, by place; meaningful where `present`.
@@ -129,6 +132,11 @@ pub struct Line {
 impl Line {
     /// A line whose RTE is programmed and masked, and whose sources are still to come.
     pub const fn new(gate: Gate) -> Self {
+        Self::with_patience(gate, LIE_LIMIT)
+    }
+
+    /// [`Line::new`], where so many disagreements in a row are taken for a lie instead of [`LIE_LIMIT`].
+    pub const fn with_patience(gate: Gate, patience: u32) -> Self {
         const NO_ENTRIES: Ledger = Ledger {
             accepted: super::ledger::Accepted { wire: 0, loopback: 0, replay: 0 },
             delivered: 0,
@@ -143,6 +151,7 @@ impl Line {
             rte_masked: true,
             held: false,
             disintx: SharerSet::EMPTY,
+            doubted: SharerSet::EMPTY,
             stopped: false,
             sources: [SourceState::NEW; MAX_SHARERS],
         };
@@ -151,7 +160,7 @@ impl Line {
             ledgers: [NO_ENTRIES; MAX_SHARERS],
             meters: None,
             interrupts: 0,
-            suspicion: Suspicion::NONE,
+            suspicion: Suspicion::new(patience),
         }
     }
 
@@ -170,9 +179,15 @@ impl Line {
         self.suspicion.unclaimed
     }
 
-    /// Takes what was found out about the line's functions, to record it.
-    pub const fn take_finding(&mut self) -> Option<LineFinding> {
-        self.suspicion.finding.take()
+    /// Whether something was found out about the line's functions that is still to be recorded.
+    #[inline]
+    pub(super) const fn has_finding(&self) -> bool {
+        self.suspicion.found
+    }
+
+    /// Takes one thing that was found out about the line's functions, to record it.
+    pub fn take_finding(&mut self) -> Option<LineFinding> {
+        self.suspicion.take()
     }
 
     /// What the line knows of a source, or `None` if the place is not taken.
@@ -225,6 +240,8 @@ impl Line {
             *meter = None;
         }
         self.state.present.insert(sharer);
+        self.state.doubted.remove(sharer);
+        self.suspicion.forget(sharer);
         let mut effects = Effects { changed: true, ..Effects::default() };
         self.settle(&mut effects);
         if self.state.gate != Gate::Function {
@@ -365,7 +382,8 @@ impl Line {
             self.state.gate = Gate::RteMask;
             effects.clear_disintx = self.state.disintx;
             self.state.disintx = SharerSet::EMPTY;
-            self.suspicion.finding = Some(LineFinding::Demoted);
+            self.state.doubted = SharerSet::EMPTY;
+            self.suspicion.find(LineFinding::Demoted);
         } else {
             self.state.stopped = true;
             for sharer in present {
@@ -373,15 +391,20 @@ impl Line {
                     source.reasons |= MaskReasons::QUARANTINE;
                 }
             }
-            self.suspicion.finding = Some(LineFinding::Stopped);
+            self.suspicion.find(LineFinding::Stopped);
         }
         effects.changed = true;
     }
 
     /// Status of a function whose reason set is empty: its gate is open and the vector asks whether it was this one, or
     /// its gate is about to open and the question is whether that is worth it. Whether the answer changes anything.
+    ///
+    /// Set at one opening after the other it means nothing in the end (N14): such a gate opens, and the chip sends if the
+    /// wire is asserted. A vector that nobody else claims is then taken for its source's, but vouches for nobody.
+    #[inline(always)]
     fn sampled(&mut self, sharer: Sharer, sample: Sample, effects: &mut Effects) -> bool {
         let opening = self.state.disintx.contains(sharer);
+        let doubted = self.state.doubted.contains(sharer);
         if self.state.gate != Gate::Function {
             return false;
         }
@@ -394,8 +417,12 @@ impl Line {
             return false;
         }
         match sample {
+            Sample::High if opening && doubted => {
+                state.disintx.remove(sharer);
+                effects.clear_disintx.insert(sharer);
+            }
             Sample::High => {
-                if !opening {
+                if !opening && !doubted {
                     suspicion.in_a_row = 0;
                 }
                 count(if opening { &mut ledger.accepted.replay } else { &mut ledger.accepted.wire });
@@ -404,16 +431,23 @@ impl Line {
                 } else {
                     effects.overdrawn.insert(sharer);
                 }
+                if opening && suspicion.replayed(sharer) {
+                    state.doubted.insert(sharer);
+                }
             }
-            Sample::Low if opening => {
+            Sample::Low => {
+                state.doubted.remove(sharer);
+                if !opening {
+                    return false;
+                }
+                suspicion.seen_clear(sharer);
                 state.disintx.remove(sharer);
                 effects.clear_disintx.insert(sharer);
             }
-            Sample::Low => return false,
             Sample::Absent => {
                 source.reasons |= MaskReasons::QUARANTINE;
                 effects.changed = true;
-                suspicion.finding = Some(LineFinding::Vanished(sharer));
+                suspicion.find(LineFinding::Vanished(sharer));
             }
         }
         true

@@ -29,7 +29,7 @@
 //! From both states on the right a replacement of the notifier (or a reset) leads to Idle as well, after its grace
 //! period. *Open the gate* means: if no reason is left. A line gate is simply opened: if the wire is still asserted
 //! the chip sends again. Behind a function gate INTx Status is read first: still asserted, it is delivered again
-//! without opening.
+//! without opening, unless it says so too often in a row ([`suspicion`]).
 //!
 //! # Who calls what
 //!
@@ -93,7 +93,7 @@ pub use reasons::MaskReasons;
 pub use recorder::{Actor, Happening, History, MOMENTS, Moment, Since};
 pub use sharers::{MAX_SHARERS, Sharer, SharerSet};
 pub use storm::{Budget, Meter, Outcome, Storm};
-pub use suspicion::{LineFinding, UNCLAIMED_LIMIT};
+pub use suspicion::{LIE_LIMIT, LineFinding};
 pub use table::{
     AssignError, LineReport, LineTable, MAX_SOURCES, ReplaceError, SourceReport, Sources, Targets,
 };

@@ -65,6 +65,12 @@ impl SharerSet {
         Self(self.0 & !other.0)
     }
 
+    /// Those in both.
+    #[must_use]
+    pub const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// The one with the lowest place.
     pub const fn first(self) -> Option<Sharer> {
         if self.0 == 0 { None } else { Some(Sharer(self.0.trailing_zeros() as u8)) }
@@ -98,6 +104,7 @@ mod tests {
         set.insert(Sharer(7));
         assert!(set.contains(Sharer(7)) && !set.contains(Sharer(6)));
         assert_eq!(set.difference(SharerSet::only(Sharer(0))), SharerSet::only(Sharer(7)));
+        assert_eq!(set.intersection(SharerSet::only(Sharer(7))), SharerSet::only(Sharer(7)));
         assert_eq!(set.first(), Some(Sharer(0)));
         set.remove(Sharer(0));
         set.remove(Sharer(7));

@@ -18,7 +18,7 @@ use super::reasons::MaskReasons;
 use super::recorder::{Happening, History};
 use super::sharers::{Sharer, SharerSet};
 use super::storm::{Budget, Meter, Storm};
-use super::suspicion::LineFinding;
+use super::suspicion::{LIE_LIMIT, LineFinding};
 use crate::irq::{Gsi, Pin, Vector};
 use crate::sync::{AtomicU64, Ordering};
 
@@ -150,6 +150,8 @@ pub struct SourceReport {
 #[derive(Debug)]
 pub struct LineTable {
     targets: Targets,
+    /// How many disagreements of a wire with its functions in a row are taken for a lie.
+    patience: u32,
     /// Line by vector, see [`LineTable::entry`].
     by_vector: [u8; 256],
     lines: Vec<Handler>,
@@ -167,9 +169,15 @@ impl LineTable {
 
     /// An empty table for these targets, and the one right to replace its notifiers.
     pub fn new(targets: Targets) -> (Self, Control) {
+        Self::with_patience(targets, LIE_LIMIT)
+    }
+
+    /// [`LineTable::new`], where so many disagreements in a row are taken for a lie instead of [`LIE_LIMIT`].
+    pub fn with_patience(targets: Targets, patience: u32) -> (Self, Control) {
         let pins = usize::from(targets.partitions) * usize::from(targets.pins);
         let table = Self {
             targets,
+            patience,
             by_vector: [Self::NO_LINE; 256],
             lines: Vec::new(),
             sources: Vec::new(),
@@ -255,8 +263,9 @@ impl LineTable {
         {
             let index = u8::try_from(at).map_err(|_| AssignError::Full)?;
             if !handler.is_in_use() {
+                let patience = self.patience;
                 handler.vector = vector;
-                handler.state.with(|state| *state = Recorded::new(gate));
+                handler.state.with(|state| *state = Recorded::new(gate, patience));
                 return Ok(index);
             }
             let latched = handler.state.with(|state| state.line.state().gate);
@@ -275,7 +284,7 @@ impl LineTable {
         if index >= Self::METERED {
             return Err(AssignError::Full);
         }
-        self.lines.push(Handler::new(gsi, vector, gate));
+        self.lines.push(Handler::new(gsi, vector, gate, self.patience));
         Ok(index)
     }
 
@@ -493,13 +502,14 @@ impl LineTable {
         true
     }
 
-    /// Takes what was found out about the functions on a line, to record it: the line, the finding, and the source that it is
-    /// about, if it is about one. To be asked when a vector brought no delivery, which all findings do.
+    /// Takes one thing that was found out about the functions on a line, to record it: the line, the finding, and the source
+    /// that it is about, if it is about one. To be asked until there is no more, when a vector brought no delivery, or
+    /// [`Deliveries::found`] says so.
     pub fn take_finding(&self, vector: Vector) -> Option<(Gsi, LineFinding, Option<SourceId>)> {
         let handler = self.lines.iter().find(|handler| handler.is_in_use() && handler.vector == vector)?;
         let finding = handler.state.with(|state| state.line.take_finding())?;
         let source = match finding {
-            LineFinding::Vanished(sharer) => {
+            LineFinding::Vanished(sharer) | LineFinding::Doubted(sharer) => {
                 Some(handler.seats.get(sharer.index())?.as_ref().map(|seat| seat.source)?)
             }
             LineFinding::Demoted | LineFinding::Stopped => None,

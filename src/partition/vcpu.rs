@@ -15,6 +15,7 @@ use super::watch::Watch;
 use crate::arch::svm::vmrun::World;
 use crate::arch::x86::cpu::cpuid;
 use crate::machine::{Chips, Here, Machine};
+use crate::report;
 
 /// How often each kind of exit happened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -112,17 +113,21 @@ impl VirtualCpu {
         self.local_apic = page.unwrap_or(GuestPhys::new(u64::MAX));
     }
 
-    /// Raises the pins of what was delivered beside an interrupt's own way, which is nearly always nothing.
+    /// Raises the pins of what was delivered beside an interrupt's own way, or records what came to light there, which is nearly
+    /// always nothing.
     #[inline]
     pub(crate) fn deliver(&self, machine: &Machine, deliveries: Deliveries<'_>) {
-        if !deliveries.is_empty() {
+        if !deliveries.is_nothing() {
             self.deliver_some(machine, deliveries);
         }
     }
 
     #[inline(never)]
     fn deliver_some(&self, machine: &Machine, mut deliveries: Deliveries<'_>) {
-        machine.deliver(self.here(), &mut deliveries);
+        match deliveries.found() {
+            Some(vector) => report::finding(machine, vector),
+            None => machine.deliver(self.here(), &mut deliveries),
+        }
     }
 
     /// The guest is done with these pins: completes the lines behind each, then lets the pin speak again.

@@ -7,8 +7,8 @@
 pub(crate) mod world;
 
 use levelhead::intx::{
-    Actor, AssignError, Budget, Control, Gate, LineIo, LineTable, Notifier, Sample, SourceId, SourceInfo,
-    Targets,
+    Actor, AssignError, Budget, Control, Gate, LIE_LIMIT, LineIo, LineTable, Notifier, Sample, SourceId,
+    SourceInfo, Targets,
 };
 use levelhead::irq::{Gsi, Pin, Vector};
 
@@ -36,10 +36,23 @@ pub(crate) struct Device {
     pub(crate) disintx: bool,
     /// It was pulled out: reads are all-ones.
     pub(crate) absent: bool,
-    /// It lies: DisINTx does not silence it.
-    pub(crate) deaf: bool,
-    /// It lies: INTx Status stays clear.
-    pub(crate) mute: bool,
+    /// How it lies, if it does.
+    pub(crate) lie: Lie,
+}
+
+/// What a device does that no device should.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(loom, expect(dead_code, reason = "the models of interleavings have no liars"))]
+pub(crate) enum Lie {
+    /// It is honest.
+    #[default]
+    None,
+    /// DisINTx does not silence it.
+    Deaf,
+    /// INTx Status stays clear.
+    Mute,
+    /// INTx Status stays set.
+    Stuck,
 }
 
 impl Device {
@@ -48,10 +61,13 @@ impl Device {
         self.asserted && !self.absent
     }
 
-    /// Whether it asserts and INTx Status says so.
-    #[cfg(not(loom))]
+    /// What INTx Status says of it.
     pub(crate) fn shows(&self) -> bool {
-        self.asserted && !self.mute
+        match self.lie {
+            Lie::None | Lie::Deaf => self.asserted,
+            Lie::Mute => false,
+            Lie::Stuck => true,
+        }
     }
 }
 
@@ -98,6 +114,8 @@ pub(crate) struct Board {
     pub(crate) counts: Counts,
     /// What every device may use.
     pub(crate) budget: Option<Budget>,
+    /// How many disagreements in a row are taken for a lie.
+    pub(crate) patience: u32,
     pub(crate) clock: u64,
 }
 
@@ -115,13 +133,14 @@ impl Board {
             pins: Default::default(),
             counts: Counts::default(),
             budget: None,
+            patience: LIE_LIMIT,
             clock: 0,
         }
     }
 
     /// Whether the wire is asserted: the wired-OR of the devices that may drive it.
     pub(crate) fn wire(&self) -> bool {
-        self.devices.iter().any(|device| device.asserts() && (!device.disintx || device.deaf))
+        self.devices.iter().any(|device| device.asserts() && (!device.disintx || device.lie == Lie::Deaf))
     }
 
     /// The IO-APIC sends while the wire is asserted, the entry unmasked and the last message EOIed (82093AA 3.2.4).
@@ -136,6 +155,13 @@ impl Board {
     /// The device asserts or deasserts.
     pub(crate) fn drive(&mut self, device: usize, asserted: bool) {
         self.devices[device].asserted = asserted;
+        self.update();
+    }
+
+    /// The device lies like this from now on.
+    #[cfg(not(loom))]
+    pub(crate) fn lie(&mut self, device: usize, lie: Lie) {
+        self.devices[device].lie = lie;
         self.update();
     }
 
@@ -219,9 +245,9 @@ impl LineIo for Board {
     fn intx_status(&mut self, bdf: u16) -> Sample {
         self.counts.status_reads += 1;
         match &self.devices[usize::from(bdf)] {
-            Device { absent: true, .. } => Sample::Absent,
-            Device { asserted: true, mute: false, .. } => Sample::High,
-            Device { .. } => Sample::Low,
+            device if device.absent => Sample::Absent,
+            device if device.shows() => Sample::High,
+            _ => Sample::Low,
         }
     }
 
@@ -246,7 +272,8 @@ impl LineIo for Board {
 
 /// The table for a board's devices, all of partition 0, source numbers equal to device numbers.
 pub(crate) fn assign_all(board: &mut Board, gate: Gate) -> Result<(LineTable, Control), AssignError> {
-    let (mut table, control) = LineTable::new(Targets { partitions: 1, pins: PINS as u8, poll_counters: 0 });
+    let targets = Targets { partitions: 1, pins: PINS as u8, poll_counters: 0 };
+    let (mut table, control) = LineTable::with_patience(targets, board.patience);
     for device in 0..board.devices.len() {
         let info = SourceInfo { owner: Some(0), bdf: device as u16 };
         let source = table.assign(GSI, vector(), gate, info, board)?;

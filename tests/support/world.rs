@@ -6,12 +6,12 @@ use std::collections::VecDeque;
 use std::hash::DefaultHasher;
 
 use levelhead::intx::{
-    Budget, Completion, Control, Deliveries, Delivery, Gate, LineState, LineTable, MaskReasons, Notifier,
-    Replacing, Service, Sharer, SourceId,
+    Budget, Completion, Control, Deliveries, Delivery, Gate, LIE_LIMIT, LineState, LineTable, MaskReasons,
+    Notifier, Replacing, Service, Sharer, SourceId,
 };
 use levelhead::irq::Pin;
 
-use super::{Board, PINS, assign_all, pin, vector};
+use super::{Board, Lie, PINS, assign_all, pin, vector};
 
 /// One thing that happens somewhere in the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,6 +20,8 @@ pub(crate) enum Op {
     Device(usize, bool),
     /// A device is pulled out.
     Vanish(usize),
+    /// A device begins to lie, or becomes honest.
+    Lies(usize, Lie),
     /// The CPU takes the line's vector, if pending: handler, then local APIC EOI. Pins are not raised yet.
     TakeVector,
     /// The oldest delivery in flight raises its pin and leaves.
@@ -58,6 +60,10 @@ pub(crate) struct Expected {
     serving_new: bool,
     /// An assertion found nobody.
     unheard: bool,
+    /// At how many openings in a row its function gate found Status set.
+    insisted: u32,
+    /// That was too often, and Status has not been seen clear since.
+    doubted: bool,
     pace: Option<Pace>,
 }
 
@@ -68,6 +74,11 @@ impl Expected {
         reasons.set(MaskReasons::NO_NOTIFIER, self.notifier.is_none() || self.unheard);
         reasons.set(MaskReasons::VIRTUAL_RTE_MASKED, self.pin_masked);
         reasons
+    }
+
+    /// Status was seen clear.
+    fn seen_clear(&mut self) {
+        (self.insisted, self.doubted) = (0, false);
     }
 
     /// An assertion reaches the source; `now` is the notifier already published.
@@ -159,6 +170,10 @@ pub(crate) struct World<'t> {
     pub(crate) replacing: Option<(Replacing<'t>, usize, Notifier, Completion)>,
     pub(crate) in_flight: VecDeque<Delivery<'t>>,
     pub(crate) expected: Vec<Expected>,
+    /// How many vectors in a row nobody claimed who is believed.
+    pub(crate) unclaimed: u32,
+    /// The line is masked for good.
+    pub(crate) stopped: bool,
 }
 
 impl<'t> World<'t> {
@@ -188,6 +203,12 @@ impl<'t> World<'t> {
                 self.board.drive(device, asserted);
             }
             Op::Vanish(device) => self.board.devices[device].absent = true,
+            Op::Lies(device, lie) => {
+                if self.board.devices[device].lie == lie {
+                    return false;
+                }
+                self.board.lie(device, lie);
+            }
             Op::TakeVector => {
                 if !self.board.take_vector() {
                     return false;
@@ -309,19 +330,57 @@ impl<'t> World<'t> {
     }
 
     pub(crate) fn expect_wire(&mut self) {
+        if self.gate != Gate::Function {
+            for source in self.sources() {
+                let (now, replacing) = self.published(source);
+                self.expected[source].assert(now, replacing, self.board.clock);
+            }
+            return;
+        }
+        // Who is doubted is believed only if nobody else claims it.
+        let believed = self.expect_claims(false);
+        if believed {
+            self.unclaimed = 0;
+        } else if !self.expect_claims(true) {
+            self.expect_unclaimed();
+        }
+    }
+
+    /// The vector asks those who are open and doubted, or are not. Whether one of them claims it.
+    fn expect_claims(&mut self, doubted: bool) -> bool {
+        let mut claimed = false;
         for source in self.sources() {
             let (now, replacing) = self.published(source);
             let device = &self.board.devices[source];
             let expected = &mut self.expected[source];
-            if self.gate != Gate::Function {
-                expected.assert(now, replacing, self.board.clock);
-            } else if expected.reasons().is_empty() {
-                if device.absent {
-                    expected.given |= MaskReasons::QUARANTINE;
-                } else if device.shows() {
-                    expected.assert(now, replacing, self.board.clock);
-                }
+            if expected.doubted != doubted || !expected.reasons().is_empty() {
+                continue;
             }
+            if device.absent {
+                expected.given |= MaskReasons::QUARANTINE;
+            } else if device.shows() {
+                claimed = true;
+                expected.assert(now, replacing, self.board.clock);
+            } else if doubted {
+                expected.seen_clear();
+            }
+        }
+        claimed
+    }
+
+    /// Nobody claims the vector: too often in a row, and somebody lies.
+    fn expect_unclaimed(&mut self) {
+        self.unclaimed += 1;
+        if self.unclaimed < self.board.patience || self.stopped {
+            return;
+        }
+        self.unclaimed = 0;
+        if let [alone] = &mut self.expected[..] {
+            self.gate = Gate::RteMask;
+            alone.seen_clear();
+        } else {
+            self.stopped = true;
+            self.expected.iter_mut().for_each(|expected| expected.given |= MaskReasons::QUARANTINE);
         }
     }
 
@@ -383,8 +442,14 @@ impl<'t> World<'t> {
         if self.gate == Gate::Function && expected.reasons().is_empty() && device.disintx {
             if device.absent {
                 expected.given |= MaskReasons::QUARANTINE;
-            } else if device.asserted {
+            } else if !device.shows() {
+                expected.seen_clear();
+            } else if !expected.doubted {
                 expected.assert(now, replacing, self.board.clock);
+                expected.insisted += 1;
+                if expected.insisted >= self.board.patience {
+                    (expected.insisted, expected.doubted) = (0, true);
+                }
             }
         }
     }
@@ -415,6 +480,7 @@ impl<'t> World<'t> {
                 Service::Notifying(_) => panic!("a transition was left half done"),
             };
             assert_eq!(serving, expected.serving, "source {source}");
+            assert_eq!(line.doubted.contains(sharer(source)), expected.doubted, "source {source}");
             report.account.balance().unwrap_or_else(|imbalance| panic!("{imbalance}: {}", report.account));
             // I13: the gate and the reasons agree, in the chip.
             if self.gate == Gate::Function {
@@ -446,13 +512,17 @@ impl<'t> World<'t> {
                 );
                 assert_eq!(chip.remote_irr, line.held || chip.irr, "Remote IRR is orphaned");
             }
-            Gate::Function => assert!(!chip.rte_masked),
+            Gate::Function => assert_eq!(chip.rte_masked, self.stopped),
         }
     }
 
-    /// Lets everybody finish: deliveries land, a notifier is there, all masks are gone, the guest serves what it gets.
+    /// Lets everybody finish: devices are honest, deliveries land, a notifier is there, all masks are gone, the guest serves
+    /// what it gets.
     /// Returns how often the guest served each device.
     pub(crate) fn quiesce(&mut self) -> Vec<u64> {
+        for source in self.sources() {
+            self.apply(Op::Lies(source, Lie::None));
+        }
         while self.apply(Op::Raise) || self.apply(Op::Poll) {}
         for source in self.sources() {
             self.apply(Op::Replace(source, pin(0), Completion::Handover));
@@ -520,8 +590,19 @@ pub(crate) fn paced<R>(
     budget: Option<Budget>,
     body: impl FnOnce(&mut World<'_>) -> R,
 ) -> R {
+    suspicious(gate, devices, budget, LIE_LIMIT, body)
+}
+
+/// Runs `body` in a fresh world in which so many disagreements in a row are taken for a lie.
+pub(crate) fn suspicious<R>(
+    gate: Gate,
+    devices: usize,
+    budget: Option<Budget>,
+    patience: u32,
+    body: impl FnOnce(&mut World<'_>) -> R,
+) -> R {
     let mut board = Board::new(devices, gate);
-    board.budget = budget;
+    (board.budget, board.patience) = (budget, patience);
     let (table, control) = assign_all(&mut board, gate).expect("the board is assigned");
     let mut world = World {
         table: &table,
@@ -531,6 +612,8 @@ pub(crate) fn paced<R>(
         replacing: None,
         in_flight: VecDeque::new(),
         expected: vec![Expected { pace: budget.map(Pace::new), ..Expected::default() }; devices],
+        unclaimed: 0,
+        stopped: false,
     };
     world.check();
     body(&mut world)
@@ -561,9 +644,13 @@ impl World<'_> {
     pub(crate) fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         (self.line(), &self.board.devices, &self.board.chip, &self.board.pins).hash(&mut hasher);
+        // Where a lie takes a thousand steps to be found out, each of them is as good as another.
+        let counts_lies = self.board.patience < LIE_LIMIT;
+        counts_lies.then_some(self.unclaimed).hash(&mut hasher);
         for source in self.sources() {
             let report = self.table.source_report(SourceId(source as u8)).expect("assigned");
-            (report.slot, self.expected[source].serving_new).hash(&mut hasher);
+            let Expected { serving_new, insisted, .. } = self.expected[source];
+            (report.slot, serving_new, counts_lies.then_some(insisted)).hash(&mut hasher);
             if let Some(meter) = report.meter {
                 // Only distances in time count.
                 let now = self.board.clock;
