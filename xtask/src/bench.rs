@@ -23,6 +23,7 @@ mod goals;
 mod guest;
 mod measure;
 mod row;
+pub mod stages;
 
 pub use guest::Guest;
 pub use measure::Pair;
@@ -32,8 +33,10 @@ use measure::REPORTED;
 use row::show;
 
 /// What can be measured: the word by which it is asked for, and what it tells.
-pub const BENCHES: [(&str, &str); 1] =
-    [("intx", "what one interrupt costs in instructions, VM exits and accesses, bare and under Levelhead")];
+pub const BENCHES: [(&str, &str); 2] = [
+    ("intx", "what one interrupt costs in instructions, VM exits and accesses, bare and under Levelhead"),
+    ("stages", "where these instructions go: functions, in the order in which they run"),
+];
 
 /// Prints what can be measured.
 pub fn list() {

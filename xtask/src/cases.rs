@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
+use crate::bench::stages::Traced;
 use crate::build::{Profile, Tree};
 use crate::digest::Digest;
 use crate::qemu::{Machine, Outcome, Status};
@@ -52,6 +53,8 @@ pub struct Case {
     pub guest_direct: Option<String>,
     /// The guest of the benchmark that is run with few rounds, and whose goals must be met.
     pub bench: Option<bench::Guest>,
+    /// The guest of the benchmark whose instructions are told one by one, and must add up to what it measures.
+    pub stages: Option<bench::Guest>,
     /// Whether the console must hold a whole report of the machine's facts, which can be read back.
     #[serde(default)]
     pub facts: bool,
@@ -219,16 +222,17 @@ impl Case {
         for promise in &self.promise {
             ensure!(is_promise(promise), "{promise:?} is no promise; I1 to I48, N1 to N21 and T1 to T15 are");
         }
-        match (&self.config, self.bundle, &self.guest_direct, self.bench) {
+        match (&self.config, self.bundle, &self.guest_direct, self.bench.or(self.stages)) {
             (Some(_), None | Some(Bundle::Damaged(_)), None, None)
             | (None, Some(Bundle::None | Bundle::Garbage), None, None)
             | (None, None, Some(_), None)
             | (None, None, None, Some(_)) => {}
             _ => bail!(
                 "a case boots one of: `config`, `config` with a damaged `bundle`, bundle = \"none\" or \
-                 \"garbage\", `guest_direct`, `bench`"
+                 \"garbage\", `guest_direct`, `bench`, `stages`"
             ),
         }
+        ensure!(self.bench.is_none() || self.stages.is_none(), "a case boots one of `bench` and `stages`");
         ensure!(
             self.foreign.is_some() || self.guest_direct.as_deref() != Some(FOREIGN),
             "guest_direct = \"{FOREIGN}\" needs `foreign`"
@@ -260,7 +264,10 @@ impl Case {
             "a case with `gdb` says what gdb must print (`expect.gdb`), and no other does"
         );
         if let Some(last) = self.gdb.last() {
-            ensure!(self.guest_direct.is_none() && self.bench.is_none(), "`gdb` is about the hypervisor");
+            ensure!(
+                self.guest_direct.is_none() && self.bench.or(self.stages).is_none(),
+                "`gdb` is about the hypervisor"
+            );
             ensure!(self.repeat == 1, "gdb attaches once");
             ensure!(last == "detach", "gdb's last line is \"detach\": it must not be there when QEMU ends");
         }
@@ -297,9 +304,10 @@ impl Case {
             let built = if self.checked { &checked } else { tree };
             let folder = tree.scratch("qemu")?.join(&self.name);
             fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-            let boots = match self.bench {
-                Some(guest) => Boots::Bench(Box::new(bench::Pair::tested(built, qemu, guest, &folder)?)),
-                None => Boots::Machine(Box::new(self.machine(built, qemu, &folder)?)),
+            let boots = match (self.bench, self.stages) {
+                (Some(guest), _) => Boots::Bench(Box::new(bench::Pair::tested(built, qemu, guest, &folder)?)),
+                (None, Some(guest)) => Boots::Stages(Box::new(Traced::new(built, qemu, guest, &folder)?)),
+                (None, None) => Boots::Machine(Box::new(self.machine(built, qemu, &folder)?)),
             };
             Ok(Ready { case: self, tree, folder, boots })
         };
@@ -405,6 +413,7 @@ pub struct Ready<'a> {
 enum Boots {
     Machine(Box<Machine>),
     Bench(Box<bench::Pair>),
+    Stages(Box<Traced>),
 }
 
 impl Ready<'_> {
@@ -420,6 +429,7 @@ impl Ready<'_> {
         match &self.boots {
             Boots::Machine(machine) => machine.digest(&mut digest)?,
             Boots::Bench(pair) => pair.digest(&mut digest)?,
+            Boots::Stages(traced) => traced.digest(&mut digest)?,
         }
         if !self.case.gdb.is_empty() {
             digest.file(&setup::gdb(false, "test")?)?;
@@ -436,6 +446,7 @@ impl Ready<'_> {
         let machine = match &self.boots {
             Boots::Machine(machine) => machine,
             Boots::Bench(pair) => return pair.test(),
+            Boots::Stages(traced) => return traced.test().map_err(complain),
         };
         let foretold = match case.explain {
             true => Some(foretell::table(case, self.tree, machine, &self.folder).map_err(complain)?),

@@ -54,6 +54,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lexopt::prelude::{Long, Short, Value, ValueExt as _};
+use serde::de::{DeserializeOwned, IntoDeserializer as _};
 
 use build::Tree;
 use console::Console;
@@ -102,6 +103,13 @@ cargo xtask <verb>: build, run, test and measure Levelhead
   bench                      list what can be measured
   bench intx                 count instructions and VM exits per interrupt, bare and under Levelhead
       --json                 as a JSON array
+      --setup --qemu PATH --verbose     as above
+  bench stages               where the instructions of one interrupt go: a tree of functions, in the order in which they run
+      --apic xapic|x2apic    default x2apic         --mask line|function   default line
+      --sources N            devices on the line, 1 to 8; default 1
+      --lines N              lines in use, 1 to 8; default 1
+      --least N              show what takes N instructions or more; default 1 in 100
+      --json                 as one JSON document
       --setup --qemu PATH --verbose     as above
 
   facts [demo | FILE.toml]   boot the hypervisor in QEMU for its report of the machine, which has the devices of FILE.toml,
@@ -157,6 +165,7 @@ enum Verb {
     Contract(contract::Options),
     Mutants(mutants::Options),
     Bench(bench::Options),
+    Stages(bench::stages::Options),
     Benches,
     Facts(facts::Options),
     Symbolise(symbols::Options),
@@ -211,6 +220,7 @@ fn perform(verb: &Verb) -> Result<()> {
         Verb::Contract(options) => contract::run(&tree, options),
         Verb::Mutants(options) => mutants::run(&tree, options),
         Verb::Bench(options) => bench::intx(&tree, options),
+        Verb::Stages(options) => bench::stages::stages(&tree, options),
         Verb::Benches => {
             bench::list();
             Ok(())
@@ -265,6 +275,13 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
 fn number<T: FromStr<Err: fmt::Display>>(words: &mut lexopt::Parser, option: &str) -> Result<T> {
     let word = words.value()?.string()?;
     word.parse().map_err(|error| anyhow!("{option} {word}: {error}; it takes a number, as in `{option} 2`"))
+}
+
+/// The word that follows `option`, which is one of a few.
+fn choice<T: DeserializeOwned>(words: &mut lexopt::Parser, option: &str) -> Result<T> {
+    let word = words.value()?.string()?;
+    T::deserialize(word.as_str().into_deserializer())
+        .map_err(|error: serde::de::value::Error| anyhow!("{option} {word}: {error}"))
 }
 
 /// A verb that takes no words.
@@ -398,6 +415,7 @@ fn parse_mutants(words: &mut lexopt::Parser) -> Result<Verb> {
 
 fn parse_bench(words: &mut lexopt::Parser) -> Result<Verb> {
     let mut options = bench::Options::default();
+    let (mut guest, mut least) = (bench::stages::DEFAULT, None);
     let mut subject = None;
     while let Some(word) = words.next()? {
         match word {
@@ -405,13 +423,28 @@ fn parse_bench(words: &mut lexopt::Parser) -> Result<Verb> {
             Long("json") => options.json = true,
             Long("verbose") | Short('v') => options.verbose = true,
             Long("qemu") => options.qemu = Some(words.value()?.into()),
+            Long("apic") => guest.apic = choice(words, "--apic")?,
+            Long("mask") => guest.mask = choice(words, "--mask")?,
+            Long("sources") => guest.sources = number(words, "--sources")?,
+            Long("lines") => guest.lines = number(words, "--lines")?,
+            Long("least") => least = Some(number(words, "--least")?),
             Short('h') | Long("help") => return Ok(Verb::Help),
             Value(name) if subject.is_none() => subject = Some(name.string()?),
             other => return Err(other.unexpected().into()),
         }
     }
     match subject.as_deref() {
-        Some("intx") => Ok(Verb::Bench(options)),
+        Some("stages") => {
+            guest.judge()?;
+            Ok(Verb::Stages(bench::stages::Options { common: options, guest, least }))
+        }
+        Some("intx") => {
+            ensure!(
+                guest == bench::stages::DEFAULT && least.is_none(),
+                "`bench intx` measures every guest; --apic, --mask, --sources, --lines and --least are for `bench stages`"
+            );
+            Ok(Verb::Bench(options))
+        }
         Some(other) => {
             let names = bench::BENCHES.map(|(name, _)| format!("`bench {name}`")).join(", ");
             bail!("there is no bench {other:?}; there is {names}")
@@ -598,6 +631,19 @@ mod tests {
     }
 
     #[test]
+    fn stages_takes_a_guest() {
+        let Verb::Stages(options) = parse(["bench", "stages"]).unwrap() else { panic!("another verb") };
+        assert_eq!((options.guest, options.least), (bench::stages::DEFAULT, None));
+        let words =
+            ["bench", "--apic", "xapic", "stages", "--sources=2", "--mask", "function", "--least", "9"];
+        let Verb::Stages(options) = parse(words).unwrap() else { panic!("another verb") };
+        assert_eq!(
+            (options.guest.name().as_str(), options.least),
+            ("xapic busy, mask = \"function\", 2 on the line", Some(9))
+        );
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (words, hint) in [
             (&["fly"][..], "run, gdb, test, gate, contract"),
@@ -614,6 +660,13 @@ mod tests {
             (&["facts", "--append", "log=off"], "--append"),
             (&["facts", "--json"], "--json"),
             (&["bench", "boot"], "bench intx"),
+            (&["bench", "intx", "--apic", "xapic"], "for `bench stages`"),
+            (
+                &["bench", "stages", "--apic", "apic"],
+                "--apic apic: unknown variant `apic`, expected `xapic` or `x2apic`",
+            ),
+            (&["bench", "stages", "--sources", "9"], "9 devices on the line"),
+            (&["bench", "stages", "--lines", "0"], "0 lines in use"),
             (&["pack", "a.toml"], "there is no verb"),
             (&["config"], "config check"),
             (&["config", "judge"], "config check"),
@@ -637,7 +690,7 @@ mod tests {
         assert!(matches!(parse(["bench", "intx", "--json"]).unwrap(), Verb::Bench(_)));
         assert!(matches!(parse(["bench"]).unwrap(), Verb::Benches));
         for (name, _) in bench::BENCHES {
-            assert!(matches!(parse(["bench", name]).unwrap(), Verb::Bench(_)), "{name}");
+            assert!(matches!(parse(["bench", name]).unwrap(), Verb::Bench(_) | Verb::Stages(_)), "{name}");
             assert!(HELP.contains(&format!("\n  bench {name} ")), "{name}");
         }
         assert!(matches!(parse(["gate", "no-std", "--json"]).unwrap(), Verb::Gate(_)));

@@ -165,6 +165,9 @@ pub fn parse_version(text: &str) -> Option<&str> {
 /// The first QEMU whose emulated CPU has an x2APIC.
 pub const X2APIC_QEMU: (u32, u32) = (9, 0);
 
+/// The first QEMU whose monitor calls one instruction per translated block `one-insn-per-tb`. Older ones say `singlestep`.
+pub const ONE_INSN_QEMU: (u32, u32) = (8, 1);
+
 /// Reads `7.2`, also with more behind it (`7.2.22`).
 pub fn parse_major_minor(text: &str) -> Option<(u32, u32)> {
     let mut parts = text.split('.');

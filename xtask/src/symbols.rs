@@ -135,9 +135,7 @@ impl Image {
         let outermost = self.function(address);
         let mut shown: Vec<Frame> = Vec::new();
         if let Ok(mut frames) = self.debug.find_frames(address).skip_all_loads() {
-            while let Ok(Some(frame)) = frames.next()
-                && shown.len() < MOST_FRAMES
-            {
+            while let Ok(Some(frame)) = frames.next() {
                 let Some(name) = frame.function.as_ref().and_then(|name| name.raw_name().ok()) else {
                     continue;
                 };
@@ -344,7 +342,7 @@ impl Symbols {
 /// Adds the frames to the last line, the first behind `lead`, the others below it.
 fn append(lines: &mut Vec<String>, lead: &str, frames: &[Frame]) {
     let Some(last) = lines.last_mut() else { return };
-    let mut frames = frames.iter();
+    let mut frames = frames.iter().take(MOST_FRAMES);
     if let Some(first) = frames.next() {
         let _ = write!(last, "{lead}{first}");
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::build::Tree;
@@ -29,6 +29,8 @@ const OTHER_LINES: [(&str, &str); 7] = [
     ("edu,bus=bridge,addr=3", "01:03.0"),
     ("edu,bus=bridge,addr=4", "01:04.0"),
 ];
+/// As many functions as a slot has.
+const MOST_SOURCES: u32 = 8;
 /// As many as q35 has.
 const MOST_LINES: u32 = OTHER_LINES.len() as u32 + 1;
 /// The bridge.
@@ -148,8 +150,22 @@ impl Guest {
         exclusive.chain(shared).chain(many)
     }
 
+    /// Whether there is such a guest.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn judge(self) -> Result<()> {
+        let (sources, lines) = (self.sources, self.lines);
+        ensure!(
+            (1..=MOST_SOURCES).contains(&sources),
+            "{sources} devices on the line: it has 1 to {MOST_SOURCES}, functions of one slot"
+        );
+        ensure!((1..=MOST_LINES).contains(&lines), "{lines} lines in use: the machine has 1 to {MOST_LINES}");
+        Ok(())
+    }
+
     /// What is measured, for people: the line too if it is not one of a single device that its entry silences.
-    pub(super) fn name(self) -> String {
+    pub fn name(self) -> String {
         let Self { apic, vcpu, mask, sources, lines } = self;
         let (apic, vcpu) = (apic.name(), vcpu.name());
         match mask {

@@ -27,7 +27,7 @@ pub(super) const REPORTED: Rounds = Rounds { long: 1000, short: 500 };
 /// Enough for a test, since every round is like the one before.
 const TESTED: Rounds = Rounds { long: 60, short: 20 };
 /// One run takes a second or two.
-const LIMIT: Duration = Duration::from_secs(300);
+pub(super) const LIMIT: Duration = Duration::from_secs(300);
 /// How much of a failed run's console is shown.
 const TAIL: usize = 40;
 
@@ -45,7 +45,7 @@ impl Guest {
     }
 
     /// The guest's row that was asked for.
-    fn times(self, outcome: &Outcome) -> Result<Times> {
+    pub(super) fn times(self, outcome: &Outcome) -> Result<Times> {
         let rows = outcome.console.iter().filter_map(|line| line.split_once("bench: row "));
         rows.filter_map(|(_, fields)| Times::parse(fields, self))
             .next()
@@ -73,16 +73,8 @@ impl Pair {
 
     pub(super) fn new(tree: &Tree, qemu: &Path, guest: Guest, rounds: Rounds, folder: &Path) -> Result<Self> {
         let hosted = |rounds: u32, name: &str| {
-            let edited = folder.join(name).with_extension("toml");
-            let text = guest.configuration(tree, rounds)?;
-            bundle::write(&edited, text.as_bytes())?;
-            let initrd = folder.join(name).with_extension("bundle");
-            bundle::write(&initrd, &bundle::pack(tree, &edited, bundle::Guests::Built)?)?;
-
-            let mut machine = guest.machine(tree, qemu, tree.hypervisor())?;
-            machine.initrd = Some(initrd);
-            machine.append = run::append(&[]);
-            Ok::<_, anyhow::Error>(machine)
+            let machine = guest.machine(tree, qemu, tree.hypervisor())?;
+            boot(tree, machine, &guest.configuration(tree, rounds)?, folder, name)
         };
         let (short, long) = (hosted(rounds.short, "short")?, hosted(rounds.long, "long")?);
         Ok(Self { guest, rounds, short, long })
@@ -142,18 +134,39 @@ impl Pair {
     }
 }
 
+/// The machine, which boots the hypervisor with that configuration. Its files are in `folder` by that name.
+pub(super) fn boot(
+    tree: &Tree,
+    machine: Machine,
+    configuration: &str,
+    folder: &Path,
+    name: &str,
+) -> Result<Machine> {
+    let edited = folder.join(name).with_extension("toml");
+    bundle::write(&edited, configuration.as_bytes())?;
+    let initrd = folder.join(name).with_extension("bundle");
+    bundle::write(&initrd, &bundle::pack(tree, &edited, bundle::Guests::Built)?)?;
+    Ok(Machine { initrd: Some(initrd), append: run::append(&[]), ..machine })
+}
+
 fn run(machine: &Machine, host: &str, verbose: bool) -> Result<Outcome> {
     if verbose {
         eprintln!("bench: {}", machine.command_line());
     }
     let outcome = machine.run(LIMIT, |_| {})?;
+    check(machine, &outcome, host)?;
+    Ok(outcome)
+}
+
+/// Fails with the end of the console if the run did.
+pub(super) fn check(machine: &Machine, outcome: &Outcome, host: &str) -> Result<()> {
     if let Err(why) = outcome.check(33, host == "levelhead") {
         for line in outcome.tail(TAIL) {
             eprintln!("| {line}");
         }
         bail!("bench: {host} {}: {why}; the end of the console is above", machine.append);
     }
-    Ok(outcome)
+    Ok(())
 }
 
 impl Counters {

@@ -19,6 +19,23 @@ pub(super) struct Spread {
 }
 
 impl Spread {
+    /// Of what was counted in each round. Of none, zero.
+    pub(super) fn of(mut counts: Vec<u64>) -> Self {
+        counts.sort_unstable();
+        let at = |index: usize| counts.get(index).copied().unwrap_or(0);
+        Self { min: at(0), median: at(counts.len() / 2), max: at(counts.len().saturating_sub(1)) }
+    }
+
+    /// Whether every round is like every other.
+    pub(super) fn is_one(self) -> bool {
+        self.min == self.max
+    }
+
+    /// One number where it is the same in every round.
+    pub(super) fn short(self) -> String {
+        if self.is_one() { self.median.to_string() } else { self.to_string() }
+    }
+
     /// Reads `min,median,max`.
     fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.split(',').map(|number| number.parse().ok());

@@ -34,6 +34,7 @@ fn what_is_booted_is_one_thing() {
         "bundle = \"none\"",
         "bundle = \"garbage\"",
         "guest_direct = \"bench\"",
+        "stages = { apic = \"xapic\", vcpu = \"busy\" }",
     ];
     for lines in good {
         case(&format!("{lines}\n{PASS}")).unwrap();
@@ -43,6 +44,8 @@ fn what_is_booted_is_one_thing() {
         "bundle = \"truncated\"",
         "config = \"c\"\nbundle = \"garbage\"",
         "config = \"c\"\nguest_direct = \"bench\"",
+        "config = \"c\"\nstages = { apic = \"xapic\", vcpu = \"busy\" }",
+        "bench = { apic = \"xapic\", vcpu = \"busy\" }\nstages = { apic = \"xapic\", vcpu = \"busy\" }",
         "guest_direct = \"bench\"\npatch_load_base = \"64M\"",
         "guest_direct = \"bench\"\nreplace = { a = \"b\" }",
         "bundle = \"none\"\nexplain = true",
