@@ -52,13 +52,24 @@ pub(crate) fn run_all(
     let used: Vec<CpuId> = placed.iter().map(|(cpu, _)| *cpu).collect();
     WORK.with(|work| *work = placed);
     MACHINE.with(|slot| *slot = Some(machine));
-    let helpers = cpus.iter().copied().filter(|(id, _)| *id != cpu.id() && used.contains(id));
-    smp::start(helpers, &machine.apic, space, frames, help)?;
+    let own = cpu.id();
+    let helpers: Vec<(CpuId, ApicId)> =
+        cpus.iter().copied().filter(|(id, _)| *id != own && used.contains(id)).collect();
+    // Asleep, since an emulator that counts instructions would count every one of the wait.
+    let sleep = |ticks| {
+        machine.apic.arm_timer(machine.rate, ticks);
+        let arrived = cpu.idle();
+        run::serve(machine, arrived);
+    };
+    smp::start(helpers.iter().copied(), &machine.apic, space, frames, help, sleep)?;
     warm_up();
     let (in_use, all) = heap::usage();
     info!("boot heap sealed with {} of {} KiB in use", in_use >> 10, all >> 10);
     heap::seal();
     GO.store(1, Ordering::Release);
+    if let Some(vector) = Vector::new(WAKE_VECTOR) {
+        helpers.iter().for_each(|(_, apic)| machine.apic.send(*apic, vector));
+    }
     run_own(cpu, machine);
     while ENDED_COUNT.load(Ordering::Acquire) < count {
         let arrived = cpu.idle();
@@ -73,11 +84,13 @@ static GO: AtomicU32 = AtomicU32::new(0);
 /// A CPU other than the boot CPU: runs its virtual CPU, then sleeps. Lines that its guest shared, or that followed it, may lead to
 /// it for good, and it takes their interrupts.
 fn help(mut cpu: ThisCpu) -> ! {
-    while GO.load(Ordering::Acquire) == 0 {
-        core::hint::spin_loop();
-    }
     let Some(machine) = MACHINE.with(|machine| *machine) else { halt_for_ever() };
     machine.apic.enable();
+    // Whoever does not see it yet is woken when it is set.
+    while GO.load(Ordering::Acquire) == 0 {
+        let arrived = cpu.idle();
+        run::serve(machine, arrived);
+    }
     run_own(&mut cpu, machine);
     loop {
         let arrived = cpu.idle();

@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "starts CPUs on memory that this module prepares")]
 
 use core::arch::global_asm;
+use core::hint::spin_loop;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use levelhead::addr::{HostPhys, PAGE_BYTES};
@@ -77,52 +78,53 @@ impl From<OutOfMemory> for StartError {
     }
 }
 
-/// Starts the CPUs in `targets` one after the other; each runs `entry`.
+/// Starts the CPUs in `targets` one after the other; each runs `entry`. `pass` lets time pass until something happens, at most so
+/// many TSC ticks.
 pub(crate) fn start(
     targets: impl Iterator<Item = (CpuId, ApicId)>,
     apic: &LocalApic,
     space: &mut AddressSpace,
     frames: &mut Frames,
     entry: fn(ThisCpu) -> !,
+    mut pass: impl FnMut(u64),
 ) -> Result<(), StartError> {
     let page = frames.allocate(PAGE_BYTES, PAGE_BYTES, 0xa_0000).ok_or(StartError::OutOfMemory)?;
     space.map_trampoline(page, frames)?;
     for (id, target) in targets {
-        start_one(id, target, page, apic, space, frames, entry)?;
+        let stack = space.map_stack(STACK_PAGES, frames)?;
+        let cr3 = u64::from(space.root());
+        let mut start = Start { id, space, frames, entry };
+        write_trampoline(page, cr3, stack.as_u64(), &raw mut start);
+        start_one(target, page, apic, &mut pass)?;
     }
     space.unmap_trampoline(page);
     Ok(())
 }
 
+/// Starts a CPU in the trampoline, and waits until it has what it needs of [`Start`].
 fn start_one(
-    id: CpuId,
     target: ApicId,
     page: HostPhys,
     apic: &LocalApic,
-    space: &mut AddressSpace,
-    frames: &mut Frames,
-    entry: fn(ThisCpu) -> !,
+    pass: &mut impl FnMut(u64),
 ) -> Result<(), StartError> {
-    let stack = space.map_stack(STACK_PAGES, frames)?;
-    let cr3 = u64::from(space.root());
-    let mut start = Start { id, space, frames, entry };
-    write_trampoline(page, cr3, stack.as_u64(), &raw mut start);
+    let arrived = || ARRIVED.load(Ordering::Acquire) != 0;
     ARRIVED.store(0, Ordering::Release);
     apic.send_init(target);
-    wait(INIT_TICKS, || false);
+    wait(INIT_TICKS, || false, &mut *pass);
     for _ in 0..2 {
         // The page is below 1 MiB, so its number fits the vector field.
         apic.send_startup(target, (page.raw() / PAGE_BYTES) as u8);
-        wait(SIPI_TICKS, || ARRIVED.load(Ordering::Acquire) != 0);
+        wait(SIPI_TICKS, arrived, |_| spin_loop());
     }
-    wait(START_TICKS, || ARRIVED.load(Ordering::Acquire) != 0);
+    wait(START_TICKS, arrived, |_| spin_loop());
     match ARRIVED.load(Ordering::Acquire) {
         ARRIVED_READY => Ok(()),
         ARRIVED_WITHOUT_MEMORY => Err(StartError::OutOfMemory),
         _ => {
-            // It must not come later and find `start` gone: back to where it waits for a SIPI that nobody sends.
+            // It must not come later and find `Start` gone: back to where it waits for a SIPI that nobody sends.
             apic.send_init(target);
-            wait(INIT_TICKS, || false);
+            wait(INIT_TICKS, || false, pass);
             Err(StartError::Silent(target))
         }
     }
@@ -155,10 +157,15 @@ fn write_trampoline(page: HostPhys, cr3: u64, stack: u64, start: *mut Start<'_>)
     unsafe { at.write_unaligned(words) };
 }
 
-fn wait(ticks: u64, done: impl Fn() -> bool) {
+/// Lets time pass until `done`, at most so many TSC ticks.
+fn wait(ticks: u64, done: impl Fn() -> bool, mut pass: impl FnMut(u64)) {
     let begin = tsc();
-    while !done() && tsc().wrapping_sub(begin) < ticks {
-        core::hint::spin_loop();
+    while !done() {
+        let passed = tsc().wrapping_sub(begin);
+        if passed >= ticks {
+            return;
+        }
+        pass(ticks - passed);
     }
 }
 

@@ -163,7 +163,9 @@ pub(crate) fn run(
             }
         });
     }
-    smp::start(cpus.into_iter().take(MAX_CPUS).skip(1), &ring.apic, space, frames, play_for_ever)?;
+    // Awake, and with interrupts held back: those who play already send tokens.
+    let pass = |_| core::hint::spin_loop();
+    smp::start(cpus.into_iter().take(MAX_CPUS).skip(1), &ring.apic, space, frames, play_for_ever, pass)?;
     play(cpu);
     Ok(report(ring))
 }
