@@ -5,7 +5,6 @@
 //! is read.
 #![expect(unsafe_code, reason = "reads the timer's port and the clock's")]
 
-use core::hint::spin_loop;
 use core::num::NonZeroU64;
 
 use levelhead::device::cmos::{CMOS_PORTS, WallClock, seconds_of};
@@ -76,6 +75,7 @@ impl Clock {
         Some(Self { ticks_per_ms, wall: clock.and_then(|clock| clock.ask(ticks_per_ms)) })
     }
 
+    /// Measures. It spins without PAUSE, at which an emulator looks for something else to do each time.
     fn ticks_per_ms(timer: PmTimer) -> Option<NonZeroU64> {
         let counted = |from: u32| timer.read().wrapping_sub(from) & PmTimer::MASK;
         // From one count to another, so that the first is a whole one.
@@ -84,7 +84,6 @@ impl Clock {
             if tsc().wrapping_sub(start) > Self::PATIENCE {
                 return None;
             }
-            spin_loop();
         }
         let (first, begin) = (timer.read(), tsc());
         loop {
@@ -97,7 +96,6 @@ impl Clock {
             if elapsed > Self::PATIENCE {
                 return None;
             }
-            spin_loop();
         }
     }
 }

@@ -143,9 +143,8 @@ impl LocalApic {
         self.write(LVT_TIMER, LVT_MASKED | u32::from(TIMER_VECTOR));
         let start = tsc();
         self.write(TIMER_INITIAL, u32::MAX);
-        while tsc().wrapping_sub(start) < ticks {
-            spin_loop();
-        }
+        // Without PAUSE, at which an emulator looks for something else to do each time.
+        while tsc().wrapping_sub(start) < ticks {}
         let counted = u64::from(u32::MAX - self.read(TIMER_CURRENT));
         let elapsed = tsc().wrapping_sub(start).max(1);
         self.write(TIMER_INITIAL, 0);
