@@ -8,17 +8,19 @@
 //! instructions from raise to ISR, 5,076 for the EOI and 15,685 for the round trip with 2.00 exits (x2APIC guest);
 //! 16,274 for the round trip of an xAPIC guest; 19,204 from halt.
 //!
-//! `bench intx` reports; [`Pair::test`] runs one guest with fewer rounds and fails when a goal is missed.
+//! `bench intx` reports; [`Test::run`] runs one guest with fewer rounds and fails when a goal is missed.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
+use serde_json::Value;
 
 use crate::build::Tree;
 use crate::console::Console;
 use crate::console::table::{Align, Cell, Table};
 use crate::setup;
 
+mod crossing;
 mod goals;
 mod guest;
 mod measure;
@@ -26,11 +28,12 @@ mod row;
 pub mod stages;
 
 pub use guest::Guest;
-pub use measure::Pair;
+pub use measure::{Subject, Test};
 
+use crossing::{Crossing, goals_of_neighbours};
+use goals::{goals, goals_of_many_lines};
 use guest::{Apic, Mask};
 use measure::REPORTED;
-use row::show;
 
 /// What can be measured: the word by which it is asked for, and what it tells.
 pub const BENCHES: [(&str, &str); 2] = [
@@ -82,13 +85,28 @@ pub fn intx(tree: &Tree, options: &Options) -> Result<()> {
         if exclusive && (guest.apic == Apic::Xapic || version >= setup::X2APIC_QEMU) {
             rows.push(guest.bare(tree, &qemu, options.verbose)?);
         }
-        rows.push(Pair::new(tree, &qemu, guest, REPORTED, &folder)?.row(options.verbose)?);
+        let runs = guest.runs(tree, &qemu, REPORTED, &folder)?;
+        rows.push(guest.row(&runs, options.verbose)?);
     }
     rows.sort_by_key(|row| row.host);
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-    } else {
-        show(&mut Console::stdout(), &rows);
+    let mut crossings = Vec::new();
+    for crossing in Crossing::all() {
+        eprintln!("bench: {}", crossing.name());
+        let runs = crossing.runs(tree, &qemu, REPORTED, &folder)?;
+        crossings.push(crossing.row(&runs, options.verbose)?);
     }
+    if options.json {
+        let rows = rows.iter().map(serde_json::to_value);
+        let rows = rows.chain(crossings.iter().map(serde_json::to_value));
+        println!("{}", serde_json::to_string_pretty(&rows.collect::<Result<Vec<Value>, _>>()?)?);
+        return Ok(());
+    }
+    let mut console = Console::stdout();
+    row::show(&mut console, &rows);
+    crossing::show(&mut console, &crossings);
+    let hosted = rows.iter().filter(|row| row.host == "levelhead").flat_map(goals);
+    let crossed = crossings.iter().flat_map(crossing::Row::goals);
+    let beside = goals_of_many_lines(&rows).chain(goals_of_neighbours(&crossings));
+    hosted.chain(crossed).chain(beside).for_each(|goal| goal.show(&mut console));
     Ok(())
 }

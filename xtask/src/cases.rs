@@ -51,8 +51,8 @@ pub struct Case {
     pub bundle: Option<Bundle>,
     /// A guest that is booted by QEMU itself, without the hypervisor.
     pub guest_direct: Option<String>,
-    /// The guest of the benchmark that is run with few rounds, and whose goals must be met.
-    pub bench: Option<bench::Guest>,
+    /// What of the benchmark is run with few rounds, and whose goals must be met.
+    pub bench: Option<bench::Subject>,
     /// The guest of the benchmark whose instructions are told one by one, and must add up to what it measures.
     pub stages: Option<bench::Guest>,
     /// Whether the console must hold a whole report of the machine's facts, which can be read back.
@@ -222,7 +222,12 @@ impl Case {
         for promise in &self.promise {
             ensure!(is_promise(promise), "{promise:?} is no promise; I1 to I48, N1 to N21 and T1 to T15 are");
         }
-        match (&self.config, self.bundle, &self.guest_direct, self.bench.or(self.stages)) {
+        match (
+            &self.config,
+            self.bundle,
+            &self.guest_direct,
+            self.bench.or(self.stages.map(bench::Subject::Guest)),
+        ) {
             (Some(_), None | Some(Bundle::Damaged(_)), None, None)
             | (None, Some(Bundle::None | Bundle::Garbage), None, None)
             | (None, None, Some(_), None)
@@ -265,7 +270,8 @@ impl Case {
         );
         if let Some(last) = self.gdb.last() {
             ensure!(
-                self.guest_direct.is_none() && self.bench.or(self.stages).is_none(),
+                self.guest_direct.is_none()
+                    && self.bench.or(self.stages.map(bench::Subject::Guest)).is_none(),
                 "`gdb` is about the hypervisor"
             );
             ensure!(self.repeat == 1, "gdb attaches once");
@@ -305,7 +311,9 @@ impl Case {
             let folder = tree.scratch("qemu")?.join(&self.name);
             fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
             let boots = match (self.bench, self.stages) {
-                (Some(guest), _) => Boots::Bench(Box::new(bench::Pair::tested(built, qemu, guest, &folder)?)),
+                (Some(subject), _) => {
+                    Boots::Bench(Box::new(bench::Test::new(built, qemu, subject, &folder)?))
+                }
                 (None, Some(guest)) => Boots::Stages(Box::new(Traced::new(built, qemu, guest, &folder)?)),
                 (None, None) => Boots::Machine(Box::new(self.machine(built, qemu, &folder)?)),
             };
@@ -412,7 +420,7 @@ pub struct Ready<'a> {
 #[derive(Debug)]
 enum Boots {
     Machine(Box<Machine>),
-    Bench(Box<bench::Pair>),
+    Bench(Box<bench::Test>),
     Stages(Box<Traced>),
 }
 
@@ -428,7 +436,7 @@ impl Ready<'_> {
         digest.text(&format!("{:?}", self.case));
         match &self.boots {
             Boots::Machine(machine) => machine.digest(&mut digest)?,
-            Boots::Bench(pair) => pair.digest(&mut digest)?,
+            Boots::Bench(test) => test.digest(&mut digest)?,
             Boots::Stages(traced) => traced.digest(&mut digest)?,
         }
         if !self.case.gdb.is_empty() {
@@ -445,7 +453,7 @@ impl Ready<'_> {
         let case = self.case;
         let machine = match &self.boots {
             Boots::Machine(machine) => machine,
-            Boots::Bench(pair) => return pair.test(),
+            Boots::Bench(test) => return test.run(),
             Boots::Stages(traced) => return traced.test().map_err(complain),
         };
         let foretold = match case.explain {

@@ -1,18 +1,33 @@
-//! Measuring a guest: one run on the bare machine, two under Levelhead whose difference is what counts.
+//! Measuring: one run on the bare machine, two under Levelhead whose difference is what counts.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
 
-use super::goals::goals;
+use super::crossing::{self, Crossing};
+use super::goals::{self, Goal};
 use super::guest::{GUEST, Guest};
 use super::row::{Accesses, Row, Times};
 use crate::build::Tree;
 use crate::digest::Digest;
 use crate::qemu::{Machine, Outcome};
 use crate::{bundle, log, run};
+
+/// What can be measured, and be a test.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(
+    untagged,
+    expecting = "`bench` is a guest (`apic`, `vcpu`, and if need be `mask`, `sources`, `lines`) or a crossing (`way`, `cpus`)"
+)]
+pub enum Subject {
+    /// An interrupt on one CPU.
+    Guest(Guest),
+    /// One that several CPUs have part in.
+    Crossing(Crossing),
+}
 
 /// How long the two runs of a row are.
 #[derive(Clone, Copy, Debug)]
@@ -31,9 +46,49 @@ pub(super) const LIMIT: Duration = Duration::from_secs(300);
 /// How much of a failed run's console is shown.
 const TAIL: usize = 40;
 
-/// The hypervisor's counters of the guest's partition at its end.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Counters(BTreeMap<String, u64>);
+/// The two machines of a test, with their files made.
+#[derive(Debug)]
+pub struct Test {
+    subject: Subject,
+    runs: Runs,
+}
+
+impl Test {
+    /// The files of the machines are in `folder`.
+    ///
+    /// # Errors
+    /// When a file cannot be read or made.
+    pub fn new(tree: &Tree, qemu: &Path, subject: Subject, folder: &Path) -> Result<Self> {
+        let runs = match subject {
+            Subject::Guest(guest) => guest.runs(tree, qemu, TESTED, folder)?,
+            Subject::Crossing(crossing) => crossing.runs(tree, qemu, TESTED, folder)?,
+        };
+        Ok(Self { subject, runs })
+    }
+
+    /// Adds what the result depends on.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn digest(&self, digest: &mut Digest) -> Result<()> {
+        self.runs.short.digest(digest)?;
+        self.runs.long.digest(digest)
+    }
+
+    /// The row must meet its goals.
+    ///
+    /// # Errors
+    /// When a run fails, or with the goals that are not met.
+    pub fn run(&self) -> Result<(), Vec<String>> {
+        let goals = match self.subject {
+            Subject::Guest(guest) => guest.row(&self.runs, false).map(|row| goals::goals(&row)),
+            Subject::Crossing(crossing) => crossing.row(&self.runs, false).map(|row| row.goals()),
+        };
+        let goals = goals.map_err(|error| vec![format!("{error:#}")])?;
+        let missed: Vec<_> = goals.iter().filter(|goal| !goal.met).map(Goal::to_string).collect();
+        if missed.is_empty() { Ok(()) } else { Err(missed) }
+    }
+}
 
 impl Guest {
     pub(super) fn bare(self, tree: &Tree, qemu: &Path, verbose: bool) -> Result<Row> {
@@ -42,6 +97,23 @@ impl Guest {
         let outcome = run(&machine, "bare", verbose)?;
         let (times, exits_per_interrupt) = (self.times(&outcome)?, BTreeMap::new());
         Ok(Row { host: "bare", guest: self, times, exits_per_interrupt, accesses: None })
+    }
+
+    /// The runs of a row under Levelhead.
+    pub(super) fn runs(self, tree: &Tree, qemu: &Path, rounds: Rounds, folder: &Path) -> Result<Runs> {
+        let machine = self.machine(tree, qemu, tree.hypervisor())?;
+        Runs::new(tree, &machine, rounds, folder, |rounds| self.configuration(tree, rounds))
+    }
+
+    pub(super) fn row(self, runs: &Runs, verbose: bool) -> Result<Row> {
+        let (more, long) = runs.compare(1, verbose)?;
+        Ok(Row {
+            host: "levelhead",
+            guest: self,
+            times: self.times(&long)?,
+            exits_per_interrupt: more.exits_per_interrupt()?,
+            accesses: Some(more.accesses()?),
+        })
     }
 
     /// The guest's row that was asked for.
@@ -53,84 +125,57 @@ impl Guest {
     }
 }
 
-/// The two machines of a row under Levelhead, with their files made.
+impl Crossing {
+    /// The runs of a row.
+    pub(super) fn runs(self, tree: &Tree, qemu: &Path, rounds: Rounds, folder: &Path) -> Result<Runs> {
+        Runs::new(tree, &self.machine(tree, qemu), rounds, folder, |rounds| Ok(self.configuration(rounds)))
+    }
+
+    pub(super) fn row(self, runs: &Runs, verbose: bool) -> Result<crossing::Row> {
+        let (more, _) = runs.compare(1, verbose)?;
+        Ok(crossing::Row {
+            crossing: self,
+            exits_per_interrupt: more.exits_per_interrupt()?,
+            exits_elsewhere_per_interrupt: more.per_interrupt(more.exits_elsewhere()),
+            accesses: more.accesses()?,
+        })
+    }
+}
+
+/// Two machines that differ in the number of their rounds.
 #[derive(Debug)]
-pub struct Pair {
-    guest: Guest,
+pub(super) struct Runs {
     rounds: Rounds,
     short: Machine,
     long: Machine,
 }
 
-impl Pair {
-    /// The pair of a test. Its files are in `folder`.
-    ///
-    /// # Errors
-    /// When a file cannot be read or made.
-    pub fn tested(tree: &Tree, qemu: &Path, guest: Guest, folder: &Path) -> Result<Self> {
-        Self::new(tree, qemu, guest, TESTED, folder)
+impl Runs {
+    /// What `machine` boots is the configuration of so many rounds; the files are in `folder`.
+    fn new(
+        tree: &Tree,
+        machine: &Machine,
+        rounds: Rounds,
+        folder: &Path,
+        configuration: impl Fn(u32) -> Result<String>,
+    ) -> Result<Self> {
+        let hosted =
+            |rounds: u32, name: &str| boot(tree, machine.clone(), &configuration(rounds)?, folder, name);
+        Ok(Self { rounds, short: hosted(rounds.short, "short")?, long: hosted(rounds.long, "long")? })
     }
 
-    pub(super) fn new(tree: &Tree, qemu: &Path, guest: Guest, rounds: Rounds, folder: &Path) -> Result<Self> {
-        let hosted = |rounds: u32, name: &str| {
-            let machine = guest.machine(tree, qemu, tree.hypervisor())?;
-            boot(tree, machine, &guest.configuration(tree, rounds)?, folder, name)
-        };
-        let (short, long) = (hosted(rounds.short, "short")?, hosted(rounds.long, "long")?);
-        Ok(Self { guest, rounds, short, long })
-    }
-
-    /// Adds what the row depends on.
-    ///
-    /// # Errors
-    /// When a file cannot be read.
-    pub fn digest(&self, digest: &mut Digest) -> Result<()> {
-        self.short.digest(digest)?;
-        self.long.digest(digest)
-    }
-
-    /// The test: the row must meet its goals.
-    ///
-    /// # Errors
-    /// When a run fails, or with the goals that are not met.
-    pub fn test(&self) -> Result<(), Vec<String>> {
-        let row = self.row(false).map_err(|error| vec![format!("{error:#}")])?;
-        let missed: Vec<_> = goals(&row).iter().filter(|goal| !goal.met).map(ToString::to_string).collect();
-        if missed.is_empty() { Ok(()) } else { Err(missed) }
-    }
-
-    pub(super) fn row(&self, verbose: bool) -> Result<Row> {
+    /// What the longer run counted more, and that run. A round is so many interrupts.
+    fn compare(&self, interrupts: u32, verbose: bool) -> Result<(More, Outcome)> {
         let short = run(&self.short, "levelhead", verbose)?;
         let long = run(&self.long, "levelhead", verbose)?;
-        let more = Counters::of(&short.console)?.until(&Counters::of(&long.console)?)?;
-        let interrupts = more.get("interrupts").context("the hypervisor does not count interrupts")?;
-        let expected = u64::from(self.rounds.long - self.rounds.short);
+        let counters = Counters::of(&short.console)?.until(&Counters::of(&long.console)?)?;
+        let rounds = self.rounds.long - self.rounds.short;
+        let (expected, counted) = (u64::from(rounds) * u64::from(interrupts), counters.interrupts());
         ensure!(
-            interrupts == expected,
-            "{expected} rounds more made {interrupts} interrupts more: they do not belong to the rounds alone"
+            counted == expected,
+            "{rounds} rounds more made {counted} interrupts more, not {expected}: they do not belong to the rounds alone"
         );
-        let per_interrupt = |count: u64| count as f64 / interrupts as f64;
-        let exits = more.0.iter().filter_map(|(key, count)| {
-            let reason = key.strip_prefix("exits.")?;
-            (*count > 0).then(|| (reason.to_owned(), per_interrupt(*count)))
-        });
-        let access = |key: &str| {
-            let count = more.get(key).with_context(|| format!("the hypervisor does not count {key}"))?;
-            Ok::<_, anyhow::Error>(per_interrupt(count))
-        };
-        let accesses = Accesses {
-            ioapic_reads_per_interrupt: access("ioapic.reads")?,
-            ioapic_writes_per_interrupt: access("ioapic.writes")?,
-            config_accesses_per_interrupt: access("config.accesses")?,
-            config_reads_per_interrupt: access("config.reads")?,
-        };
-        Ok(Row {
-            host: "levelhead",
-            guest: self.guest,
-            times: self.guest.times(&long)?,
-            exits_per_interrupt: exits.collect(),
-            accesses: Some(accesses),
-        })
+        Ok((More { counters, rounds }, long))
     }
 }
 
@@ -169,34 +214,93 @@ pub(super) fn check(machine: &Machine, outcome: &Outcome, host: &str) -> Result<
     Ok(())
 }
 
+/// The hypervisor's counters at its end, by partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Counters(BTreeMap<String, BTreeMap<String, u64>>);
+
 impl Counters {
-    /// The statistics of the guest's partition.
+    /// The statistics of all partitions, the guest's among them.
     fn of(console: &[String]) -> Result<Self> {
-        let mut stats = console.iter().filter_map(|line| match log::read(line) {
-            Some(log::Line::Stats(stats)) if stats.partition == GUEST => Some(stats.counters),
-            _ => None,
-        });
-        match (stats.next(), stats.next()) {
-            (Some(counters), None) => Ok(Self(counters)),
-            (None, _) => bail!("the hypervisor printed no statistics of the partition {GUEST}"),
-            (Some(_), Some(_)) => bail!("the hypervisor printed the statistics of {GUEST} twice"),
+        let mut counters = BTreeMap::new();
+        for line in console {
+            if let Some(log::Line::Stats(stats)) = log::read(line) {
+                let twice = counters.insert(stats.partition.clone(), stats.counters).is_some();
+                ensure!(!twice, "the hypervisor printed the statistics of {} twice", stats.partition);
+            }
         }
+        ensure!(
+            counters.contains_key(GUEST),
+            "the hypervisor printed no statistics of the partition {GUEST}"
+        );
+        Ok(Self(counters))
     }
 
     /// What was counted more in a `longer` run.
     fn until(&self, longer: &Self) -> Result<Self> {
-        let mut more = BTreeMap::new();
-        for (key, count) in &longer.0 {
-            let before = self.get(key).unwrap_or(0);
-            let count =
-                count.checked_sub(before).with_context(|| format!("more rounds counted less of {key}"))?;
-            more.insert(key.clone(), count);
+        let mut more = longer.clone();
+        for (partition, counters) in &mut more.0 {
+            for (key, count) in counters {
+                let before = self.0.get(partition).and_then(|counters| counters.get(key)).copied();
+                *count = count
+                    .checked_sub(before.unwrap_or(0))
+                    .with_context(|| format!("more rounds counted less of {partition}'s {key}"))?;
+            }
         }
-        Ok(Self(more))
+        Ok(more)
     }
 
+    /// A counter of the guest's partition.
     fn get(&self, key: &str) -> Option<u64> {
-        self.0.get(key).copied()
+        self.0.get(GUEST)?.get(key).copied()
+    }
+
+    /// The interrupts that all partitions' CPUs took.
+    fn interrupts(&self) -> u64 {
+        self.0.values().filter_map(|counters| counters.get("interrupts")).sum()
+    }
+}
+
+/// What some rounds more counted.
+struct More {
+    counters: Counters,
+    rounds: u32,
+}
+
+impl More {
+    fn per_interrupt(&self, count: u64) -> f64 {
+        count as f64 / f64::from(self.rounds)
+    }
+
+    fn exits_per_interrupt(&self) -> Result<BTreeMap<String, f64>> {
+        let own = self.counters.0.get(GUEST).context("the guest's partition has no counters")?;
+        let exits = own.iter().filter_map(|(key, count)| {
+            let reason = key.strip_prefix("exits.")?;
+            (*count > 0).then(|| (reason.to_owned(), self.per_interrupt(*count)))
+        });
+        Ok(exits.collect())
+    }
+
+    /// The exits of all other partitions.
+    fn exits_elsewhere(&self) -> u64 {
+        let others = self.counters.0.iter().filter(|(partition, _)| *partition != GUEST);
+        let counters = others.flat_map(|(_, counters)| counters);
+        counters.filter(|(key, _)| key.starts_with("exits.")).map(|(_, count)| count).sum()
+    }
+
+    fn accesses(&self) -> Result<Accesses> {
+        let count = |key: &str| {
+            let count = self.counters.get(key);
+            count
+                .map(|count| self.per_interrupt(count))
+                .with_context(|| format!("the hypervisor does not count {key}"))
+        };
+        Ok(Accesses {
+            kicks_per_interrupt: count("kicks")?,
+            ioapic_reads_per_interrupt: count("ioapic.reads")?,
+            ioapic_writes_per_interrupt: count("ioapic.writes")?,
+            config_accesses_per_interrupt: count("config.accesses")?,
+            config_reads_per_interrupt: count("config.reads")?,
+        })
     }
 }
 
@@ -215,13 +319,18 @@ mod tests {
         ));
         let long = Counters::of(&console(
             "stats partition=bench exits.interrupt=2100 exits.npf=90 exits.msr=1000 interrupts=2100\n\
-             stats partition=other exits.interrupt=5",
+             stats partition=other exits.interrupt=5 interrupts=3",
         ));
         let more = short.unwrap().until(&long.unwrap()).unwrap();
         assert_eq!(more.get("exits.interrupt"), Some(1000));
         assert_eq!(more.get("exits.npf"), Some(0));
         assert_eq!(more.get("exits.msr"), Some(1000));
-        assert_eq!(more.get("interrupts"), Some(1000));
+        assert_eq!(more.interrupts(), 1003);
+        let more = More { counters: more, rounds: 1000 };
+        assert_eq!(more.exits_elsewhere(), 5);
+        let exits = BTreeMap::from([("interrupt".to_owned(), 1.0), ("msr".to_owned(), 1.0)]);
+        assert_eq!(more.exits_per_interrupt().unwrap(), exits);
+        assert!(more.accesses().is_err(), "nobody counted them");
     }
 
     #[test]
@@ -229,7 +338,7 @@ mod tests {
         assert!(Counters::of(&console("nothing")).is_err());
         assert!(Counters::of(&console("stats partition=bench a=x")).is_err());
         assert!(Counters::of(&console("stats partition=bench a=1\nstats partition=bench b=2")).is_err());
-        let one = |count| Counters(BTreeMap::from([("a".to_owned(), count)]));
+        let one = |count| Counters::of(&console(&format!("stats partition=bench a={count}"))).unwrap();
         assert!(one(2).until(&one(1)).is_err());
     }
 }
