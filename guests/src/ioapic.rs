@@ -55,10 +55,18 @@ pub struct Pin {
 impl Pin {
     /// Sends the level-triggered line at pin `pin` to the CPU `destination` as `vector`, and unmasks it.
     pub fn connect(pin: u8, vector: u8, destination: u32) -> Self {
-        let register = REDIRECTION + 2 * u32::from(pin);
-        let connected = Self { register, low: LEVEL_TRIGGERED | ACTIVE_LOW | u32::from(vector) };
+        Self::program(pin, LEVEL_TRIGGERED | ACTIVE_LOW | u32::from(vector), destination)
+    }
+
+    /// The same, as a guest does that takes the line for an edge-triggered one.
+    pub fn connect_edge_triggered(pin: u8, vector: u8, destination: u32) -> Self {
+        Self::program(pin, ACTIVE_LOW | u32::from(vector), destination)
+    }
+
+    fn program(pin: u8, low: u32, destination: u32) -> Self {
+        let connected = Self { register: REDIRECTION + 2 * u32::from(pin), low };
         connected.mask();
-        write(register + 1, destination << 24);
+        write(connected.register + 1, destination << 24);
         connected.unmask();
         connected
     }

@@ -1,6 +1,7 @@
 //! The table of QEMU cases (`tests/qemu/cases.toml`): its form, and how one case is run.
 
 mod foretell;
+mod threads;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -89,6 +90,10 @@ pub struct Case {
     pub memory: String,
     /// `-accel`.
     pub accel: Option<String>,
+    /// Whether it runs in one thread of the emulator and then once more with a thread for each CPU. Lines that `expect.alike` names
+    /// must then be the same.
+    #[serde(default)]
+    pub also_on_threads: bool,
     /// The devices; those of the configuration's `# qemu:` lines when absent.
     pub devices: Option<Vec<String>>,
     /// Whether instructions are counted exactly.
@@ -166,6 +171,9 @@ pub struct Expect {
     /// Texts that must not occur.
     #[serde(default)]
     pub absent: Vec<String>,
+    /// Texts: the lines that hold one of them must be the same in both runs of `also_on_threads`.
+    #[serde(default)]
+    pub alike: Vec<String>,
     /// How many lines the console may have.
     pub most_lines: Option<usize>,
     /// Texts that gdb must print, each within one line.
@@ -277,6 +285,19 @@ impl Case {
             ensure!(self.repeat == 1, "gdb attaches once");
             ensure!(last == "detach", "gdb's last line is \"detach\": it must not be there when QEMU ends");
         }
+        ensure!(
+            self.also_on_threads != self.expect.alike.is_empty(),
+            "a case `also_on_threads` says which lines must be the same (`expect.alike`), and no other does"
+        );
+        ensure!(
+            !self.also_on_threads
+                || (self.smp > 1 && self.accel.is_none() && !self.icount && self.config.is_some()),
+            "`also_on_threads` is about several CPUs (`smp`) and a `config`, and chooses `accel` itself"
+        );
+        ensure!(
+            !self.also_on_threads || (self.gdb.is_empty() && !self.explain),
+            "`also_on_threads` goes neither with `gdb` nor with `explain`"
+        );
         let status = Status::decode(self.expect.exit);
         ensure!(
             !matches!(status, Status::Crash(_)),
@@ -460,6 +481,9 @@ impl Ready<'_> {
             true => Some(foretell::table(case, self.tree, machine, &self.folder).map_err(complain)?),
             false => None,
         };
+        if case.also_on_threads {
+            return threads::run(self, machine);
+        }
         for round in 1..=case.repeat {
             let (outcome, debugged) = if case.gdb.is_empty() {
                 (machine.run(case.limit(), |_| {}), Ok(()))
@@ -467,27 +491,41 @@ impl Ready<'_> {
                 self.debug(Machine::clone(machine))
             };
             let outcome = outcome.map_err(complain)?;
-            let log = self.folder.join("console.log");
-            bundle::write(&log, outcome.console.join("\n").as_bytes()).map_err(complain)?;
-            let verdict = outcome.check(case.expect.exit, case.guest_direct.is_none());
-            let verdict = debugged.and(verdict).and_then(|()| case.expect.check(&outcome.console));
-            let verdict = verdict.and_then(|()| case.check_facts(&outcome.console));
-            let verdict = verdict.and_then(|()| match &foretold {
+            let verdict = debugged.and_then(|()| self.judge(&outcome)).and_then(|()| match &foretold {
                 Some(foretold) => foretell::compare(foretold, &outcome.console),
                 None => Ok(()),
             });
-            if let Err(why) = verdict {
-                let mut lines = vec![why];
-                if case.repeat > 1 {
-                    lines.push(format!("in round {round} of {}", case.repeat));
-                }
-                lines.push(format!("command: {}", machine.command_line()));
-                lines.push(format!("console: {}", self.tree.shown(&log)));
-                lines.extend(outcome.tail(TAIL).into_iter().map(|line| format!("| {line}")));
-                return Err(lines);
-            }
+            let place = (case.repeat > 1).then(|| format!("in round {round} of {}", case.repeat));
+            self.tell(verdict, place, machine, &outcome)?;
         }
         Ok(())
+    }
+
+    /// What the case itself expects of a run.
+    fn judge(&self, outcome: &Outcome) -> Result<(), String> {
+        let case = self.case;
+        outcome.check(case.expect.exit, case.guest_direct.is_none())?;
+        case.expect.check(&outcome.console)?;
+        case.check_facts(&outcome.console)
+    }
+
+    /// Keeps the console, and says of a failed run which one of several it was, how to repeat it, and how its console ended.
+    fn tell(
+        &self,
+        verdict: Result<(), String>,
+        which: Option<String>,
+        machine: &Machine,
+        outcome: &Outcome,
+    ) -> Result<(), Vec<String>> {
+        let log = self.folder.join("console.log");
+        bundle::write(&log, outcome.console.join("\n").as_bytes()).map_err(complain)?;
+        let Err(why) = verdict else { return Ok(()) };
+        let mut lines = vec![why];
+        lines.extend(which);
+        lines.push(format!("command: {}", machine.command_line()));
+        lines.push(format!("console: {}", self.tree.shown(&log)));
+        lines.extend(outcome.tail(TAIL).into_iter().map(|line| format!("| {line}")));
+        Err(lines)
     }
 
     /// Runs the machine with gdb attached as `cargo xtask gdb` says. Returns how each of them fared.

@@ -53,6 +53,7 @@ fn what_is_booted_is_one_thing() {
         "bundle = \"none\"\npromise = [\"I49\"]",
         "bundle = \"none\"\nneeds_qemu = \"nine\"",
         "bundle = \"none\"\nexpects = 3",
+        "config = \"c\"\nsmp = 2\nalso_on_threads = true",
     ];
     for lines in bad {
         assert!(case(&format!("{lines}\n{PASS}")).is_err(), "{lines}");
@@ -66,6 +67,22 @@ fn an_end_that_proves_nothing_cannot_be_expected() {
     }
     assert!(case("config = \"c\"\nexpect = { exit = 39 }").is_err(), "which refusal?");
     assert!(case("config = \"c\"\nexpect = { exit = 39, contains = [\"SVM\"] }").is_ok());
+}
+
+#[test]
+fn a_case_on_threads_says_what_must_be_the_same() {
+    let with = |lines: &str| case(&format!("{lines}\nexpect = {{ exit = 33, alike = [\"x\"] }}"));
+    with("config = \"c\"\nsmp = 2\nalso_on_threads = true").unwrap();
+    for bad in [
+        "config = \"c\"\nsmp = 2",
+        "config = \"c\"\nalso_on_threads = true",
+        "config = \"c\"\nsmp = 2\nicount = true\nalso_on_threads = true",
+        "config = \"c\"\nsmp = 2\naccel = \"tcg\"\nalso_on_threads = true",
+        "config = \"c\"\nsmp = 2\nexplain = true\nalso_on_threads = true",
+        "bundle = \"none\"\nsmp = 2\nalso_on_threads = true",
+    ] {
+        assert!(with(bad).is_err(), "{bad}");
+    }
 }
 
 #[test]
@@ -83,6 +100,7 @@ fn texts_are_looked_for_line_by_line() {
         contains: contains.iter().map(|text| (*text).to_owned()).collect(),
         in_order: Vec::new(),
         absent: absent.iter().map(|text| (*text).to_owned()).collect(),
+        alike: Vec::new(),
         most_lines: Some(2),
         gdb: Vec::new(),
     };
