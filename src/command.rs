@@ -1,4 +1,4 @@
-//! What a person may ask the running hypervisor on its console: lines of one word.
+//! What a person types on the console: for the running hypervisor lines of one word, for a guest whatever it is.
 
 /// The longest line that is understood; of a longer one nothing is.
 const COLUMNS: usize = 32;
@@ -31,9 +31,75 @@ impl Command {
     }
 }
 
+/// Begins a command where what is typed is a guest's: Ctrl and `]`.
+pub const ATTENTION: u8 = 0x1d;
+
+/// What has been typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Typed {
+    /// A command.
+    Command(Command),
+    /// A byte for the guest whose terminal this is.
+    Byte(u8),
+}
+
+/// The console's keyboard.
+///
+/// As long as no guest has it for its terminal, every line is a command. Else every byte is the guest's, but for
+/// [`ATTENTION`] and the line that follows it; twice in a row it is the guest's as well, once.
+#[derive(Debug)]
+pub struct Keyboard {
+    line: CommandLine,
+    /// A guest has it.
+    terminal: bool,
+    /// A command is being typed; always so without a guest.
+    attends: bool,
+}
+
+impl Keyboard {
+    /// The keyboard of a console that is no guest's.
+    pub const fn new() -> Self {
+        Self { line: CommandLine::new(), terminal: false, attends: true }
+    }
+
+    /// Makes it a guest's, or nobody's. What has been typed of a command is forgotten.
+    pub const fn give(&mut self, to_a_guest: bool) {
+        *self = Self { line: CommandLine::new(), terminal: to_a_guest, attends: !to_a_guest };
+    }
+
+    /// Takes a byte.
+    pub fn push(&mut self, byte: u8) -> Option<Typed> {
+        match (self.terminal, self.attends) {
+            (true, false) if byte == ATTENTION => {
+                self.attends = true;
+                None
+            }
+            (true, false) => Some(Typed::Byte(byte)),
+            (true, true) if byte == ATTENTION => {
+                self.give(true);
+                Some(Typed::Byte(byte))
+            }
+            (_, true) | (false, _) => {
+                let command = self.line.push(byte);
+                // The line is at its end, whether something stood in it or not.
+                if matches!(byte, b'\r' | b'\n') {
+                    self.attends = !self.terminal;
+                }
+                command.map(Typed::Command)
+            }
+        }
+    }
+}
+
+impl Default for Keyboard {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// The line that is being typed.
 #[derive(Debug)]
-pub struct CommandLine {
+struct CommandLine {
     typed: [u8; COLUMNS],
     /// How many bytes were typed; more than there is room for makes a line that nothing is made of.
     count: usize,
@@ -41,12 +107,12 @@ pub struct CommandLine {
 
 impl CommandLine {
     /// Nothing is typed.
-    pub const fn new() -> Self {
+    const fn new() -> Self {
         Self { typed: [0; COLUMNS], count: 0 }
     }
 
     /// Takes a byte. The command, when it ends a line that is not empty. Backspace and delete take the last byte back.
-    pub fn push(&mut self, byte: u8) -> Option<Command> {
+    fn push(&mut self, byte: u8) -> Option<Command> {
         match byte {
             b'\r' | b'\n' => {
                 let count = core::mem::take(&mut self.count);
@@ -65,20 +131,57 @@ impl CommandLine {
     }
 }
 
-impl Default for CommandLine {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     fn typed(text: &[u8]) -> Vec<Command> {
-        let mut line = CommandLine::new();
-        text.iter().filter_map(|byte| line.push(*byte)).collect()
+        let mut keyboard = Keyboard::new();
+        let typed = text.iter().filter_map(|byte| keyboard.push(*byte));
+        typed
+            .map(|typed| if let Typed::Command(command) = typed { command } else { panic!("no guest's") })
+            .collect()
+    }
+
+    /// What comes of a text on a guest's terminal: its bytes, and the commands beside them.
+    fn typed_at_a_guest(text: &[u8]) -> (Vec<u8>, Vec<Command>) {
+        let mut keyboard = Keyboard::new();
+        keyboard.give(true);
+        let (mut bytes, mut commands) = (Vec::new(), Vec::new());
+        for byte in text {
+            match keyboard.push(*byte) {
+                Some(Typed::Byte(byte)) => bytes.push(byte),
+                Some(Typed::Command(command)) => commands.push(command),
+                None => {}
+            }
+        }
+        (bytes, commands)
+    }
+
+    #[test]
+    fn a_guests_keys_are_its_own_but_for_a_line_after_attention() {
+        assert_eq!(typed_at_a_guest(b"why\rls\n\x03\x1b[A"), (b"why\rls\n\x03\x1b[A".to_vec(), vec![]));
+        assert_eq!(typed_at_a_guest(b"l\x1dwhy\rs\r"), (b"ls\r".to_vec(), vec![Command::Why]));
+        assert_eq!(
+            typed_at_a_guest(b"\x1dhelp\n\x1dno\nx"),
+            (b"x".to_vec(), vec![Command::Help, Command::Unknown])
+        );
+        assert_eq!(typed_at_a_guest(b"\x1d\ra"), (b"a".to_vec(), vec![]), "an empty line asks for nothing");
+        assert_eq!(typed_at_a_guest(b"\x1d\x1da"), (b"\x1da".to_vec(), vec![]));
+        assert_eq!(typed_at_a_guest(b"\x1dwh\x1da"), (b"\x1da".to_vec(), vec![]), "taken back");
+    }
+
+    #[test]
+    fn what_was_begun_is_forgotten_with_its_owner() {
+        let mut keyboard = Keyboard::new();
+        let mut give = |to_a_guest, text: &[u8]| {
+            keyboard.give(to_a_guest);
+            text.iter().filter_map(|byte| keyboard.push(*byte)).collect::<Vec<_>>()
+        };
+        assert_eq!(give(false, b"wh"), []);
+        assert_eq!(give(true, b"y\x1dwh"), [Typed::Byte(b'y')]);
+        assert_eq!(give(false, b"why\r"), [Typed::Command(Command::Why)]);
     }
 
     #[test]

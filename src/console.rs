@@ -1,12 +1,14 @@
 //! The serial console (COM1) and `log`'s way to it.
 //!
 //! Polled 16550 transmitter, used at boot, for guests' console output and for records; never on the interrupt path. The
-//! receiver interrupts, for the few words that the hypervisor understands (`levelhead::command`).
+//! receiver interrupts, for the few words that the hypervisor understands (`levelhead::command`) and for the guest whose
+//! terminal the console is.
 #![expect(unsafe_code, reason = "port I/O to the one UART this module owns")]
 
 use core::fmt::{self, Write};
 
-use levelhead::command::{Command, CommandLine};
+use levelhead::command::{Command, Keyboard, Typed};
+use levelhead::device::Fifo;
 use levelhead::sync::Lock;
 use log::{LevelFilter, Log, Metadata, Record};
 use x86_64::instructions::port::Port;
@@ -15,7 +17,6 @@ const COM1: u16 = 0x3f8;
 /// Received and sent bytes, and the registers of control (16550 data sheet 8.0), as offsets from there.
 const DATA: u16 = 0;
 const IER: u16 = 1;
-const FCR: u16 = 2;
 const MCR: u16 = 4;
 const LSR: u16 = 5;
 const LSR_DATA_READY: u8 = 1 << 0;
@@ -24,18 +25,22 @@ const LSR_THR_EMPTY: u8 = 1 << 5;
 const IER_RECEIVED: u8 = 1 << 0;
 /// DTR, RTS, and the gate of the interrupt on a PC.
 const MCR_LISTEN: u8 = 0x0b;
-/// The FIFO on, its receiving half emptied.
-const FCR_EMPTY_RECEIVER: u8 = 0x03;
 /// Bytes that are taken at one interrupt: far more than a FIFO holds.
 const MOST_AT_ONCE: u32 = 64;
+/// What is typed for a guest and waits for it: more than anybody types or pastes while a guest looks away.
+const TYPED_BYTES: usize = 4096;
 /// A UART that never becomes ready (absent: reads all-ones, so ready) must not stop the machine.
 const READY_POLLS: u32 = 100_000;
 
-static LINE: Lock<Uart> = Lock::new(Uart);
-static TYPED: Lock<CommandLine> = Lock::new(CommandLine::new());
+static LINE: Lock<Uart> = Lock::new(Uart { unfinished: false });
+static KEYBOARD: Lock<Keyboard> = Lock::new(Keyboard::new());
+static TYPED: Lock<Fifo<TYPED_BYTES>> = Lock::new(Fifo::EMPTY);
 static LOGGER: Logger = Logger;
 
-struct Uart;
+struct Uart {
+    /// A terminal's line has no end yet.
+    unfinished: bool,
+}
 
 impl Uart {
     fn initialise() {
@@ -119,32 +124,66 @@ pub(crate) fn listen() {
     Uart::set(IER, IER_RECEIVED);
 }
 
-/// Takes what was received: the commands that were given. The interrupt is an edge, so the receiver is left empty.
+/// Makes the console a guest's terminal, or nobody's again. What was typed before is forgotten.
+pub(crate) fn give_terminal(to_a_guest: bool) {
+    KEYBOARD.with(|keyboard| keyboard.give(to_a_guest));
+    TYPED.with(|typed| *typed = Fifo::EMPTY);
+}
+
+/// Whether something was typed for the guest whose terminal this is.
+pub(crate) fn is_typed() -> bool {
+    TYPED.with(|typed| !typed.is_empty())
+}
+
+/// Takes the next byte that was typed for the guest.
+pub(crate) fn take_typed() -> Option<u8> {
+    TYPED.with(Fifo::pop)
+}
+
+/// Takes what was received: the commands that were given. The rest waits for the guest; what there is no room for is lost, as on
+/// any serial line. The interrupt is an edge, so the receiver is left empty, or interrupts anew.
 pub(crate) fn commands() -> impl Iterator<Item = Command> {
     let mut left = MOST_AT_ONCE;
     core::iter::from_fn(move || {
         loop {
             left = left.checked_sub(1).or_else(|| {
-                Uart::set(FCR, FCR_EMPTY_RECEIVER);
+                // Off and on is an edge if there is more.
+                Uart::set(IER, 0);
+                Uart::set(IER, IER_RECEIVED);
                 None
             })?;
             let byte = Uart::get()?;
-            if let Some(command) = TYPED.with(|line| line.push(byte)) {
-                return Some(command);
+            match KEYBOARD.with(|keyboard| keyboard.push(byte)) {
+                Some(Typed::Command(command)) => return Some(command),
+                Some(Typed::Byte(byte)) => {
+                    TYPED.with(|typed| typed.push(byte, TYPED_BYTES));
+                }
+                None => {}
             }
         }
     })
 }
 
-/// Prints without a level or prefix.
+/// Prints without a level or prefix, on lines of its own.
 pub(crate) fn print(args: fmt::Arguments<'_>) {
     LINE.with(|uart| {
+        if core::mem::take(&mut uart.unfinished) {
+            let _ = uart.write_str("\n");
+        }
         // The transmitter cannot fail; see Uart::write_str.
         let _ = uart.write_fmt(args);
     });
 }
 
+/// Prints a byte of the guest whose terminal this is.
+pub(crate) fn put(byte: u8) {
+    LINE.with(|uart| {
+        Uart::put(byte);
+        uart.unfinished = byte != b'\n';
+    });
+}
+
 /// Prints although the lock may be held by the code that is being reported on. Only for a machine that ends.
 pub(crate) fn print_at_the_end(args: fmt::Arguments<'_>) {
-    let _ = Uart.write_fmt(args);
+    let _ = Uart { unfinished: false }.write_fmt(args);
 }

@@ -539,6 +539,8 @@ impl VirtualCpu {
     fn port_in(&mut self, machine: &Machine, port: u16, width: Width) -> u64 {
         self.partition.platform.with(|platform| {
             let read = platform.ports.read(port, width, tsc());
+            // It may have made room.
+            platform.receive_typed();
             self.follow_com1(machine, platform);
             u64::from(match read {
                 PortRead::Value(value) => value,
@@ -548,7 +550,7 @@ impl VirtualCpu {
     }
 
     /// The pin follows with the platform held, so that it follows two virtual CPUs in the order in which COM1 saw them.
-    fn follow_com1(&self, machine: &Machine, platform: &mut Platform) {
+    pub(crate) fn follow_com1(&self, machine: &Machine, platform: &mut Platform) {
         if let Some(output) = platform.ports.com1_output() {
             machine.com1(self.here(), output);
         }

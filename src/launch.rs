@@ -20,6 +20,7 @@ use crate::arch::x86::cpu::{ThisCpu, halt_for_ever};
 use crate::arch::x86::lapic::WAKE_VECTOR;
 use crate::arch::x86::paging::AddressSpace;
 use crate::boot::smp;
+use crate::console;
 use crate::lives::restart;
 use crate::machine::Machine;
 use crate::partition::end::End;
@@ -177,6 +178,9 @@ fn bury(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu, end
         return true;
     }
     partition.close();
+    if machine.terminal == Some(usize::from(partition.index)) {
+        console::give_terminal(false);
+    }
     partition.counters.reach(Stage::Ended);
     partition.platform.with(Platform::flush);
     machine.kick_others(vcpu.here(), partition, Requests::LOOK);

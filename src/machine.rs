@@ -20,9 +20,10 @@ use crate::arch::x86::config_space::HostConfig;
 use crate::arch::x86::cpu::tsc;
 use crate::arch::x86::ioapic::IoApics;
 use crate::arch::x86::lapic::{KICK_VECTOR, LocalApic, TimerRate};
+use crate::console;
 use crate::order::{Hold, Ordered, Rank};
-use crate::partition::Partition;
 use crate::partition::ram::PollCounter;
+use crate::partition::{BOOT, Partition};
 
 /// A partition's interrupt chips.
 pub(crate) type Chips = VirtualChips;
@@ -48,6 +49,8 @@ pub(crate) struct Machine {
     pub(crate) receivers: &'static [Receiver],
     /// Where they are only counted: two for each source, so that the one that is not in use can be led to another word.
     pub(crate) poll_counters: [PollCounter; POLL_COUNTERS as usize],
+    /// The number of the partition whose terminal the console is.
+    pub(crate) terminal: Option<usize>,
     /// The way to each CPU's local APIC.
     pub(crate) apic: LocalApic,
     /// Who is told when a partition on another CPU has ended.
@@ -274,6 +277,18 @@ impl Machine {
         let destination = door.and_then(|door| u8::try_from(door.apic.0).ok());
         if let (Some(destination), Some(gsi)) = (destination, self.lines.gsi(source)) {
             self.io_apics.with(|chips| chips.aim(gsi, destination));
+        }
+    }
+
+    /// Something was typed: the guest whose terminal the console is looks, by its boot CPU.
+    #[cold]
+    pub(crate) fn typed(&self, here: Here) {
+        let Some(index) = self.terminal.filter(|_| console::is_typed()) else { return };
+        let Some(receiver) = self.receivers.get(index) else { return };
+        if usize::from(here.partition) != index || here.vcpu != BOOT {
+            self.kick(receiver, VcpuSet::EMPTY.with(BOOT), Requests::TYPED);
+        } else if let Some(door) = receiver.doors.first() {
+            door.bell.note(Requests::TYPED);
         }
     }
 

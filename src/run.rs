@@ -243,14 +243,14 @@ pub(crate) fn serve(machine: &'static Machine, arrived: Arrived) {
     let here = Here { partition: u8::MAX, vcpu: BOOT };
     for vector in arrived {
         if !take_line(machine, here, vector) {
-            acknowledge(machine, vector);
+            acknowledge(machine, here, vector);
         }
     }
 }
 
 /// Ends a vector that is no line's, and answers the console if it is that one's.
 #[cold]
-fn acknowledge(machine: &Machine, vector: Vector) {
+fn acknowledge(machine: &Machine, here: Here, vector: Vector) {
     // A spurious interrupt is not in service and takes no EOI (APM2 16.4.7).
     if vector.get() == SPURIOUS_VECTOR {
         return;
@@ -258,6 +258,7 @@ fn acknowledge(machine: &Machine, vector: Vector) {
     machine.apic.eoi();
     if vector.get() == CONSOLE_VECTOR {
         console::commands().for_each(|command| report::answer(machine, command));
+        machine.typed(here);
     }
 }
 
@@ -279,7 +280,7 @@ fn take_line(machine: &'static Machine, here: Here, vector: Vector) -> bool {
 /// A vector of the hypervisor's own, or one that nobody expects. A kick has done its work by being there.
 #[cold]
 fn take_local(machine: &'static Machine, vcpu: &mut VirtualCpu, vector: Vector) {
-    acknowledge(machine, vector);
+    acknowledge(machine, vcpu.here(), vector);
     if vector.get() == TIMER_VECTOR {
         let (id, now) = (vcpu.id, tsc());
         vcpu.chips(|chips| chips.advance_timer(id, now));

@@ -216,6 +216,10 @@ impl System<'_> {
             poll_counters: [const { PollCounter::new() }; POLL_COUNTERS as usize],
             apic: self.apic,
             rate,
+            terminal: config
+                .partitions
+                .iter()
+                .position(|partition| partition.console == config::Console::Terminal),
             boot_cpu: self.cpus.first().map_or(ApicId(0), |(_, apic)| *apic),
         }));
         // From here on an assertion has somewhere to go.
@@ -226,6 +230,7 @@ impl System<'_> {
             }
         }
         machine.turns.give_back(control);
+        console::give_terminal(machine.terminal.is_some());
         hear_console(machine);
         Ok(Ready { machine, placed })
     }

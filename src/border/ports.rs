@@ -1,7 +1,7 @@
 //! The ports of a guest's platform. BARs are not here: a guest reaches theirs without an exit.
 
-use crate::config::{POWER_PORTS, RESET_PORT};
-use crate::device::cmos::{CMOS_PORTS, Cmos, WallClock};
+use crate::config::{CMOS_PORTS, POWER_PORTS, RESET_PORT, TIMER_PORTS};
+use crate::device::cmos::{Cmos, WallClock};
 use crate::device::power::{powers_off, resets};
 use crate::device::{Output, UART_PORTS, Uart};
 use crate::pci::config_ports::PortRead;
@@ -12,10 +12,6 @@ const COM1: u16 = 0x3f8;
 const COM1_LAST: u16 = COM1 + UART_PORTS - 1;
 const CMOS: u16 = *CMOS_PORTS.start();
 const CMOS_LAST: u16 = *CMOS_PORTS.end();
-/// The counters of a PC's interval timer. There is none, but all-ones would look like one whose count begins: Linux waits
-/// 100,000 reads for it to go on, and sees at once that there is none when they are anything else.
-const TIMER: u16 = 0x40;
-const TIMER_LAST: u16 = 0x42;
 const SLEEP_CONTROL: u16 = *POWER_PORTS.start();
 /// What the debug port reads as, whatever its number: that of its usual place. By this a guest tells that it is there.
 const DEBUG_PORT_PRESENT: u32 = 0xe9;
@@ -66,7 +62,8 @@ impl Ports {
         let value = match port {
             COM1..=COM1_LAST if width == Width::Byte => u32::from(self.uart.read(port - COM1)),
             CMOS..=CMOS_LAST if width == Width::Byte => u32::from(self.cmos.read(port - CMOS, now_tsc)),
-            TIMER..=TIMER_LAST if width == Width::Byte => 0,
+            // All-ones would look like a count that begins: Linux waits 100,000 reads for such a timer to go on.
+            _ if TIMER_PORTS.contains(&port) && width == Width::Byte => 0,
             _ if Some(port) == self.debug && width == Width::Byte => DEBUG_PORT_PRESENT,
             // Nothing is ever to be told: no sleep but the last one was offered.
             _ if POWER_PORTS.contains(&port) && width == Width::Byte => 0,
@@ -77,6 +74,16 @@ impl Ports {
             _ => width.mask() as u32,
         };
         PortRead::Value(value)
+    }
+
+    /// Whether COM1 has room for a byte.
+    pub const fn com1_has_room(&self) -> bool {
+        !self.uart.is_full()
+    }
+
+    /// A byte arrives at COM1.
+    pub fn com1_receive(&mut self, byte: u8) {
+        self.uart.receive(byte);
     }
 
     /// What has become of COM1's interrupt since this was asked last; `None` for nothing.

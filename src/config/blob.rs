@@ -13,7 +13,7 @@ use crate::irq::{CpuId, Gsi, Pin};
 use crate::pci::Bdf;
 use crate::policy::{DevicePolicy, EoiDeadline, NeverEoi, NoReset, RestartPolicy, StormLimit};
 
-use super::model::{Config, Device, ImageIndex, MaskPolicy, Module, Partition, Standby};
+use super::model::{Config, Console, Device, ImageIndex, MaskPolicy, Module, Partition, Standby};
 use super::validate::{
     MAX_CMDLINE_BYTES, MAX_CPUS, MAX_DEVICES, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS,
 };
@@ -95,7 +95,11 @@ pub(super) fn encode(config: &Config) -> Vec<u8> {
             out.text(cmdline);
         });
         out.text(cmdline);
-        out.flag(*console);
+        out.bytes(&[match console {
+            Console::Hidden => 0,
+            Console::Lines => 1,
+            Console::Terminal => 2,
+        }]);
         out.option(debug_port.map(u16::to_le_bytes));
         out.option(exit_port.map(u16::to_le_bytes));
         out.flag(*user_hypercalls);
@@ -139,7 +143,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Config, BlobError> {
                 })
             })?,
             cmdline: input.text("cmdline", MAX_CMDLINE_BYTES)?,
-            console: input.flag("console")?,
+            console: input.choice("console", &[Console::Hidden, Console::Lines, Console::Terminal])?,
             debug_port: input.option("debug-port", |input| input.u16("debug-port"))?,
             exit_port: input.option("exit-port", |input| input.u16("exit-port"))?,
             user_hypercalls: input.flag("user-hypercalls")?,

@@ -25,12 +25,12 @@ use crate::message::{Message, Refusal};
 
 pub use blob::{BlobError, BlobProblem};
 pub use bundle::{Bundle, BundleError, Image, MAX_IMAGE_NAME_BYTES, MAX_IMAGES, REVISION};
-pub use model::{Config, Device, ImageIndex, MaskPolicy, Module, Partition, Standby};
+pub use model::{Config, Console, Device, ImageIndex, MaskPolicy, Module, Partition, Standby};
 pub use validate::{
-    COM1_PIN, COM1_PORTS, EXIT_PORT_BYTES, KeyPath, MAX_CMDLINE_BYTES, MAX_CPUS, MAX_DEVICES, MAX_GSIS,
-    MAX_MEMORY_BYTES, MAX_MEMORY_END, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS, MAX_VIOLATIONS,
-    MIN_MEMORY_AT, MIN_MEMORY_BYTES, PCI_PORTS, POWER_PORTS, RESET_PORT, Rule, Step, VIRTUAL_PINS, Violation,
-    validate,
+    CMOS_PORTS, COM1_PIN, COM1_PORTS, EXIT_PORT_BYTES, KeyPath, MAX_CMDLINE_BYTES, MAX_CPUS, MAX_DEVICES,
+    MAX_GSIS, MAX_MEMORY_BYTES, MAX_MEMORY_END, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS, MAX_VIOLATIONS,
+    MIN_MEMORY_AT, MIN_MEMORY_BYTES, PCI_PORTS, POWER_PORTS, RESET_PORT, Rule, Step, TIMER_PORTS,
+    VIRTUAL_PINS, Violation, validate,
 };
 
 /// Why a bundle was refused. Whoever packed it must fix it.

@@ -55,8 +55,8 @@ pub struct Partition {
     pub modules: Vec<Module>,
     /// The kernel's command line, without the image's name.
     pub cmdline: String,
-    /// Whether what the guest writes to COM1 appears on the hypervisor's console.
-    pub console: bool,
+    /// What the guest's COM1 has to do with the hypervisor's console.
+    pub console: Console,
     /// An I/O port whose bytes appear on the hypervisor's console too, as QEMU's 0xe9 does.
     pub debug_port: Option<u16>,
     /// The first of [`EXIT_PORT_BYTES`](super::EXIT_PORT_BYTES) I/O ports; a value written there ends the
@@ -114,6 +114,18 @@ impl Device {
     pub fn virtual_pin(&self, gsi: Gsi) -> Option<Pin> {
         self.vpin.or_else(|| u8::try_from(gsi.0).ok().map(Pin)).filter(|pin| pin.0 < VIRTUAL_PINS)
     }
+}
+
+/// What a guest's COM1 has to do with the hypervisor's console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Console {
+    /// Nothing.
+    Hidden,
+    /// What the guest writes appears line by line, made harmless and with the partition's name in front.
+    #[default]
+    Lines,
+    /// What the guest writes appears at once and as it is, and what is typed on the console goes to the guest.
+    Terminal,
 }
 
 /// Where a line is silenced between its assertion and the guest's EOI.

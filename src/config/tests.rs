@@ -36,7 +36,7 @@ fn partition(name: &str, cpu: u8) -> Partition {
         kernel: ImageIndex(0),
         modules: vec![Module { image: ImageIndex(1), cmdline: "file words".into() }],
         cmdline: "one two".into(),
-        console: true,
+        console: Console::Lines,
         debug_port: Some(0xe9),
         exit_port: Some(0xf4),
         user_hypercalls: false,
@@ -91,6 +91,14 @@ fn each_rule_names_its_key_and_its_remedy() {
         (
             |c| c.partitions.push(partition("demo", 1)),
             "ERROR Config/name-taken: partition[1].name: the name is taken by partition[0].name; to do: give each partition a name of its own",
+        ),
+        (
+            |c| {
+                c.partitions[0].console = Console::Terminal;
+                c.partitions.push(Partition { console: Console::Terminal, ..partition("other", 1) });
+            },
+            "ERROR Config/terminal-taken: partition[1].console: the console is the terminal of another by partition[0].console; \
+             to do: say `\"terminal\"` in one partition",
         ),
         (
             |c| c.partitions[0].cpus.clear(),
@@ -583,8 +591,8 @@ fn a_well_signed_lie_is_refused_by_name() {
     let (config, kernel) = (24, 24 + 128);
     let cases = [
         (0, &b"ELF"[..], BundleError::Magic),
-        (8, &[3], BundleError::Revision(3)),
-        (8, &[5], BundleError::Revision(5)),
+        (8, &[4], BundleError::Revision(4)),
+        (8, &[6], BundleError::Revision(6)),
         (8, &[0xff; 4], BundleError::Revision(u32::MAX)),
         (12, &[0], BundleError::SectionCount(0)),
         (12, &[0xff; 4], BundleError::SectionCount(0xffff_ffff)),
@@ -663,10 +671,11 @@ fn any_config() -> impl Strategy<Value = Config> {
             })
         },
     );
+    let console = prop_oneof![Just(Console::Hidden), Just(Console::Lines), Just(Console::Terminal)];
     let module =
         (any::<u16>(), "\\PC{0,9}").prop_map(|(image, cmdline)| Module { image: ImageIndex(image), cmdline });
     let texts = ("\\PC{0,7}", ".{0,40}");
-    let numbers = any::<(u64, Option<u64>, u16, Option<u16>, Option<u16>, bool, bool, bool)>();
+    let numbers = any::<(u64, Option<u64>, u16, Option<u16>, Option<u16>, bool, bool)>();
     let lists = (
         collection::vec(any::<u8>().prop_map(CpuId), 0..4),
         collection::vec(module, 0..3),
@@ -674,10 +683,9 @@ fn any_config() -> impl Strategy<Value = Config> {
     );
     let restart =
         any::<(Option<u32>, u32)>().prop_map(|(at_most, pause_ms)| RestartPolicy { at_most, pause_ms });
-    let partition = (texts, numbers, lists, restart).prop_map(
-        |((name, cmdline), numbers, (cpus, modules, devices), restart)| {
-            let (memory_bytes, memory_at, kernel, debug_port, exit_port, console, user_hypercalls, control) =
-                numbers;
+    let partition = (texts, numbers, lists, restart, console).prop_map(
+        |((name, cmdline), numbers, (cpus, modules, devices), restart, console)| {
+            let (memory_bytes, memory_at, kernel, debug_port, exit_port, user_hypercalls, control) = numbers;
             Partition {
                 name,
                 cpus,

@@ -17,7 +17,7 @@ use crate::message::{Message, Refusal};
 use crate::pci::Bdf;
 use crate::policy::{DevicePolicy, EoiDeadline, RestartPolicy, StormLimit};
 
-use super::model::{Config, Device, ImageIndex, MaskPolicy, Partition};
+use super::model::{Config, Console, Device, ImageIndex, MaskPolicy, Partition};
 
 /// The most partitions of one machine.
 pub const MAX_PARTITIONS: usize = 32;
@@ -54,6 +54,10 @@ pub const PCI_PORTS: RangeInclusive<u16> = 0xcf8..=0xcff;
 pub const COM1_PIN: Pin = Pin(4);
 /// A guest's sleep control and sleep status register (ACPI 6.5 4.8.3.7).
 pub const POWER_PORTS: RangeInclusive<u16> = 0x600..=0x601;
+/// The ports of a guest's clock: which register, and its value.
+pub const CMOS_PORTS: RangeInclusive<u16> = 0x70..=0x71;
+/// The counters of a PC's interval timer, which a guest finds standing still.
+pub const TIMER_PORTS: RangeInclusive<u16> = 0x40..=0x42;
 /// A guest's reset control register, one of the ports of configuration mechanism #1 that are not its own.
 pub const RESET_PORT: u16 = 0xcf9;
 /// How many ports an exit port takes: a 32-bit write must not reach another device.
@@ -153,6 +157,11 @@ pub enum Rule {
     /// A name belongs to one partition.
     NameTaken {
         /// The other partition's name.
+        first: KeyPath,
+    },
+    /// One partition has the console for its terminal.
+    TerminalTaken {
+        /// Where it is given to another.
         first: KeyPath,
     },
     /// A partition has a CPU.
@@ -273,6 +282,7 @@ impl fmt::Display for Rule {
             Self::NameLength(found) => write!(f, "a name of {found} bytes is too long"),
             Self::NameCharacter(found) => write!(f, "{found:?} may not stand in a name"),
             Self::NameTaken { first } => write!(f, "the name is taken by {first}"),
+            Self::TerminalTaken { first } => write!(f, "the console is the terminal of another by {first}"),
             Self::NoCpu => f.write_str("there is no CPU"),
             Self::CpuCount(found) => write!(f, "{found} CPUs are too many"),
             Self::CpuTaken { cpu, first } => write!(f, "CPU {} is taken by {first}", cpu.0),
@@ -329,6 +339,7 @@ impl Rule {
             Self::NameLength(_) => Message::NameLength,
             Self::NameCharacter(_) => Message::NameCharacter,
             Self::NameTaken { .. } => Message::NameTaken,
+            Self::TerminalTaken { .. } => Message::TerminalTaken,
             Self::NoCpu => Message::NoCpu,
             Self::CpuCount(_) => Message::CpuCount,
             Self::CpuTaken { .. } => Message::CpuTaken,
@@ -364,6 +375,7 @@ impl Rule {
             Self::NameLength(_) => write!(f, "use 1 to {MAX_NAME_BYTES} bytes"),
             Self::NameCharacter(_) => f.write_str("use ASCII letters, digits, `-`, `_` and `.`"),
             Self::NameTaken { .. } => f.write_str("give each partition a name of its own"),
+            Self::TerminalTaken { .. } => f.write_str("say `\"terminal\"` in one partition"),
             Self::NoCpu | Self::CpuCount(_) => {
                 write!(f, "name 1 to {MAX_CPUS}, as in `cpus = [0]` or `cpus = [0, 1]`")
             }
@@ -439,6 +451,7 @@ struct Judge<'a> {
     images: usize,
     violations: Vec<Violation>,
     names: Owners<&'a str>,
+    terminal: Owners<()>,
     cpus: Owners<CpuId>,
     functions: Owners<Bdf>,
     lines: BTreeMap<Gsi, Vec<Claim>>,
@@ -454,6 +467,7 @@ impl<'a> Judge<'a> {
             images,
             violations: Vec::new(),
             names: Owners::default(),
+            terminal: Owners::default(),
             cpus: Owners::default(),
             functions: Owners::default(),
             lines: BTreeMap::new(),
@@ -485,6 +499,7 @@ impl<'a> Judge<'a> {
             self.cmdline(modules.index(index).key("cmdline"), &module.cmdline);
         }
         self.cmdline(path.key("cmdline"), &partition.cmdline);
+        self.console(path.key("console"), partition.console);
         self.ports(path, partition);
         self.restart(path, &partition.restart);
         let devices = path.key("device");
@@ -505,6 +520,14 @@ impl<'a> Judge<'a> {
         }
         if let Some(first) = self.names.claim(name, &path) {
             self.broken(path, Rule::NameTaken { first });
+        }
+    }
+
+    fn console(&mut self, path: KeyPath, console: Console) {
+        if console == Console::Terminal
+            && let Some(first) = self.terminal.claim((), &path)
+        {
+            self.broken(path, Rule::TerminalTaken { first });
         }
     }
 
@@ -575,6 +598,8 @@ impl<'a> Judge<'a> {
     fn ports(&mut self, path: &KeyPath, partition: &Partition) {
         let mut taken = alloc::vec![
             ("COM1", COM1_PORTS),
+            ("the interval timer", TIMER_PORTS),
+            ("the clock", CMOS_PORTS),
             ("the power registers", POWER_PORTS),
             ("the PCI configuration ports", PCI_PORTS),
         ];

@@ -1,6 +1,6 @@
 use super::*;
 use crate::addr::HostPhys;
-use crate::config::{ImageIndex, MaskPolicy, Standby};
+use crate::config::{Console, ImageIndex, MaskPolicy, Standby};
 use crate::facts::{IoApic, MemoryEntry, MemoryKind, Override, Proof};
 use crate::intx::Gate;
 use crate::irq::{Polarity, TriggerMode};
@@ -78,7 +78,7 @@ fn partition(name: &str, cpu: u8, devices: &[Device]) -> Partition {
         kernel: ImageIndex(0),
         modules: Vec::new(),
         cmdline: String::new(),
-        console: true,
+        console: Console::Lines,
         debug_port: None,
         exit_port: None,
         user_hypercalls: false,

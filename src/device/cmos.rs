@@ -6,10 +6,6 @@
 //! for them. It is there because kernels read it unasked and wait a second or more for one that never answers.
 
 use core::num::NonZeroU64;
-use core::ops::RangeInclusive;
-
-/// The ports: which register, and its value.
-pub const CMOS_PORTS: RangeInclusive<u16> = 0x70..=0x71;
 
 const SECONDS: u8 = 0x00;
 const MINUTES: u8 = 0x02;
@@ -76,7 +72,7 @@ impl Cmos {
         self.selected = 0;
     }
 
-    /// A byte written to one of the [ports](CMOS_PORTS), counted from the first. Only which register is selected is kept.
+    /// A byte written to one of the two ports, counted from the first. Only which register is selected is kept.
     pub const fn write(&mut self, port: u16, value: u8) {
         // Bit 7 keeps non-maskable interrupts out on a PC that has such a source.
         if port == 0 {
@@ -84,7 +80,7 @@ impl Cmos {
         }
     }
 
-    /// A byte read from one of the [ports](CMOS_PORTS), counted from the first, when the time stamp is `now_tsc`. The port that
+    /// A byte read from one of the two ports, counted from the first, when the time stamp is `now_tsc`. The port that
     /// selects reads as nothing, as on a PC.
     pub fn read(&self, port: u16, now_tsc: u64) -> u8 {
         if port == 0 {

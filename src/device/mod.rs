@@ -2,11 +2,13 @@
 //! none touches a port, a line or a console.
 
 pub mod cmos;
+mod fifo;
 mod line_buffer;
 pub mod power;
 mod print_budget;
 mod uart;
 
+pub use self::fifo::Fifo;
 pub use self::line_buffer::LineBuffer;
 pub use self::print_budget::{Dropped, Permission, PrintBudget};
 pub use self::uart::{Output, UART_PORTS, Uart};

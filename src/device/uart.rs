@@ -4,6 +4,8 @@
 //! the receiver until it reads them. There is no baud rate and no time: what a chip tells after four characters of
 //! silence, this one tells at once.
 
+use super::fifo::Fifo;
+
 /// How many consecutive ports the chip answers at.
 pub const UART_PORTS: u16 = 8;
 
@@ -45,7 +47,8 @@ pub struct Uart {
     line_control: u8,
     modem_control: u8,
     scratch: u8,
-    received: Fifo,
+    /// One byte, or as many as there is room for with FIFOs on.
+    received: Fifo<FIFO_BYTES>,
     overrun: bool,
     /// The transmitter became empty, and nobody has read of it.
     emptied: bool,
@@ -63,38 +66,6 @@ pub struct Output {
     pub high: bool,
     /// It was low in between.
     pub fell: bool,
-}
-
-/// What the receiver holds: one byte, or 16 with FIFOs on.
-#[derive(Clone, Debug)]
-struct Fifo {
-    bytes: [u8; FIFO_BYTES],
-    first: usize,
-    used: usize,
-}
-
-impl Fifo {
-    const EMPTY: Self = Self { bytes: [0; FIFO_BYTES], first: 0, used: 0 };
-
-    /// Whether there was room below `most`.
-    fn push(&mut self, byte: u8, most: usize) -> bool {
-        let at = self.first.wrapping_add(self.used) % FIFO_BYTES;
-        match self.bytes.get_mut(at) {
-            Some(place) if self.used < most => {
-                *place = byte;
-                self.used = self.used.wrapping_add(1);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn pop(&mut self) -> Option<u8> {
-        self.used = self.used.checked_sub(1)?;
-        let byte = self.bytes.get(self.first).copied();
-        self.first = self.first.wrapping_add(1) % FIFO_BYTES;
-        byte
-    }
 }
 
 impl Uart {
@@ -146,7 +117,7 @@ impl Uart {
             4 => self.modem_control,
             5 => {
                 let overrun = if core::mem::take(&mut self.overrun) { LSR_OVERRUN } else { 0 };
-                let ready = if self.received.used > 0 { LSR_DATA_READY } else { 0 };
+                let ready = if !self.received.is_empty() { LSR_DATA_READY } else { 0 };
                 self.update();
                 LSR_IDLE | ready | overrun
             }
@@ -214,7 +185,7 @@ impl Uart {
 
     /// Whether a byte that arrives now would be lost.
     pub const fn is_full(&self) -> bool {
-        self.received.used >= if self.fifos_enabled() { FIFO_BYTES } else { 1 }
+        self.received.len() >= if self.fifos_enabled() { FIFO_BYTES } else { 1 }
     }
 
     /// What has become of the interrupt output since this was asked last; `None` for nothing.
@@ -230,7 +201,7 @@ impl Uart {
         let enabled = self.interrupt_enable;
         if enabled & IER_LINE_STATUS != 0 && self.overrun {
             IIR_LINE_STATUS
-        } else if enabled & IER_RECEIVED != 0 && self.received.used > 0 {
+        } else if enabled & IER_RECEIVED != 0 && !self.received.is_empty() {
             let trigger = match self.fifo_control >> 6 {
                 _ if !self.fifos_enabled() => 1,
                 0 => 1,
@@ -238,7 +209,7 @@ impl Uart {
                 2 => 8,
                 _ => 14,
             };
-            if self.received.used >= trigger { IIR_RECEIVED } else { IIR_TIMEOUT }
+            if self.received.len() >= trigger { IIR_RECEIVED } else { IIR_TIMEOUT }
         } else if enabled & IER_TRANSMITTER_EMPTY != 0 && self.emptied {
             IIR_TRANSMITTER_EMPTY
         } else if enabled & IER_MODEM_STATUS != 0 && self.modem_changes != 0 {

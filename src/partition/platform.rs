@@ -7,6 +7,7 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 
 use levelhead::border::Ports;
+use levelhead::config::Console;
 use levelhead::decide::BAR_WINDOW;
 use levelhead::device::{Dropped, LineBuffer, Permission, PrintBudget};
 use levelhead::intx::MaskReasons;
@@ -37,8 +38,8 @@ pub(crate) struct Platform {
     io: &'static mut IoPermissions,
     /// The guest's name.
     name: String,
-    /// Whether what it prints is shown.
-    console: bool,
+    /// What its COM1 has to do with the hypervisor's console.
+    console: Console,
     line: LineBuffer<CONSOLE_COLUMNS>,
     budget: PrintBudget,
 }
@@ -78,7 +79,7 @@ impl Platform {
         functions: Vec<(&'static Function, VirtualConfig)>,
         (nested, pool): (NestedTables, TablePool),
         io: &'static mut IoPermissions,
-        (name, console): (String, bool),
+        (name, console): (String, Console),
     ) -> Self {
         let device = |(function, config): (&'static Function, VirtualConfig)| Device {
             function,
@@ -204,12 +205,32 @@ impl Platform {
         stale
     }
 
-    /// Prints a byte of the guest's console output, a line at a time.
+    /// Prints a byte of the guest's console output: a line at a time, or at once on its terminal.
     pub(crate) fn put(&mut self, byte: u8) {
-        if self.console
-            && let Some(line) = self.line.push(byte)
+        match self.console {
+            Console::Hidden => {}
+            Console::Lines => {
+                if let Some(line) = self.line.push(byte) {
+                    print_line(&self.name, line, &mut self.budget);
+                }
+            }
+            Console::Terminal => {
+                if may_print(&self.name, 1, &mut self.budget) {
+                    console::put(byte);
+                }
+            }
+        }
+    }
+
+    /// Hands what was typed on the guest's terminal to COM1, as much as it has room for.
+    pub(crate) fn receive_typed(&mut self) {
+        if self.console != Console::Terminal {
+            return;
+        }
+        while self.ports.com1_has_room()
+            && let Some(byte) = console::take_typed()
         {
-            print_line(&self.name, line, &mut self.budget);
+            self.ports.com1_receive(byte);
         }
     }
 
@@ -269,15 +290,23 @@ fn print_counted(name: &str, text: fmt::Arguments<'_>, budget: &mut PrintBudget)
 }
 
 fn print_bounded(name: &str, text: fmt::Arguments<'_>, bytes: u64, budget: &mut PrintBudget) {
+    if may_print(name, bytes, budget) {
+        console::print(text);
+    }
+}
+
+/// Whether a guest may print so many bytes. The first time that it may not is told, and how much it was when it may again.
+fn may_print(name: &str, bytes: u64, budget: &mut PrintBudget) -> bool {
     match budget.ask(bytes, tsc()) {
-        Permission::Print => console::print(text),
+        Permission::Print => return true,
         Permission::PrintAfter(dropped) => {
             report_dropped(name, dropped);
-            console::print(text);
+            return true;
         }
         Permission::DropFirst => report_flood(name, None),
         Permission::Drop => {}
     }
+    false
 }
 
 fn report_dropped(name: &str, Dropped { lines, bytes }: Dropped) {

@@ -184,6 +184,12 @@ impl VirtualCpu {
         if !due.is_empty() {
             self.complete(machine, due);
         }
+        if asked.contains(Requests::TYPED) {
+            self.partition.platform.with(|platform| {
+                platform.receive_typed();
+                self.follow_com1(machine, platform);
+            });
+        }
         !asked.contains(Requests::LEAVE)
     }
 

@@ -29,6 +29,8 @@ impl Requests {
     pub const FORGET: Self = Self(1 << 1);
     /// Leave the guest for good.
     pub const LEAVE: Self = Self(1 << 2);
+    /// Take what was typed on the guest's terminal.
+    pub const TYPED: Self = Self(1 << 3);
 
     /// Whether nothing is asked.
     pub const fn is_empty(self) -> bool {

@@ -290,7 +290,7 @@ mod tests {
                 kernel: ImageIndex(0),
                 modules: Vec::new(),
                 cmdline: String::new(),
-                console: true,
+                console: levelhead::config::Console::Lines,
                 debug_port: None,
                 exit_port: None,
                 user_hypercalls: false,

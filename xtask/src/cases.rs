@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::bench::stages::Traced;
 use crate::build::{Profile, Tree};
 use crate::digest::Digest;
-use crate::qemu::{Machine, Outcome, Status};
+use crate::qemu::{Machine, Outcome, Status, Typed};
 use crate::{bench, bundle, elf, facts, gdb, run, setup};
 
 /// The table's place in the tree.
@@ -70,9 +70,11 @@ pub struct Case {
     pub foreign_mode: Mode,
     /// The Debian package of a kernel that the configuration boots, with what else is made for it: `linux` in xtask.
     pub linux: Option<String>,
-    /// What is typed on the console from the start.
+    /// What is typed on the console.
     #[serde(rename = "type")]
     pub typed: Option<String>,
+    /// What is typed only once a line with this in it has appeared.
+    pub type_after: Option<String>,
     /// Words added to the hypervisor's command line; the whole command line of a guest booted bare.
     #[serde(default)]
     pub append: String,
@@ -368,7 +370,8 @@ impl Case {
         machine.accel.clone_from(&self.accel);
         machine.icount = self.icount;
         machine.root.clone_from(&tree.root);
-        machine.typed.clone_from(&self.typed);
+        let after = self.type_after.clone();
+        machine.typed = self.typed.clone().map(|text| Typed { text, after });
         machine.append = match self.guest_direct {
             Some(_) => self.append.clone(),
             None => run::append(std::slice::from_ref(&self.append)),

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use levelhead::addr::HostPhys;
 use levelhead::config::{
-    self, Config, Device, Image, ImageIndex, KeyPath, MAX_GSIS, MAX_IMAGE_NAME_BYTES, MAX_IMAGES,
+    self, Config, Console, Device, Image, ImageIndex, KeyPath, MAX_GSIS, MAX_IMAGE_NAME_BYTES, MAX_IMAGES,
     MAX_MEMORY_END, MIN_MEMORY_AT, MaskPolicy, Module, Partition, Rule, Standby, VIRTUAL_PINS,
 };
 use levelhead::guest::{self, GuestMemory, HOLE_START};
@@ -218,7 +218,7 @@ fn partition(table: &mut Table<'_, '_>, images: &mut Images<'_>) -> (Partition, 
         kernel: kernel.unwrap_or(ImageIndex(0)),
         modules,
         cmdline: table.optional(&keys::CMDLINE, text).unwrap_or_default(),
-        console: table.optional(&keys::CONSOLE, flag).unwrap_or(true),
+        console: table.optional(&keys::CONSOLE, console).unwrap_or_default(),
         debug_port: table.optional(&keys::DEBUG_PORT, port),
         exit_port: table.optional(&keys::EXIT_PORT, port),
         user_hypercalls: table.optional(&keys::USER_HYPERCALLS, flag).unwrap_or(false),
@@ -253,6 +253,19 @@ fn standby(table: &mut Table<'_, '_>) -> Option<Standby> {
     let pin = |value: &DeValue<'_>| number(value, VIRTUAL_PINS - 1).map(Pin);
     let vpin = table.companion(&keys::STANDBY_VPIN, &keys::STANDBY, pin);
     partition.map(|partition| Standby { partition, vpin })
+}
+
+fn console(value: &DeValue<'_>) -> Read<Console> {
+    match (value.as_bool(), value.as_str()) {
+        (Some(false), _) => Ok(Console::Hidden),
+        (Some(true), _) => Ok(Console::Lines),
+        (None, Some("terminal")) => Ok(Console::Terminal),
+        (None, Some(other)) => Err(Mistake::value(
+            format!("{other:?} is nothing that a console can be"),
+            "write true, false or \"terminal\"",
+        )),
+        (None, None) => Err(Mistake::type_of(value, "write true, false or \"terminal\"")),
+    }
 }
 
 fn restart(table: &mut Table<'_, '_>) -> RestartPolicy {

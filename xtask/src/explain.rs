@@ -12,7 +12,7 @@ mod show;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use levelhead::config::{Config, Partition};
+use levelhead::config::{self, Config, Partition};
 use levelhead::decide::{DevicePlan, GateChoice, GateReason, Intx, Line, PartitionPlan, Plan, decide};
 use levelhead::facts::{Facts, Routing};
 use levelhead::irq::{CpuId, Gsi};
@@ -94,6 +94,7 @@ struct PartitionSaid {
     /// Where its memory begins, if the configuration says.
     memory_at: Option<u64>,
     console: bool,
+    terminal: bool,
     debug_port: Option<u16>,
     exit_port: Option<u16>,
     devices: Vec<DeviceSaid>,
@@ -239,7 +240,8 @@ impl PartitionSaid {
             apics: planned.cpus.iter().flatten().map(|(_, apic)| apic.0).collect(),
             memory_bytes: partition.memory_bytes,
             memory_at: partition.memory_at.map(|at| at.raw()),
-            console: partition.console,
+            console: partition.console != config::Console::Hidden,
+            terminal: partition.console == config::Console::Terminal,
             debug_port: partition.debug_port,
             exit_port: partition.exit_port,
             devices: planned.devices.iter().map(DeviceSaid::new).collect(),

@@ -15,8 +15,10 @@ use crate::build::Tree;
 use crate::process;
 use crate::setup::{self, Missing};
 
-/// The configuration that needs all this.
+/// The configuration that has interrupts counted.
 pub const CONFIG: &str = "configs/linux.toml";
+/// The one with a shell.
+pub const SHELL: &str = "linux-shell";
 /// Debian's kernel for virtual machines, whichever it is.
 pub const KERNEL: &str = "linux-image-cloud-amd64";
 /// One program that is all the others.
@@ -26,10 +28,19 @@ const MODULES: [&str; 2] = ["uio.ko", "uio_pci_generic.ko"];
 /// No look-up takes this long.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Whether the configuration file at `path` is the one that needs all this.
+/// Whether the configuration file at `path` is the one whose guest counts.
+pub fn counts(tree: &Tree, path: &Path) -> bool {
+    is_same(path, &tree.root.join(CONFIG))
+}
+
+/// Whether the configuration file at `path` is one that needs all this.
 pub fn is_wanted(tree: &Tree, path: &Path) -> bool {
+    counts(tree, path) || is_same(path, &tree.root.join("configs").join(SHELL).with_extension("toml"))
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
     let real = |path: &Path| fs::canonicalize(path).ok();
-    real(path).is_some_and(|path| real(&tree.root.join(CONFIG)) == Some(path))
+    real(one).is_some_and(|one| real(other) == Some(one))
 }
 
 /// Sees to it that `target/linux/PACKAGE/` holds `vmlinuz` and `initramfs.cpio` of the kernel that `package` is or depends

@@ -69,6 +69,7 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --append WORDS         add to the hypervisor's command line, such as log=debug
       --machine q35|pc       default q35            --cpu MODEL    default max
       --memory SIZE          default 256M           --smp COUNT    default 1
+      --shell                your terminal becomes the machine's console; `linux` gives a shell then
       --timeout SECONDS      after which a run counts as hung; default 120
       --qemu PATH            another QEMU           --verbose      show the QEMU command
       --json                 one JSON document at the end, and lines for people on standard error; see docs/json.md
@@ -320,6 +321,7 @@ fn parse_run(words: &mut lexopt::Parser, boot: Boot) -> Result<Verb> {
         match word {
             Long("setup") => options.setup = true,
             Long("json") if boot != Boot::Facts => options.json = true,
+            Long("shell") if boot == Boot::Run => options.shell = true,
             Long("verbose") | Short('v') => options.verbose = true,
             Long("append") if boot != Boot::Facts => options.append.push(words.value()?.string()?),
             Long("machine") => options.machine = Some(words.value()?.string()?),
@@ -349,6 +351,12 @@ fn parse_run(words: &mut lexopt::Parser, boot: Boot) -> Result<Verb> {
         return Ok(Verb::Facts(facts::Options { run: options, config, log, out }));
     }
     options.config = config.unwrap_or(options.config);
+    if options.shell {
+        ensure!(!options.json, "--shell has its console on your terminal, where --json has no place");
+        if options.config == "linux" {
+            linux::SHELL.clone_into(&mut options.config);
+        }
+    }
     Ok(if boot == Boot::Gdb { Verb::Gdb(gdb::Options { run: options, port }) } else { Verb::Run(options) })
 }
 

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -153,6 +153,8 @@ pub enum Input {
     From(Stdio),
     /// This, and then nothing.
     Text(String),
+    /// This once somebody sends it, and then nothing.
+    Later(Receiver<String>),
 }
 
 /// As [`run`] with a standard input, and with a say: the process is ended when `on_event` breaks. Ticks come every now
@@ -166,10 +168,16 @@ pub fn watch(
     limit: Duration,
     mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<End> {
-    let (input, text) = match input {
-        Input::Nothing => (Stdio::null(), String::new()),
-        Input::From(input) => (input, String::new()),
-        Input::Text(text) => (Stdio::piped(), text),
+    let (input, later) = match input {
+        Input::Nothing => (Stdio::null(), None),
+        Input::From(input) => (input, None),
+        Input::Text(text) => {
+            let (sender, later) = sync_channel(1);
+            // There is room for one, and somebody to take it.
+            let _ = sender.send(text);
+            (Stdio::piped(), Some(later))
+        }
+        Input::Later(later) => (Stdio::piped(), Some(later)),
     };
     signals::catch();
     let deadline = Instant::now().checked_add(limit);
@@ -181,9 +189,9 @@ pub fn watch(
         .with_context(|| format!("cannot start {}", command.get_program().display()))?;
     let mut guard = Guard(child);
 
-    if let Some(mut pipe) = guard.0.stdin.take() {
-        // Beside us, since nobody needs to read it; a failure means just that.
-        thread::spawn(move || pipe.write_all(text.as_bytes()));
+    if let Some((mut pipe, later)) = guard.0.stdin.take().zip(later) {
+        // Beside us, since nobody needs to read it; a failure means just that, or that nobody sends it.
+        thread::spawn(move || later.recv().is_ok_and(|text| pipe.write_all(text.as_bytes()).is_ok()));
     }
     // Bounded, so that a reader of ours that is slow slows the process down instead of filling memory.
     let (sender, lines) = sync_channel(QUEUE);

@@ -7,9 +7,10 @@ use std::ops::ControlFlow;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::digest::Digest;
 use crate::live;
@@ -27,6 +28,26 @@ const KILLED: &str = "Terminated via GDBstub";
 const QEMU_REFUSES: i32 = 1;
 /// How the hypervisor's last line begins.
 const VERDICT: &str = "levelhead: verdict ";
+
+/// What is typed on a console, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Typed {
+    /// What.
+    pub text: String,
+    /// Once a line with this in it has appeared; from the start without it.
+    pub after: Option<String>,
+}
+
+/// Words that make QEMU's own terminal the serial console, with its monitor behind Ctrl-A as usual. All other keys are the
+/// machine's.
+const ON_TERMINAL: [&str; 6] = [
+    "-chardev",
+    "stdio,id=lh-console,mux=on,signal=off",
+    "-serial",
+    "chardev:lh-console",
+    "-mon",
+    "chardev=lh-console",
+];
 
 /// One machine to run.
 #[derive(Clone, Debug)]
@@ -51,8 +72,8 @@ pub struct Machine {
     pub initrd: Option<PathBuf>,
     /// What `-append` says.
     pub append: String,
-    /// What is typed on the serial console from the start.
-    pub typed: Option<String>,
+    /// What is typed on the serial console.
+    pub typed: Option<Typed>,
     /// Further words, devices above all.
     pub words: Vec<String>,
     /// The guests whose addresses in the console get names, beside the kernel's.
@@ -140,9 +161,23 @@ impl Machine {
         for word in self.arguments() {
             digest.text(&word.to_string_lossy());
         }
-        digest.text(self.typed.as_deref().unwrap_or_default());
+        if let Some(Typed { text, after }) = &self.typed {
+            digest.text(text);
+            digest.text(after.as_deref().unwrap_or_default());
+        }
         let guests = self.guests.iter().map(|guest| &guest.kernel);
         [&self.kernel].into_iter().chain(&self.initrd).chain(guests).try_for_each(|path| digest.file(path))
+    }
+
+    /// Runs the machine on this program's own terminal until it ends. QEMU's exit status.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started, or ends by a signal.
+    pub fn converse(&self) -> Result<i32> {
+        let mut command = process::bound(&self.qemu);
+        let status = command.args(self.arguments_with(&ON_TERMINAL)).status();
+        let status = status.with_context(|| format!("cannot start {}", self.qemu.display()))?;
+        status.code().with_context(|| format!("QEMU ended by {status}"))
     }
 
     /// Runs the machine until it ends or `limit` has passed, handing each console line on as it comes, with names for the
@@ -186,14 +221,24 @@ impl Machine {
             Some(_) => self.arguments_with(&live::WORDS),
             None => self.arguments(),
         });
+        let mut keys = None;
         let input = match (monitor, &self.typed) {
             (Some(monitor), _) => Input::From(monitor),
-            (None, Some(text)) => Input::Text(text.clone()),
+            (None, Some(Typed { text, after: None })) => Input::Text(text.clone()),
+            (None, Some(Typed { text, after: Some(mark) })) => {
+                let (sender, receiver) = sync_channel(1);
+                keys = Some((mark, text.clone(), sender));
+                Input::Later(receiver)
+            }
             (None, None) => Input::Nothing,
         };
         let end = process::watch(&mut command, input, limit, |event| {
             match event {
                 Event::Line(Stream::Out, line) => {
+                    if let Some((_, text, sender)) = keys.take_if(|(mark, ..)| line.contains(mark.as_str())) {
+                        // It fails only for a machine that has ended.
+                        let _ = sender.send(text);
+                    }
                     for line in symbols.lines(line) {
                         let go_on = on_event(Event::Line(Stream::Out, &line));
                         console.push(line);

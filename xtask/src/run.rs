@@ -16,7 +16,7 @@ use anyhow::{Result, bail};
 use crate::build::Tree;
 use crate::console::{BAD, Console, GOOD, json};
 use crate::live::Live;
-use crate::qemu::{HYPERVISOR_WORDS, Machine};
+use crate::qemu::{HYPERVISOR_WORDS, Machine, Status};
 use crate::{bundle, linux, setup};
 
 use summary::Report;
@@ -47,6 +47,8 @@ pub struct Options {
     pub qemu: Option<PathBuf>,
     /// After which time a run counts as hung.
     pub timeout: Duration,
+    /// Whether the user's terminal becomes the machine's console.
+    pub shell: bool,
     /// Whether to print one JSON document on standard output; lines for people go to standard error then.
     pub json: bool,
     /// Further QEMU words, from behind `--`.
@@ -67,6 +69,7 @@ impl Default for Options {
             devices: Vec::new(),
             qemu: None,
             timeout: Duration::from_secs(120),
+            shell: false,
             json: false,
             words: Vec::new(),
         }
@@ -82,7 +85,26 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
     if options.verbose {
         eprintln!("run: {}", machine.command_line());
     }
-    show(tree, options, &machine, "run")
+    if options.shell { converse(&machine) } else { show(tree, options, &machine, "run") }
+}
+
+/// Runs the machine with its console on the terminal, for as long as it takes.
+fn converse(machine: &Machine) -> Result<()> {
+    let mut console = Console::stderr();
+    console.line(
+        "run: your terminal is the machine's console; Ctrl-A x ends QEMU, Ctrl-] help asks the hypervisor",
+    );
+    let verdict = Status::decode(machine.converse()?);
+    match verdict {
+        Status::Success => {
+            console.line(format_args!("run: {}", console.paint(GOOD, "PASS")));
+            Ok(())
+        }
+        other => {
+            console.line(format_args!("run: {}: {other}", console.paint(BAD, "FAIL")));
+            Err(crate::Reported.into())
+        }
+    }
 }
 
 /// Builds, packs and puts the machine together, on behalf of `verb`.
@@ -149,7 +171,7 @@ pub fn show(tree: &Tree, options: &Options, machine: &Machine, verb: &'static st
         Console::stderr().line(format_args!("qemu: {line}"));
     }
     let config = bundle::config_path(tree, &options.config);
-    let verdict = outcome.check(33, true).and_then(|()| match linux::is_wanted(tree, &config) {
+    let verdict = outcome.check(33, true).and_then(|()| match linux::counts(tree, &config) {
         true => linux::agree(&outcome.console),
         false => Ok(()),
     });

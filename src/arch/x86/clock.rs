@@ -7,7 +7,8 @@
 
 use core::num::NonZeroU64;
 
-use levelhead::device::cmos::{CMOS_PORTS, WallClock, seconds_of};
+use levelhead::config::CMOS_PORTS;
+use levelhead::device::cmos::{WallClock, seconds_of};
 use x86_64::instructions::port::{Port, PortReadOnly};
 
 use super::cpu::tsc;

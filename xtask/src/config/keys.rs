@@ -186,12 +186,14 @@ pub const MODULES: Key = Key {
 
 pub const CONSOLE: Key = Key {
     name: "console",
-    kind: "boolean",
+    kind: "boolean or string",
     default: Some("`true`"),
-    range: || "`true` or `false`".into(),
-    meaning: "whether what the guest writes to COM1 appears on the hypervisor's console",
-    example: "console = false",
-    messages: &[],
+    range: || "`true`, `false` or `\"terminal\"`".into(),
+    meaning: "whether what the guest writes to COM1 appears on the hypervisor's console: line by line, made harmless and with \
+              the partition's name in front; or at once and as it is, while what is typed there goes to the guest (in one \
+              partition, whose guest is trusted not to imitate the hypervisor's own lines)",
+    example: "console = \"terminal\"",
+    messages: &[Message::TerminalTaken],
 };
 
 pub const DEBUG_PORT: Key = Key {

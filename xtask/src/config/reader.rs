@@ -137,7 +137,7 @@ impl Mistake {
     }
 
     /// A value of the wrong type.
-    fn type_of(value: &DeValue<'_>, remedy: impl Into<String>) -> Self {
+    pub fn type_of(value: &DeValue<'_>, remedy: impl Into<String>) -> Self {
         Self::new(
             Message::WrongType,
             format!("{} may not stand here", with_article(value.type_str())),

@@ -86,7 +86,7 @@ fn what_is_left_out_has_its_default() {
         kernel: ImageIndex(0),
         modules: vec![],
         cmdline: String::new(),
-        console: true,
+        console: Console::Lines,
         debug_port: None,
         exit_port: None,
         user_hypercalls: false,
@@ -173,7 +173,7 @@ fn every_key_reaches_the_hypervisor() {
         kernel: ImageIndex(0),
         modules: vec![module("env"), module("")],
         cmdline: "one two".into(),
-        console: false,
+        console: Console::Hidden,
         debug_port: Some(0xe9),
         exit_port: Some(0xf4),
         user_hypercalls: true,
@@ -282,7 +282,7 @@ fn each_mistake_is_told_with_its_place_and_remedy() {
         ),
         (
             &good_with("console = 1"),
-            "7:11: ERROR Config/wrong-type: partition[0].console: an integer may not stand here; to do: write true or false".into(),
+            "7:11: ERROR Config/wrong-type: partition[0].console: an integer may not stand here; to do: write true, false or \"terminal\"".into(),
         ),
         (
             &good_with("cmdline = true"),
@@ -349,6 +349,12 @@ fn each_mistake_is_told_with_its_place_and_remedy() {
         (
             &good_with("[[partition.device]]\nbdf = '00:03.0'\nvpin = 24"),
             "9:8: ERROR Config/vpin-range: partition[0].device[0].vpin: the guest's IO-APIC has no pin 24; to do: use 0 to 23".into(),
+        ),
+        (
+            &good_with("console = 'screen'"),
+            "7:11: ERROR Config/wrong-value: partition[0].console: \"screen\" is nothing that a console can be; to do: \
+             write true, false or \"terminal\""
+                .into(),
         ),
         (
             &(good_with("") + &GOOD.replace("[0]", "[1]")),
@@ -511,7 +517,7 @@ fn a_string_that_is_not_closed_swallows_nothing() {
         let broken = errors(&(GOOD.replace("\"demo\"", value) + "console = 1\n"));
         let expected = [
             format!("3:8: ERROR Config/toml-syntax: partition[0].name: the string that begins here is not closed; to do: close it with {remedy}"),
-            "7:11: ERROR Config/wrong-type: partition[0].console: an integer may not stand here; to do: write true or false".to_owned(),
+            "7:11: ERROR Config/wrong-type: partition[0].console: an integer may not stand here; to do: write true, false or \"terminal\"".to_owned(),
         ];
         assert_eq!(broken, expected);
     }
