@@ -20,6 +20,10 @@
 //!   is the time stamp counter, so t0 is known to the instruction without anybody awake to take it: the last full
 //!   millisecond before t1. A poll checks this once. The time it takes to fall asleep is not in it.
 //!
+//! `replace=between` replaces the notifier by another pin before each round. `replace=in-flight` replaces it by the same pin
+//! between the assertion and the handler, with interrupts off: what was delivered is taken back, and delivered again, since
+//! the line is still asserted. The time of the call is `replacement`, and in flight it is part of the round.
+//!
 //! Command line: `vcpu=busy` or `vcpu=halted` for one of the two; `rounds=N`, at most and by default 1000.
 #![no_std]
 #![no_main]
@@ -30,13 +34,17 @@ use core::fmt;
 
 use guests::cpu::enable_interrupts;
 use guests::edu::{ACKNOWLEDGE, Edu, RAISE, TRANSFER_COMMAND, TRANSFER_DONE, TRANSFER_START};
+use guests::hypercall::{Interface, Source};
 use guests::interrupts::set_raw_gate;
+use guests::ioapic::Pin;
 use guests::lapic::{self, Mode};
 use guests::{check, cmdline, fail, say, wait};
 
 guests::guest!("bench", main);
 
 const DEVICE: u8 = 0x51;
+/// The vector of the other pin.
+const OTHER: u8 = 0x61;
 const BIT: u32 = 1 << 4;
 const WARM_UP: usize = 16;
 const MOST_ROUNDS: usize = 1000;
@@ -62,27 +70,39 @@ fn main() {
         check_transfer(edu);
     }
     edu.connect(DEVICE);
+    let mut replacer = Replacer::new(edu);
+    let in_flight = replacer.as_ref().is_some_and(|replacer| replacer.in_flight);
+    check!(!in_flight || modes == [Vcpu::Busy], "replace=in-flight is for vcpu=busy");
     let handler = match apic {
         Mode::XApic => xapic_handler as *const () as u64,
         Mode::X2Apic => x2apic_handler as *const () as u64,
     };
     // SAFETY: it changes no register but those that `measure` gives up, and only there are interrupts on.
     unsafe { set_raw_gate(DEVICE, handler) };
+    // SAFETY: the same handler.
+    unsafe { set_raw_gate(OTHER, handler) };
 
     say!("overhead={}", overhead());
     let mut samples = [Sample::default(); MOST_ROUNDS];
     for &vcpu in modes {
         for _ in 0..WARM_UP {
-            measure(edu, vcpu);
+            measure(edu, vcpu, replacer.as_mut());
         }
         let samples = samples.get_mut(..rounds).unwrap_or_default();
-        samples.fill_with(|| measure(edu, vcpu));
+        samples.fill_with(|| measure(edu, vcpu, replacer.as_mut()));
         check!(edu.interrupt_status() == 0, "the device still asserts");
         let raise_to_isr = Spread::of(samples, |sample| sample.raise_to_isr);
         let eoi = Spread::of(samples, |sample| sample.eoi);
         let round_trip = Spread::of(samples, |sample| sample.round_trip);
         let (apic, vcpu) = (apic.name(), vcpu.name());
-        say!("row apic={apic} vcpu={vcpu} raise_to_isr={raise_to_isr} eoi={eoi} round_trip={round_trip}");
+        let replacement = replacer.is_some().then(|| Spread::of(samples, |sample| sample.replacement));
+        let replacement = fmt::from_fn(|f| match &replacement {
+            Some(replacement) => write!(f, " replacement={replacement}"),
+            None => Ok(()),
+        });
+        say!(
+            "row apic={apic} vcpu={vcpu} raise_to_isr={raise_to_isr} eoi={eoi} round_trip={round_trip}{replacement}"
+        );
     }
 }
 
@@ -115,16 +135,52 @@ struct Sample {
     raise_to_isr: u64,
     eoi: u64,
     round_trip: u64,
+    replacement: u64,
+}
+
+/// Replaces the notifier by one of two pins in turn, or by the same.
+struct Replacer {
+    source: Source,
+    pins: [u8; 2],
+    in_flight: bool,
+}
+
+impl Replacer {
+    /// As the command line says, if it does.
+    fn new(edu: Edu) -> Option<Self> {
+        let in_flight = match cmdline::value("replace") {
+            None | Some("never") => return None,
+            Some("between") => false,
+            Some("in-flight") => true,
+            Some(other) => fail!("command line: replace={other} is none of never, between, in-flight"),
+        };
+        let source = Source::of(&Interface::find("replace")?, edu.function);
+        let first = source.info().virtual_pin;
+        let second = if in_flight { first } else { (first + 1) % 24 };
+        if !in_flight {
+            Pin::connect(second, OTHER, lapic::id());
+        }
+        Some(Self { source, pins: [second, first], in_flight })
+    }
+
+    /// Replaces it. How long that took.
+    fn replace(&mut self) -> u64 {
+        let [pin, other] = self.pins;
+        self.pins = [other, pin];
+        let before = time_stamp();
+        self.source.notify_pin(pin);
+        time_stamp().wrapping_sub(before)
+    }
 }
 
 /// One round.
 ///
 /// The registers that the program and the handler share: R8 to R11 are the times t0, t1, t2 and t2', R13 points to
 /// `edu`'s registers, R14 to the local APIC's EOI register, R15 to the flag.
-fn measure(edu: Edu, vcpu: Vcpu) -> Sample {
-    /// After the first time stamp the value goes to the device's register, and then what is left is done.
+fn measure(edu: Edu, vcpu: Vcpu, replacer: Option<&mut Replacer>) -> Sample {
+    /// After the first time stamp these instructions are executed.
     macro_rules! round {
-        ($register:ident <- $value:ident $(, $then:literal)*) => {{
+        ($($line:literal),*; $($name:ident = $value:ident),*) => {{
             let mut flag = 0_u32;
             let (raised, entered, served, completed, seen): (u64, u64, u64, u64, u64);
             // SAFETY: the handler changes the times and the flag that are given up here, and nothing else; the
@@ -132,15 +188,13 @@ fn measure(edu: Edu, vcpu: Vcpu) -> Sample {
             unsafe {
                 asm!(
                     time!("r8"),
-                    "mov dword ptr [r13 + {register}], {value}",
-                    $($then,)*
+                    $($line,)*
                     "2:",
                     "cmp dword ptr [r15], 0",
                     "je 2b",
                     time!("r12"),
                     "cli",
-                    register = const $register,
-                    value = const $value,
+                    $($name = const $value,)*
                     out("r8") raised,
                     out("r9") entered,
                     out("r10") served,
@@ -156,12 +210,27 @@ fn measure(edu: Edu, vcpu: Vcpu) -> Sample {
             (raised, entered, served, completed, seen)
         }};
     }
-    let (mut raised, entered, served, completed, seen) = match vcpu {
-        Vcpu::Busy => {
-            enable_interrupts();
-            round!(RAISE <- BIT)
+    let replacement;
+    let (mut raised, entered, served, completed, seen) = match (vcpu, replacer) {
+        (Vcpu::Busy, Some(replacer)) if replacer.in_flight => {
+            let raised = time_stamp();
+            edu.raise(BIT);
+            replacement = replacer.replace();
+            let (_, entered, served, completed, seen) = round!("sti";);
+            (raised, entered, served, completed, seen)
         }
-        Vcpu::Halted => round!(TRANSFER_COMMAND <- TRANSFER_START, "sti", "hlt"),
+        (Vcpu::Busy, replacer) => {
+            replacement = replacer.map_or(0, Replacer::replace);
+            enable_interrupts();
+            round!("mov dword ptr [r13 + {register}], {value}"; register = RAISE, value = BIT)
+        }
+        (Vcpu::Halted, replacer) => {
+            replacement = replacer.map_or(0, Replacer::replace);
+            round!(
+                "mov dword ptr [r13 + {register}], {value}", "sti", "hlt";
+                register = TRANSFER_COMMAND, value = TRANSFER_START
+            )
+        }
     };
     if vcpu == Vcpu::Halted {
         let started = raised;
@@ -172,6 +241,7 @@ fn measure(edu: Edu, vcpu: Vcpu) -> Sample {
         raise_to_isr: entered.wrapping_sub(raised),
         eoi: completed.wrapping_sub(served),
         round_trip: seen.wrapping_sub(raised),
+        replacement,
     }
 }
 

@@ -97,6 +97,34 @@ impl fmt::Display for Mask {
     }
 }
 
+/// When the guest replaces its notifier by another pin.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Replaced {
+    /// Never.
+    #[default]
+    Never,
+    /// Before each interrupt.
+    Between,
+    /// Between an assertion and its handler: what was delivered is taken back, and delivered again.
+    InFlight,
+}
+
+impl Replaced {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::Between => "between",
+            Self::InFlight => "in-flight",
+        }
+    }
+
+    /// How many physical interrupts a round takes.
+    pub(super) fn interrupts(self) -> u32 {
+        if self == Self::InFlight { 2 } else { 1 }
+    }
+}
+
 /// How a guest is that is measured.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -114,7 +142,20 @@ pub struct Guest {
     /// How many lines are in use, 1 to 8. The others are open and quiet.
     #[serde(default = "alone")]
     pub lines: u32,
+    /// When it replaces its notifier.
+    #[serde(default)]
+    pub replaced: Replaced,
 }
+
+/// A guest that is alone with a device on a line, and leaves its notifier as it is.
+pub(super) const ALONE: Guest = Guest {
+    apic: Apic::X2apic,
+    vcpu: Vcpu::Busy,
+    mask: Mask::Line,
+    sources: 1,
+    lines: 1,
+    replaced: Replaced::Never,
+};
 
 fn alone() -> u32 {
     1
@@ -123,9 +164,9 @@ fn alone() -> u32 {
 impl Guest {
     /// Every guest that is reported: those with a line of their own, and those that share one.
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        let exclusive = [Apic::Xapic, Apic::X2apic].into_iter().flat_map(|apic| {
-            [Vcpu::Busy, Vcpu::Halted].map(|vcpu| Self { apic, vcpu, mask: Mask::Line, sources: 1, lines: 1 })
-        });
+        let exclusive = [Apic::Xapic, Apic::X2apic]
+            .into_iter()
+            .flat_map(|apic| [Vcpu::Busy, Vcpu::Halted].map(|vcpu| Self { apic, vcpu, ..ALONE }));
         let shared = [
             (Mask::Function, 1),
             (Mask::Function, 2),
@@ -133,21 +174,10 @@ impl Guest {
             (Mask::Function, 8),
             (Mask::Line, 8),
         ];
-        let shared = shared.map(|(mask, sources)| Self {
-            apic: Apic::Xapic,
-            vcpu: Vcpu::Busy,
-            mask,
-            sources,
-            lines: 1,
-        });
-        let many = [Apic::Xapic, Apic::X2apic].map(|apic| Self {
-            apic,
-            vcpu: Vcpu::Busy,
-            mask: Mask::Line,
-            sources: 1,
-            lines: MOST_LINES,
-        });
-        exclusive.chain(shared).chain(many)
+        let shared = shared.map(|(mask, sources)| Self { apic: Apic::Xapic, mask, sources, ..ALONE });
+        let many = [Apic::Xapic, Apic::X2apic].map(|apic| Self { apic, lines: MOST_LINES, ..ALONE });
+        let replaced = [Replaced::Between, Replaced::InFlight].map(|replaced| Self { replaced, ..ALONE });
+        exclusive.chain(shared).chain(many).chain(replaced)
     }
 
     /// Whether there is such a guest.
@@ -166,9 +196,11 @@ impl Guest {
 
     /// What is measured, for people: the line too if it is not one of a single device that its entry silences.
     pub fn name(self) -> String {
-        let Self { apic, vcpu, mask, sources, lines } = self;
+        let Self { apic, vcpu, mask, sources, lines, replaced } = self;
         let (apic, vcpu) = (apic.name(), vcpu.name());
         match mask {
+            _ if replaced == Replaced::Between => format!("{apic} {vcpu}, notifier replaced between"),
+            _ if replaced == Replaced::InFlight => format!("{apic} {vcpu}, notifier replaced in flight"),
             Mask::Line if lines > 1 => format!("{apic} {vcpu}, {lines} lines"),
             Mask::Line if sources == 1 => format!("{apic} {vcpu}"),
             Mask::Line | Mask::Function => format!("{apic} {vcpu}, mask = \"{mask}\", {sources} on the line"),
@@ -208,7 +240,8 @@ impl Guest {
     }
 
     pub(super) fn cmdline(self, rounds: u32) -> String {
-        format!("apic={} vcpu={} rounds={rounds}", self.apic.name(), self.vcpu.name())
+        let (apic, vcpu, replaced) = (self.apic.name(), self.vcpu.name(), self.replaced.name());
+        format!("apic={apic} vcpu={vcpu} replace={replaced} rounds={rounds}")
     }
 
     /// A machine that counts instructions, with the devices of the guest, and boots `kernel`.

@@ -20,7 +20,7 @@ use crate::{bundle, log, run};
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(
     untagged,
-    expecting = "`bench` is a guest (`apic`, `vcpu`, and if need be `mask`, `sources`, `lines`) or a crossing (`way`, `cpus`)"
+    expecting = "`bench` is a guest (`apic`, `vcpu`, and if need be `mask`, `sources`, `lines`, `replaced`) or a crossing (`way`, `cpus`)"
 )]
 pub enum Subject {
     /// An interrupt on one CPU.
@@ -106,7 +106,7 @@ impl Guest {
     }
 
     pub(super) fn row(self, runs: &Runs, verbose: bool) -> Result<Row> {
-        let (more, long) = runs.compare(1, verbose)?;
+        let (more, long) = runs.compare(self.replaced.interrupts(), verbose)?;
         Ok(Row {
             host: "levelhead",
             guest: self,

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::guest::Guest;
+use super::guest::{Guest, Replaced};
 use crate::console::Console;
 use crate::console::table::{Align, Cell, Table};
 
@@ -85,6 +85,9 @@ pub(super) struct Times {
     pub(super) eoi: Spread,
     /// Instructions from the raise until the interrupted program goes on.
     pub(super) round_trip: Spread,
+    /// Instructions of the hypercall that replaces the notifier, if the guest makes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) replacement: Option<Spread>,
 }
 
 impl Times {
@@ -99,14 +102,16 @@ impl Times {
             raise_to_isr: spread("raise_to_isr")?,
             eoi: spread("eoi")?,
             round_trip: spread("round_trip")?,
+            replacement: spread("replacement"),
         };
+        let same = same && times.replacement.is_some() == (guest.replaced != Replaced::Never);
         same.then_some(times)
     }
 }
 
 /// The result for people.
 pub(super) fn show(console: &mut Console, rows: &[Row]) {
-    let texts = ["host", "apic", "vcpu", "mask"].map(|title| (title, Align::Left));
+    let texts = ["host", "apic", "vcpu", "mask", "replaced"].map(|title| (title, Align::Left));
     let numbers = [
         "sources",
         "lines",
@@ -135,10 +140,11 @@ pub(super) fn show(console: &mut Console, rows: &[Row]) {
             ]
             .map(|count| Cell::from(format!("{count:.2}")))
         });
-        let Guest { apic, vcpu, mask, sources, lines } = row.guest;
+        let Guest { apic, vcpu, mask, sources, lines, replaced } = row.guest;
         let mask = row.accesses.map_or(String::new(), |_| mask.to_string());
         let names = [row.host, apic.name(), vcpu.name()].map(Cell::from);
-        let place = [mask, sources.to_string(), lines.to_string()].map(Cell::from);
+        let place =
+            [mask, replaced.name().to_owned(), sources.to_string(), lines.to_string()].map(Cell::from);
         table.row(names.into_iter().chain(place).chain(times).chain(counts.into_iter().flatten()));
     }
     console.line("instructions: min / median / max");
@@ -149,12 +155,17 @@ pub(super) fn show(console: &mut Console, rows: &[Row]) {
         let (name, reasons) = (row.guest.name(), reasons.collect::<Vec<_>>().join(", "));
         console.line(format_args!("exits {name}: {reasons}"));
     }
+    for row in rows {
+        if let Some(replacement) = row.times.replacement {
+            console.line(format_args!("replacement {}: {replacement} instructions", row.guest.name()));
+        }
+    }
     console.line("");
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::guest::{Apic, Mask, Vcpu};
+    use super::super::guest::{ALONE, Apic, Vcpu};
     use super::*;
     use crate::console::tests::Paper;
 
@@ -170,19 +181,24 @@ pub(super) mod tests {
             config_accesses_per_interrupt: 0.0,
             config_reads_per_interrupt: 0.0,
         };
-        let guest = Guest { apic: Apic::X2apic, vcpu: Vcpu::Busy, mask: Mask::Line, sources: 1, lines: 1 };
-        let times = Times { raise_to_isr: spread, eoi: spread, round_trip: spread };
+        let guest = ALONE;
+        let times = Times { raise_to_isr: spread, eoi: spread, round_trip: spread, replacement: None };
         Row { host: "levelhead", guest, times, exits_per_interrupt: exits, accesses: Some(accesses) }
     }
 
     #[test]
     fn the_guests_row_is_read_if_it_is_the_right_one() {
-        let guest = |apic, vcpu| Guest { apic, vcpu, mask: Mask::Line, sources: 1, lines: 1 };
+        let guest = |apic, vcpu| Guest { apic, vcpu, ..ALONE };
         let times = Times::parse(FIELDS, guest(Apic::Xapic, Vcpu::Busy)).unwrap();
         assert_eq!(times.raise_to_isr, Spread { min: 7, median: 7, max: 8 });
         assert_eq!(times.round_trip, Spread { min: 29, median: 29, max: 31 });
         assert_eq!(Times::parse(FIELDS, guest(Apic::X2apic, Vcpu::Busy)), None);
         assert_eq!(Times::parse(FIELDS, guest(Apic::Xapic, Vcpu::Halted)), None);
+        let replaced = Guest { replaced: Replaced::Between, ..guest(Apic::Xapic, Vcpu::Busy) };
+        assert_eq!(Times::parse(FIELDS, replaced), None, "it tells of no replacement");
+        let fields = format!("{FIELDS} replacement=9,9,10");
+        let replacement = Times::parse(&fields, replaced).unwrap().replacement;
+        assert_eq!(replacement, Some(Spread { min: 9, median: 9, max: 10 }));
         let short = "apic=xapic vcpu=busy raise_to_isr=7,7 eoi=5,5,5 round_trip=1,1,1";
         assert_eq!(Times::parse(short, guest(Apic::Xapic, Vcpu::Busy)), None);
     }

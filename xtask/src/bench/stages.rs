@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use levelhead::svm::ExitCode;
 use serde::Serialize;
 
-use super::guest::{Apic, GUEST, Guest, Mask, Vcpu};
+use super::guest::{ALONE, GUEST, Guest, Replaced, Vcpu};
 use super::measure::{LIMIT, boot, check};
 use super::row::{Spread, Times};
 use crate::build::Tree;
@@ -59,8 +59,7 @@ pub struct Options {
 }
 
 /// The guest whose stages are shown unless another one is asked for.
-pub const DEFAULT: Guest =
-    Guest { apic: Apic::X2apic, vcpu: Vcpu::Busy, mask: Mask::Line, sources: 1, lines: 1 };
+pub const DEFAULT: Guest = ALONE;
 
 /// Prints where the instructions go: a tree, or with `json` a document.
 ///
@@ -95,6 +94,7 @@ impl Traced {
     /// # Errors
     /// When a file cannot be read or made.
     pub fn new(tree: &Tree, qemu: &Path, guest: Guest, folder: &Path) -> Result<Self> {
+        ensure!(guest.replaced == Replaced::Never, "stages are told of an interrupt whose notifier stays");
         ensure!(guest.vcpu == Vcpu::Busy, "only a busy virtual CPU takes both time stamps of a round itself");
         let mut machine = guest.machine(tree, qemu, tree.hypervisor())?;
         machine = boot(tree, machine, &guest.configuration(tree, ROUNDS)?, folder, "stages")?;
@@ -476,7 +476,7 @@ mod tests {
     #[test]
     fn what_the_guest_did_not_measure_is_refused() {
         let one = |count| Spread { min: count, median: count, max: count };
-        let times = Times { raise_to_isr: one(11), eoi: one(5), round_trip: one(20) };
+        let times = Times { raise_to_isr: one(11), eoi: one(5), round_trip: one(20), replacement: None };
         let profile = profile(1, None);
         profile.check(times).unwrap();
         for (times, what) in [
