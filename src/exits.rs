@@ -94,7 +94,11 @@ impl VirtualCpu {
     pub(crate) fn handle<'m>(&mut self, machine: &'m Machine, exit: Exit) -> Next<'m> {
         let done = match exit {
             Exit::WriteMsr => self.write_msr(machine),
-            Exit::NestedFault(fault) => self.device_access(machine, fault),
+            Exit::NestedFault(fault) => match self.device_access(machine, fault) {
+                Ok(None) => Ok(()),
+                Ok(Some(change)) => return Next::Forgotten(change),
+                Err(trouble) => Err(trouble),
+            },
             Exit::Hlt => {
                 count(&mut self.exits.hlt);
                 return match self.skip(Intercepted::Hlt) {
@@ -370,8 +374,9 @@ impl VirtualCpu {
 
     // Device memory.
 
+    /// An access to a device's page; what the guest's other CPUs must have forgotten before it goes on, if anything.
     #[inline]
-    fn device_access(&mut self, machine: &Machine, fault: NestedFault) -> Result<(), Trouble> {
+    fn device_access(&mut self, machine: &Machine, fault: NestedFault) -> Result<Option<u64>, Trouble> {
         count(&mut self.exits.mmio);
         let delivering = self.world.vmcb.interrupted_a_delivery();
         let place = Place::find(fault, delivering, self.local_apic, BAR_WINDOW).map_err(Trouble::End)?;
@@ -383,8 +388,11 @@ impl VirtualCpu {
         // 1 to 8.
         let bytes = operation.width().bytes() as u8;
         let id = self.id;
-        let loaded =
-            if operation.reads() { self.chips(|chips| place.read(chips, id, bytes, tsc())) } else { 0 };
+        let loaded = match place {
+            _ if !operation.reads() => 0,
+            Place::Config(_) => self.read_config_space(machine, place, bytes),
+            _ => self.chips(|chips| place.read(chips, id, bytes, tsc())),
+        };
         let vmcb = &mut self.world.vmcb;
         let regs = &mut self.world.frame.regs;
         vmcb.load_into(regs);
@@ -398,7 +406,11 @@ impl VirtualCpu {
         if let Some(value) = outcome.store {
             if let Place::IoApic(_) = place {
                 self.write_io_apic(machine, place, bytes, value);
-                return Ok(());
+                return Ok(None);
+            }
+            if let Place::Config(_) = place {
+                self.write_config_space(machine, place, bytes, value);
+                return Ok(self.awaited.take());
             }
             let (outcome, cr8) = self.chips(|chips| {
                 let outcome = place.write(chips, id, bytes, value, tsc());
@@ -406,7 +418,25 @@ impl VirtualCpu {
             });
             self.follow(machine, outcome, cr8);
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// A read of configuration space in memory; ones where no function answers.
+    #[inline(never)]
+    fn read_config_space(&self, machine: &Machine, place: Place, bytes: u8) -> u64 {
+        let Some((bdf, access)) = place.register(bytes) else { return u64::MAX };
+        u64::from(self.partition.platform.with(|platform| platform.read_config(&machine.config, bdf, access)))
+    }
+
+    /// A write to configuration space in memory.
+    #[inline(never)]
+    fn write_config_space(&mut self, machine: &Machine, place: Place, bytes: u8, value: u64) {
+        let Some((bdf, access)) = place.register(bytes) else { return };
+        let written =
+            self.partition.platform.with(|platform| platform.write_config(bdf, access, value as u32));
+        if let Some((effect, stale)) = written {
+            self.config_written(machine, bdf, effect, stale);
+        }
     }
 
     /// A write to the IO-APIC, which may change an entry: the lines behind it hear of that before anybody writes another, and

@@ -43,6 +43,11 @@ pub enum Bar {
 }
 
 impl Function {
+    /// The function of this number on bus 0, if there is one: 5 bits of slot, 3 bits of function.
+    pub const fn numbered(number: u8) -> Self {
+        Self { bus: 0, slot: number >> 3, function: number & 7 }
+    }
+
     /// Looks for a function by vendor and device number.
     pub fn find(vendor: u16, device: u16) -> Option<Self> {
         Self::all(vendor, device).next()

@@ -3,7 +3,9 @@
 
 use crate::addr::GuestPhys;
 use crate::message::Message;
+use crate::pci::ecam::{GUEST_ECAM, GUEST_ECAM_BYTES, ecam_decode};
 use crate::pci::virtual_bar::BarWindow;
+use crate::pci::{Access, Bdf, Width};
 use crate::vcpu::NestedFault;
 use crate::virq::{LAPIC_MMIO_BYTES, Outcome, Vcpu, VirtualChips};
 
@@ -18,6 +20,8 @@ pub enum Place {
     LocalApic(u64),
     /// The IO-APIC's window, at this offset.
     IoApic(u64),
+    /// The configuration space, at this offset: no chip answers, see [`Place::register`].
+    Config(u64),
     /// The window for BARs where none is decoded now: reads are all ones and writes are dropped, as on a bus.
     Vacant,
 }
@@ -45,6 +49,8 @@ impl Place {
             Ok(Self::LocalApic(offset))
         } else if let Some(offset) = within(IO_APIC, IO_APIC_BYTES) {
             Ok(Self::IoApic(offset))
+        } else if let Some(offset) = within(GUEST_ECAM.raw(), GUEST_ECAM_BYTES) {
+            Ok(Self::Config(offset))
         } else if bars.contains(fault.address, 1) {
             Ok(Self::Vacant)
         } else {
@@ -52,14 +58,22 @@ impl Place {
         }
     }
 
-    /// `vcpu` reads 1 to 8 bytes here: the value in the low ones.
+    /// Which register of which function an access of so many bytes means, if this is the configuration space and it is an
+    /// access that a function can answer: not eight bytes, and within one dword.
+    pub fn register(self, bytes: u8) -> Option<(Bdf, Access)> {
+        let Self::Config(offset) = self else { return None };
+        let (bdf, byte) = ecam_decode(offset)?;
+        Some((bdf, Access::new(byte, Width::from_bytes(bytes)?)?))
+    }
+
+    /// `vcpu` reads 1 to 8 bytes here: the value in the low ones. Ones where no chip answers.
     // Out of line: no EOI reads, and every EOI would pay for the room it takes.
     #[inline(never)]
     pub fn read(self, chips: &mut VirtualChips, vcpu: Vcpu, bytes: u8, now_tsc: u64) -> u64 {
         match self {
             Self::LocalApic(offset) => chips.lapic_read(vcpu, offset, bytes, now_tsc),
             Self::IoApic(offset) => chips.ioapic_read(offset, bytes),
-            Self::Vacant => u64::MAX,
+            Self::Config(_) | Self::Vacant => u64::MAX,
         }
     }
 
@@ -69,7 +83,7 @@ impl Place {
         match self {
             Self::LocalApic(offset) => chips.lapic_write(vcpu, offset, bytes, value, now_tsc),
             Self::IoApic(offset) => chips.ioapic_write(offset, bytes, value),
-            Self::Vacant => Outcome::default(),
+            Self::Config(_) | Self::Vacant => Outcome::default(),
         }
     }
 }

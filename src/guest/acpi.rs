@@ -1,5 +1,5 @@
 //! The ACPI tables a guest finds: a hardware-reduced platform of virtual CPUs, one IO-APIC, COM1 and one PCI root bridge
-//! with a static `_PRT` (ACPI 6.5 5.2, 6.2.13).
+//! with a static `_PRT` and its configuration space in memory (ACPI 6.5 5.2, 6.2.13; PCI Firmware 3.3 4.1).
 //!
 //! They are made at boot, when it is known which virtual pin each function drives, and lie in the area that a PC keeps for
 //! firmware, where guests look for the root pointer. Nothing in them has to be interpreted but the two power ports.
@@ -8,12 +8,13 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, PackageBuilder,
-    Path, ResourceTemplate, Scope, ZERO,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
+    PackageBuilder, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace as Space, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -23,6 +24,7 @@ use crate::addr::GuestPhys;
 use crate::config::{COM1_PIN, COM1_PORTS, POWER_PORTS, RESET_PORT};
 use crate::device::power::{POWER_OFF_SLEEP_TYPE, RESET_VALUE};
 use crate::irq::Pin;
+use crate::pci::ecam::{GUEST_ECAM, GUEST_ECAM_BYTES};
 use crate::pci::virtual_bar::BarWindow;
 use crate::pci::{Bdf, IntPin};
 
@@ -68,9 +70,11 @@ pub fn tables(platform: &Platform<'_>) -> Placement<'static> {
     let dsdt = block.append_bytes(dsdt(platform).as_slice());
     let fadt = block.append(&fadt(dsdt));
     let madt = block.append(&madt(platform.vcpus));
+    let mcfg = block.append(&mcfg());
     let mut root = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     root.add_entry(fadt);
     root.add_entry(madt);
+    root.add_entry(mcfg);
     let root = block.append(&root);
     // Of the same length as before, with the address that was not known then.
     let mut pointer = Vec::new();
@@ -109,6 +113,13 @@ fn madt(vcpus: u8) -> MADT {
     madt
 }
 
+/// All buses of the one segment, whether the root bridge has them or not: as by ports, nobody answers on the others.
+fn mcfg() -> MCFG {
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    mcfg.add_ecam(GUEST_ECAM.raw(), 0, 0, u8::MAX);
+    mcfg
+}
+
 fn fadt(dsdt: u64) -> impl Aml {
     let port = |port: u16| GAS::new(Space::SystemIo, 8, 0, AccessSize::ByteAccess, port.into());
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
@@ -134,7 +145,8 @@ fn dsdt(platform: &Platform<'_>) -> Sdt {
     power_off(&mut aml);
     let com1 = com1();
     let bridge = root_bridge(platform);
-    Scope::new(Path::new("_SB_"), alloc::vec![&com1, &bridge]).to_aml_bytes(&mut aml);
+    let board = board();
+    Scope::new(Path::new("_SB_"), alloc::vec![&board, &com1, &bridge]).to_aml_bytes(&mut aml);
     dsdt.append_slice(&aml);
     dsdt
 }
@@ -167,6 +179,15 @@ impl Node {
         self.children.push(Box::new(Name::new(Path::new(name), value)));
         self
     }
+}
+
+/// What the board itself takes of the address space, so that nobody puts a device there (PCI Firmware 3.3 4.1.2).
+fn board() -> Node {
+    let ecam = Memory32Fixed::new(true, GUEST_ECAM.raw() as u32, GUEST_ECAM_BYTES as u32);
+    Node::new("MBRD")
+        .with("_HID", &EISAName::new("PNP0C02"))
+        .with("_UID", &ZERO)
+        .with("_CRS", &ResourceTemplate::new(alloc::vec![&ecam]))
 }
 
 fn com1() -> Node {
@@ -262,8 +283,8 @@ mod tests {
         (table.first_chunk().unwrap(), table)
     }
 
-    /// FADT, MADT and DSDT, found as a guest finds them.
-    fn found(bytes: &[u8]) -> [&[u8]; 3] {
+    /// FADT, MADT, DSDT and MCFG, found as a guest finds them.
+    fn found(bytes: &[u8]) -> [&[u8]; 4] {
         assert_eq!(&bytes[..8], b"RSD PTR ");
         assert_eq!(bytes[15], 2);
         for length in [20, 36] {
@@ -271,11 +292,11 @@ mod tests {
         }
         let (signature, root) = table(bytes, u64_at(bytes, 24));
         assert_eq!(signature, b"XSDT");
-        let [fadt, madt] = [36, 44].map(|entry| table(bytes, u64_at(root, entry)));
-        assert_eq!((root.len(), fadt.0, madt.0), (52, b"FACP", b"APIC"));
+        let [fadt, madt, mcfg] = [36, 44, 52].map(|entry| table(bytes, u64_at(root, entry)));
+        assert_eq!((root.len(), fadt.0, madt.0, mcfg.0), (60, b"FACP", b"APIC", b"MCFG"));
         let (signature, dsdt) = table(bytes, u64_at(fadt.1, 140));
         assert_eq!(signature, b"DSDT");
-        [fadt.1, madt.1, dsdt]
+        [fadt.1, madt.1, dsdt, mcfg.1]
     }
 
     #[test]
@@ -285,13 +306,14 @@ mod tests {
             let placement = tables(&Platform { vcpus, bars: WINDOW, routes: &routes });
             assert_eq!(placement.at.raw(), 0xe_0000);
             assert!(placement.end().raw() <= 0x10_0000);
-            let [fadt, madt, _] = found(&placement.bytes);
+            let [fadt, madt, _, mcfg] = found(&placement.bytes);
             assert_eq!(u32_at(fadt, 112) >> 20 & 1, 1, "hardware-reduced");
             assert_eq!(u32_at(fadt, 112) >> 10 & 1, 1, "the reset register counts");
             assert_eq!(fadt[109], 0x2c, "no VGA, no MSI, no CMOS clock");
             assert_eq!((u64_at(fadt, 120), fadt[128]), (0xcf9, 6));
             assert_eq!((u64_at(fadt, 248), u64_at(fadt, 260)), (0x600, 0x601));
             assert_eq!(u32_at(madt, 36), 0xfee0_0000);
+            assert_eq!((mcfg.len(), u64_at(mcfg, 44), &mcfg[52..56]), (60, 0xd000_0000, &[0, 0, 0, 255][..]));
             let cpus = madt[44..].chunks(8).take(vcpus.into());
             for (number, cpu) in cpus.enumerate() {
                 assert_eq!(cpu, [0, 8, number as u8, number as u8, 1, 0, 0, 0]);
@@ -308,7 +330,7 @@ mod tests {
     fn each_pin_is_routed_once_to_its_input() {
         let routes = some_routes();
         let placement = tables(&Platform { vcpus: 1, bars: WINDOW, routes: &routes });
-        let [_, _, dsdt] = found(&placement.bytes);
+        let [_, _, dsdt, _] = found(&placement.bytes);
         let at = dsdt.windows(4).position(|name| name == b"_PRT").unwrap();
         // A package of three packages of four elements each; 12, 10 and 11 have the prefixes for word, dword and byte.
         let expected = [
@@ -333,7 +355,7 @@ mod tests {
         let routes = some_routes();
         for (case, routes) in [&routes[..], &[]].into_iter().enumerate() {
             let placement = tables(&Platform { vcpus: 2, bars: WINDOW, routes });
-            for (name, table) in ["facp", "apic", "dsdt"].into_iter().zip(found(&placement.bytes)) {
+            for (name, table) in ["facp", "apic", "dsdt", "mcfg"].into_iter().zip(found(&placement.bytes)) {
                 let binary = folder.join(std::format!("{name}-{case}.aml"));
                 fs::write(&binary, table).unwrap();
                 iasl(&["-d".as_ref(), &binary]);

@@ -5,7 +5,7 @@
 //! | 0 | 0xa_0000 | RAM |
 //! | 0xa_0000 | 0x10_0000 | RAM, reported as reserved: the place of firmware tables, never of an image |
 //! | 0x10_0000 | 0xc000_0000 | RAM, as far as it goes |
-//! | 0xc000_0000 | 0x1_0000_0000 | the hole: device memory, IO-APIC, local APIC |
+//! | 0xc000_0000 | 0x1_0000_0000 | the hole: configuration space, device memory, IO-APIC, local APIC |
 //! | 0x1_0000_0000 | | the rest of the RAM |
 
 use alloc::vec::Vec;
@@ -13,6 +13,7 @@ use core::ops::Range;
 
 use crate::addr::{GuestPhys, PAGE_BYTES};
 use crate::config::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
+use crate::pci::ecam::{GUEST_ECAM, GUEST_ECAM_BYTES};
 
 /// The end of the memory below the area that a PC keeps for adapters and firmware.
 pub const LOW_END: u64 = 0xa_0000;
@@ -91,7 +92,8 @@ impl GuestMemory {
     /// not in it, as on any PC: what is neither RAM nor reserved is free for devices.
     pub fn map(&self) -> Vec<Region> {
         let apic = |start| start..start + APIC_BYTES;
-        let reserved = [LOW_END..EXTENDED_START, apic(IO_APIC), apic(LOCAL_APIC)];
+        let ecam = GUEST_ECAM.raw()..GUEST_ECAM.raw() + GUEST_ECAM_BYTES;
+        let reserved = [LOW_END..EXTENDED_START, ecam, apic(IO_APIC), apic(LOCAL_APIC)];
         let ram = self.usable().map(|range| (range, RegionKind::Ram));
         let mut map: Vec<Region> = ram
             .into_iter()

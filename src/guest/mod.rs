@@ -44,7 +44,8 @@ pub use memory::{
 const BOOT_DATA_START: u64 = 0x1_0000;
 
 /// Linux does not believe in configuration mechanism 1 where it finds neither a host bridge nor a BIOS of this century, and
-/// takes a platform of reduced hardware for one that EFI resets.
+/// reports a fatal lack of it before it has read of configuration space in memory; and it takes a platform of reduced hardware
+/// for one that EFI resets.
 const LINUX_PLATFORM: &str = "pci=conf1 reboot=acpi ";
 
 /// What a partition boots.

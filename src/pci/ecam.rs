@@ -2,7 +2,7 @@
 //! Arithmetic only; the binary performs the accesses.
 
 use super::{Bdf, Offset};
-use crate::addr::HostPhys;
+use crate::addr::{GuestPhys, HostPhys};
 
 /// The port of the address register of configuration mechanism 1, 32 bits (PCI 3.0 3.2.2.3.2).
 pub const CONFIG_ADDRESS: u16 = 0xcf8;
@@ -10,6 +10,11 @@ pub const CONFIG_ADDRESS: u16 = 0xcf8;
 pub const CONFIG_DATA: u16 = 0xcfc;
 
 const BYTES_PER_BUS: u64 = 1 << 20;
+
+/// Where every guest finds its configuration space in memory, from bus 0 on.
+pub const GUEST_ECAM: GuestPhys = GuestPhys::new(0xd000_0000);
+/// How long that is: 256 buses.
+pub const GUEST_ECAM_BYTES: u64 = BYTES_PER_BUS << 8;
 
 /// A window of memory through which the configuration space of some buses is reached, 4 KiB for each function
 /// (PCIe 4.0 7.2.2). It does not promise that the window is mapped.
@@ -64,6 +69,14 @@ impl EcamWindow {
     }
 }
 
+/// Which function and which byte of its 4 KiB a byte of a window is, counted from where bus 0 lies; `None` beyond the last bus.
+pub const fn ecam_decode(offset: u64) -> Option<(Bdf, u16)> {
+    if offset >= GUEST_ECAM_BYTES {
+        return None;
+    }
+    Some((Bdf::from_requester_id((offset >> 12) as u16), offset as u16 & 0xfff))
+}
+
 const CF8_ENABLE: u32 = 1 << 31;
 
 /// What to write to port 0xcf8 to select the dword of a register; `None` for offsets from 256 on, which
@@ -101,6 +114,19 @@ mod tests {
         }
         assert_eq!(window.start(), Q35_BASE);
         assert_eq!(window.bytes(), 256 << 20);
+    }
+
+    #[test]
+    fn a_byte_of_the_window_is_a_byte_of_one_function() {
+        let window = EcamWindow::new(Q35_BASE, 0, 255).unwrap();
+        for at in (0..GUEST_ECAM_BYTES).step_by(4093) {
+            let (bdf, byte) = ecam_decode(at).unwrap();
+            let start = window.address(bdf, Offset::VENDOR_ID).unwrap();
+            assert_eq!(start.raw() + u64::from(byte), 0xb000_0000 + at);
+            assert!(byte < 4096);
+        }
+        assert_eq!(ecam_decode(GUEST_ECAM_BYTES), None);
+        assert_eq!(ecam_decode(u64::MAX), None);
     }
 
     #[test]

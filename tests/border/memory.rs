@@ -4,6 +4,7 @@ use levelhead::addr::GuestPhys;
 use levelhead::border::Place;
 use levelhead::decide::BAR_WINDOW;
 use levelhead::message::{Message, Party};
+use levelhead::pci::Bdf;
 use levelhead::vcpu::NestedFault;
 use levelhead::virq::{LapicModel, Vcpu, VirtualChips};
 
@@ -19,6 +20,8 @@ fn address(dice: &mut Dice, local_apic: u64) -> u64 {
         0xfec0_0000,
         0xe000_0000,
         0xfe00_0000,
+        0xd000_0000,
+        0xd001_8000,
         0xb000_0000,
         0x1_0000_0000,
         1 << 40,
@@ -64,6 +67,8 @@ fn an_address_is_a_device_of_the_guests_own_a_vacant_place_or_the_guests_end() {
                 Ok(Place::LocalApic(at & 0xfff))
             } else if page(0xfec0_0000) {
                 Ok(Place::IoApic(at & 0xfff))
+            } else if (0xd000_0000..0xe000_0000).contains(&at) {
+                Ok(Place::Config(at - 0xd000_0000))
             } else if (0xe000_0000..0xfe00_0000).contains(&at) {
                 Ok(Place::Vacant)
             } else {
@@ -80,13 +85,22 @@ fn an_address_is_a_device_of_the_guests_own_a_vacant_place_or_the_guests_end() {
             let bytes = dice.pick(&[1_u8, 2, 4, 8]);
             let read = place.read(&mut chips, CPU, bytes, 0);
             match place {
-                Place::Vacant => assert_eq!(read, u64::MAX, "as on a bus"),
+                Place::Vacant | Place::Config(_) => assert_eq!(read, u64::MAX, "as on a bus"),
                 Place::IoApic(_) => assert_eq!(read >> 32, 0),
                 Place::LocalApic(_) => assert!(bytes == 8 || read >> (8 * bytes) == 0, "{read:#x}"),
             }
+            let register = place.register(bytes);
+            let inside = matches!(place, Place::Config(_)) && bytes <= 4 && at % 4 + u64::from(bytes) <= 4;
+            let expected =
+                inside.then(|| (Bdf::from_requester_id((at >> 12) as u16), at as u16 & 0xfff, bytes));
+            assert_eq!(
+                register.map(|(bdf, access)| (bdf, access.offset().get(), access.width().bytes())),
+                expected,
+                "{bytes} at {at:#x}"
+            );
             let before = format!("{chips:?}");
             let outcome = place.write(&mut chips, CPU, bytes, dice.hostile(), 0);
-            if place == Place::Vacant {
+            if matches!(place, Place::Vacant | Place::Config(_)) {
                 assert!(outcome.completed.is_empty() && outcome.rte.is_none() && !outcome.timer_changed);
                 assert_eq!(before, format!("{chips:?}"));
             }

@@ -45,7 +45,7 @@ const SURVIVED: [Deed; 7] = [
 ];
 
 /// What a guest survives under Levelhead. A bare machine has other registers and ports, and would obey.
-const SURVIVED_UNDER_LEVELHEAD: [Deed; 8] = [
+const SURVIVED_UNDER_LEVELHEAD: [Deed; 9] = [
     ("bad-msr", bad_msr),
     ("bad-port", bad_port),
     ("unknown-hypercall", unknown_hypercall),
@@ -53,6 +53,7 @@ const SURVIVED_UNDER_LEVELHEAD: [Deed; 8] = [
     ("every-msr", every_msr),
     ("every-port", every_port),
     ("every-device-page", every_device_page),
+    ("every-register", every_register),
     ("every-hypercall", every_hypercall),
 ];
 
@@ -304,6 +305,49 @@ fn pci_garbage() {
         edu.function.read32(offset);
         edu.function.write32(offset, before);
     }
+    one_interrupt();
+}
+
+/// Reads configuration space in memory, which has to be what it is by ports; in every width, and at addresses that no function
+/// answers at. Then writes by the one way and reads by the other.
+fn every_register() {
+    const ECAM: usize = 0xd000_0000;
+    const COMMAND: u8 = 4;
+    const INTERRUPT_LINE: u8 = 0x3c;
+    const INTERRUPT_DISABLE: u16 = 1 << 10;
+    // SAFETY: configuration space reaches no memory.
+    let at = |number: u8| unsafe { Mmio::new(ECAM + (usize::from(number) << 12)) };
+    for number in 0..=u8::MAX {
+        let (by_ports, in_memory) = (Function::numbered(number), at(number));
+        let present = by_ports.read32(0) != u32::MAX;
+        for register in (0..=0xff_u8).step_by(if present { 4 } else { 0x40 }) {
+            // Status may change in between.
+            let mask = if register == COMMAND { 0xffff } else { u32::MAX };
+            let (ports, memory) = (by_ports.read32(register), in_memory.read32(register.into()));
+            check!((ports ^ memory) & mask == 0, "{number:#x}, {register:#x}: {ports:#x} and {memory:#x}");
+            let (ports, memory) = (by_ports.read8(register), in_memory.read8(register.into()));
+            check!(ports == memory, "byte of {number:#x}, {register:#x}: {ports:#x} and {memory:#x}");
+        }
+        let beyond = if present { 0 } else { u32::MAX };
+        check!(in_memory.read32(0x100) == beyond, "{number:#x} has extended registers");
+        check!(in_memory.read32(2) == u32::MAX, "{number:#x} answers across two registers");
+    }
+    // The last bus.
+    // SAFETY: configuration space reaches no memory.
+    let last = unsafe { Mmio::new(ECAM + (0xff << 20)) };
+    check!(last.read32(0) == u32::MAX, "a function on bus 255");
+    last.write32(0, 0);
+
+    let edu = Edu::find().function;
+    let in_memory = at(edu.slot() << 3);
+    let (command, line) = (edu.read16(COMMAND), edu.read8(INTERRUPT_LINE));
+    in_memory.write16(COMMAND.into(), command | INTERRUPT_DISABLE);
+    check!(edu.read16(COMMAND) == command | INTERRUPT_DISABLE, "Command, written in memory");
+    edu.write16(COMMAND, command);
+    check!(in_memory.read32(COMMAND.into()) as u16 == command, "Command, written by port");
+    in_memory.write8(INTERRUPT_LINE.into(), !line);
+    check!(edu.read8(INTERRUPT_LINE) == !line, "Interrupt Line, written in memory");
+    in_memory.write8(INTERRUPT_LINE.into(), line);
     one_interrupt();
 }
 
