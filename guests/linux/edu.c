@@ -1,74 +1,42 @@
 /*
- * Counts the interrupts of QEMU's `edu` in a Linux guest, through the kernel's own uio_pci_generic: each round raises one,
- * waits for it, checks what the device says, acknowledges it and unmasks the function. What was raised, what uio told
- * and what /proc/interrupts counts must be the same number, and silence must follow.
+ * Counts the interrupts of QEMU's `edu` in a Linux guest, through the kernel's own uio_pci_generic, of as many as there are. In
+ * a round each raises one, which is waited for, and what the device says is checked; only when all have done so are they
+ * acknowledged and their functions unmasked, so that devices on one line are pending together. What was raised, what
+ * uio told and what /proc/interrupts counts must be the same number, and silence must follow.
+ *
+ * On a line with several, uio tells of each interrupt as many times as devices are pending then; what it told is at least what
+ * was raised there. The count of the line is exact with one CPU.
  *
  *     edu ROUNDS
  *
  * It ends with 0 if all is well, after one line that begins with `edu: PASS`.
  */
-#define _GNU_SOURCE
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#define PROGRAM "edu"
+#include "interrupts.h"
+
+#include <stdbool.h>
 #include <sys/mman.h>
 #include <time.h>
-#include <unistd.h>
 
 #define EDU_STATUS 0x24
 #define EDU_RAISE 0x60
 #define EDU_ACKNOWLEDGE 0x64
 #define PCI_COMMAND 4
 #define PCI_COMMAND_INTX_DISABLE 0x400
-#define PATIENCE_MS 20000
-#define SILENCE_MS 200
+#define MOST_DEVICES 32
 
-static void give_up(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    printf("edu: FAIL ");
-    vprintf(format, arguments);
-    printf("\n");
-    va_end(arguments);
-    exit(1);
-}
-
-static int open_or_give_up(const char *path, int flags)
-{
-    int file = open(path, flags);
-    if (file < 0)
-        give_up("%s: %s", path, strerror(errno));
-    return file;
-}
-
-/* The sum over all CPUs in the line of /proc/interrupts that names `uio_pci_generic`. */
-static unsigned long counted(void)
-{
-    FILE *file = fopen("/proc/interrupts", "r");
-    if (!file)
-        give_up("/proc/interrupts: %s", strerror(errno));
-    char line[4096];
-    unsigned long sum = 0, lines = 0;
-    while (fgets(line, sizeof line, file)) {
-        if (!strstr(line, "uio_pci_generic"))
-            continue;
-        lines++;
-        char *at = strchr(line, ':') + 1, *end;
-        for (unsigned long value; value = strtoul(at, &end, 10), end != at; at = end)
-            sum += value;
-    }
-    fclose(file);
-    if (lines != 1)
-        give_up("%lu lines of /proc/interrupts name uio_pci_generic", lines);
-    return sum;
-}
+struct device {
+    volatile uint32_t *registers;
+    int events, config;
+    unsigned long irq;
+    /* Whether no other device is on its line. */
+    bool alone;
+    /* What uio told last, and how much that is since the beginning. */
+    uint32_t event;
+    unsigned long told;
+    /* What /proc/interrupts counted on its line before. */
+    unsigned long before;
+};
 
 static uint64_t now_ns(void)
 {
@@ -83,57 +51,114 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* The device of that number. Whether there is one. */
+static bool find(struct device *device, unsigned number)
+{
+    char node[32], folder[64];
+    snprintf(node, sizeof node, "uio%u", number);
+    snprintf(folder, sizeof folder, "/sys/class/uio/uio%u", number);
+    device->events = open_in("/dev", node, O_RDWR);
+    if (device->events < 0 && errno == ENOENT)
+        return false;
+    if (device->events < 0)
+        give_up("/dev/%s: %s", node, strerror(errno));
+    device->config = open_or_give_up(folder, "device/config", O_RDWR);
+    device->irq = number_in(folder, "device/irq");
+    device->event = (uint32_t)number_in(folder, "event");
+    int memory = open_or_give_up(folder, "device/resource0", O_RDWR);
+    device->registers = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+    if (device->registers == MAP_FAILED)
+        give_up("mapping BAR 0: %s", strerror(errno));
+    device->before = counted(device->irq);
+    return true;
+}
+
+static uint16_t command(const struct device *device)
+{
+    uint16_t command;
+    if (pread(device->config, &command, sizeof command, PCI_COMMAND) != sizeof command)
+        give_up("reading Command: %s", strerror(errno));
+    return command;
+}
+
+/* Raises an interrupt and waits until the kernel has disabled INTx for it. */
+static void raise_one(struct device *device, uint32_t bit, unsigned long round)
+{
+    device->registers[EDU_RAISE / 4] = bit;
+    do {
+        struct pollfd waiting = { .fd = device->events, .events = POLLIN };
+        uint32_t event;
+        if (poll(&waiting, 1, PATIENCE_MS) != 1)
+            give_up("no interrupt in round %lu: /proc/interrupts counts %lu", round,
+                    counted(device->irq) - device->before);
+        if (read(device->events, &event, sizeof event) != sizeof event)
+            give_up("reading what uio tells: %s", strerror(errno));
+        device->told += event - device->event;
+        device->event = event;
+        if (device->alone && device->told != round + 1)
+            give_up("uio tells of %lu interrupts in round %lu", device->told, round);
+        if (device->alone && !(command(device) & PCI_COMMAND_INTX_DISABLE))
+            give_up("Command is %#x in round %lu: the interrupt did not disable INTx", command(device), round);
+    } while (!(command(device) & PCI_COMMAND_INTX_DISABLE));
+    if (device->registers[EDU_STATUS / 4] != bit)
+        give_up("the device's status is %#x in round %lu", device->registers[EDU_STATUS / 4], round);
+}
+
+static void acknowledge(const struct device *device, uint32_t bit)
+{
+    device->registers[EDU_ACKNOWLEDGE / 4] = bit;
+    uint16_t enabled = command(device) & (uint16_t)~PCI_COMMAND_INTX_DISABLE;
+    if (pwrite(device->config, &enabled, sizeof enabled, PCI_COMMAND) != sizeof enabled)
+        give_up("writing Command: %s", strerror(errno));
+}
+
 int main(int count, char **words)
 {
     unsigned long rounds = count > 1 ? strtoul(words[1], NULL, 10) : 1000;
     if (rounds == 0)
         give_up("the number of rounds is no number");
-    int events = open_or_give_up("/dev/uio0", O_RDWR);
-    int config = open_or_give_up("/sys/class/uio/uio0/device/config", O_RDWR);
-    int memory = open_or_give_up("/sys/class/uio/uio0/device/resource0", O_RDWR);
-    volatile uint32_t *edu = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
-    if (edu == MAP_FAILED)
-        give_up("mapping BAR 0: %s", strerror(errno));
+    struct device all[MOST_DEVICES];
+    unsigned devices = 0;
+    while (devices < MOST_DEVICES && find(memset(&all[devices], 0, sizeof *all), devices))
+        devices++;
+    if (devices == 0)
+        give_up("there is no device");
+    for (struct device *one = all; one < all + devices; one++) {
+        one->alone = true;
+        for (struct device *other = all; other < all + devices; other++)
+            one->alone &= other == one || other->irq != one->irq;
+    }
     uint64_t *took = calloc(rounds, sizeof *took);
     if (!took)
         give_up("no memory for %lu times", rounds);
 
-    unsigned long before = counted();
-    uint32_t first = 0;
     for (unsigned long round = 0; round < rounds; round++) {
-        uint32_t bit = 1u << round % 32, event;
+        uint32_t bit = 1u << round % 32;
         uint64_t start = now_ns();
-        edu[EDU_RAISE / 4] = bit;
-        struct pollfd waiting = { .fd = events, .events = POLLIN };
-        if (poll(&waiting, 1, PATIENCE_MS) != 1)
-            give_up("no interrupt in round %lu: /proc/interrupts counts %lu", round, counted() - before);
-        if (read(events, &event, sizeof event) != sizeof event)
-            give_up("reading /dev/uio0: %s", strerror(errno));
-        if (round == 0)
-            first = event;
-        else if (event - first != round)
-            give_up("uio tells of %u interrupts in round %lu", event - first + 1, round);
-        if (edu[EDU_STATUS / 4] != bit)
-            give_up("the device's status is %#x in round %lu", edu[EDU_STATUS / 4], round);
-        edu[EDU_ACKNOWLEDGE / 4] = bit;
-        uint16_t command;
-        if (pread(config, &command, sizeof command, PCI_COMMAND) != sizeof command)
-            give_up("reading Command: %s", strerror(errno));
-        if (!(command & PCI_COMMAND_INTX_DISABLE))
-            give_up("Command is %#x in round %lu: the interrupt did not disable INTx", command, round);
-        command &= (uint16_t)~PCI_COMMAND_INTX_DISABLE;
-        if (pwrite(config, &command, sizeof command, PCI_COMMAND) != sizeof command)
-            give_up("writing Command: %s", strerror(errno));
+        for (struct device *one = all; one < all + devices; one++)
+            raise_one(one, bit, round);
+        for (struct device *one = all; one < all + devices; one++)
+            acknowledge(one, bit);
         took[round] = now_ns() - start;
     }
-    struct pollfd silent = { .fd = events, .events = POLLIN };
-    if (poll(&silent, 1, SILENCE_MS) != 0)
-        give_up("an interrupt that nobody raised");
-    unsigned long interrupts = counted() - before;
-    if (interrupts != rounds)
-        give_up("%lu raised, /proc/interrupts counts %lu", rounds, interrupts);
+    usleep(SILENCE_MS * 1000);
+    unsigned long told = 0, interrupts = 0;
+    for (struct device *one = all; one < all + devices; one++) {
+        struct pollfd silent = { .fd = one->events, .events = POLLIN };
+        if (one->alone && poll(&silent, 1, 0) != 0)
+            give_up("an interrupt that nobody raised");
+        told += one->told;
+        struct device *first = all;
+        while (first->irq != one->irq)
+            first++;
+        if (first == one)
+            interrupts += counted(one->irq) - one->before;
+    }
+    unsigned long raised = rounds * devices;
+    if (interrupts != raised)
+        give_up("%lu raised, /proc/interrupts counts %lu", raised, interrupts);
     qsort(took, rounds, sizeof *took, ascending);
     printf("edu: PASS raised %lu, uio told %lu, /proc/interrupts counted %lu; a round took %lu us (median), %lu us (least)\n",
-           rounds, rounds, interrupts, (unsigned long)(took[rounds / 2] / 1000), (unsigned long)(took[0] / 1000));
+           raised, told, interrupts, (unsigned long)(took[rounds / 2] / 1000), (unsigned long)(took[0] / 1000));
     return 0;
 }

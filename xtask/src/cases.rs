@@ -17,7 +17,7 @@ use crate::bench::stages::Traced;
 use crate::build::{Profile, Tree};
 use crate::digest::Digest;
 use crate::qemu::{Machine, Outcome, Status, Typed};
-use crate::{bench, bundle, elf, facts, gdb, run, setup};
+use crate::{bench, bundle, elf, facts, gdb, linux, run, setup};
 
 /// The table's place in the tree.
 pub const TABLE: &str = "tests/qemu/cases.toml";
@@ -509,7 +509,13 @@ impl Ready<'_> {
         let case = self.case;
         outcome.check(case.expect.exit, case.guest_direct.is_none())?;
         case.expect.check(&outcome.console)?;
-        case.check_facts(&outcome.console)
+        case.check_facts(&outcome.console)?;
+        // Who types says what is counted.
+        let counts = case.linux.is_some() && case.typed.is_none();
+        match counts && Status::decode(case.expect.exit) == Status::Success {
+            true => linux::agree(&outcome.console),
+            false => Ok(()),
+        }
     }
 
     /// Keeps the console, and says of a failed run which one of several it was, how to repeat it, and how its console ended.
