@@ -40,8 +40,8 @@ impl<W: Copy> Page<W> {
     }
 }
 
-/// How many pages are remembered.
-const PAGES: usize = 4;
+/// How many pages are remembered: a few handlers, each in two or three pages, seldom push one another out.
+const PAGES: usize = 16;
 
 /// A cache for one virtual processor and its memory, in whose words it remembers; a fixed array, nothing is allocated.
 #[derive(Debug)]
@@ -249,6 +249,20 @@ mod tests {
         assert_eq!(pages.fetch(&ram, LONG, 0x2010, CodeSize::Bits64, false), Ok(first));
         assert_eq!(first.bytes(), [10; 15]);
         assert_eq!(ram.reads.get(), 4);
+    }
+
+    #[test]
+    fn a_call_between_does_not_push_the_handlers_page_out() {
+        let ram = Ram::new();
+        let mut pages = CodePages::new();
+        for linear in [0x2010, 0x6010] {
+            pages.fetch(&ram, LONG, linear, CodeSize::Bits64, false).unwrap();
+        }
+        ram.reads.set(0);
+        for linear in [0x2010, 0x6010, 0x2010] {
+            pages.fetch(&ram, LONG, linear, CodeSize::Bits64, false).unwrap();
+        }
+        assert_eq!(ram.reads.get(), 3 * 4);
     }
 
     #[test]
