@@ -515,9 +515,10 @@ pub(crate) fn close_source(
         let what = format_args!("{imbalance:?}");
         record_bug(partition, report.gsi, Message::LedgerOpen, Some(&what));
     }
-    let masked = machine.lines.line_reports().any(|line| line.gsi == report.gsi && line.state.rte_masked);
+    let mut lines = machine.lines.line_reports();
+    let silent = lines.any(|line| line.gsi == report.gsi && line.state.is_to_fall_silent());
     let begin = tsc();
-    while masked && machine.io_apics.with(|chips| chips.is_held(report.gsi)) {
+    while silent && machine.io_apics.with(|chips| chips.is_held(report.gsi)) {
         // Taken by whichever CPU it was sent to, and each looks at its interrupts soon.
         if tsc().saturating_sub(begin) > HELD_TICKS {
             record_bug(partition, report.gsi, Message::LineHeld, None);

@@ -113,6 +113,12 @@ impl LineState {
             Gate::Function => self.rte_masked || self.disintx.contains(sharer),
         }
     }
+
+    /// Whether the line is masked as a whole and should hold nothing: Remote IRR, if it is set, is then a vector on its way.
+    /// Not so while the EOI of a delivery is withheld, which may be another source's.
+    pub const fn is_to_fall_silent(&self) -> bool {
+        self.rte_masked && !self.held
+    }
 }
 
 /// The storm budgets of a line's sources, by place.

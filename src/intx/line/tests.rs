@@ -554,6 +554,18 @@ fn a_source_leaves_only_without_notifier_and_delivery() {
     }
 }
 
+/// A source is silenced while its neighbour's EOI is withheld: what the chip holds then is no vector on its way, and whoever waits
+/// for one would wait for the neighbour.
+#[test]
+fn n8_i48_a_withheld_eoi_of_a_neighbour_is_no_vector_on_its_way() {
+    let mut line = serving(Gate::DirectedEoi);
+    let (second, _effects) = line.attach().unwrap();
+    assert!(line.step(Event::Mask { sharer: second, reasons: MaskReasons::RESET }).changed);
+    assert!(line.state().rte_masked && line.state().held && !line.state().is_to_fall_silent());
+    let effects = line.step(Event::Eoi { sharer: S, from: A });
+    assert!(effects.directed_eoi && line.state().rte_masked && line.state().is_to_fall_silent());
+}
+
 #[test]
 fn events_for_places_that_are_not_taken_change_nothing() {
     let mut line = Line::new(Gate::RteMask);
