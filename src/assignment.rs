@@ -139,6 +139,10 @@ impl<C: Chips, S: ConfigSpace> LineIo for Ends<'_, C, S> {
 
     fn lower_pin(&mut self, _: SourceId, _: Notifier) {}
 
+    fn holds_pin(&mut self, _: SourceId, _: Notifier) -> bool {
+        true
+    }
+
     fn virtual_rte_masked(&mut self, _: Notifier) -> bool {
         true
     }

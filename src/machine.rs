@@ -394,6 +394,16 @@ impl LineIo for Wires<'_> {
         }
     }
 
+    fn holds_pin(&mut self, source: SourceId, target: Notifier) -> bool {
+        if let Notifier::Poll { .. } = target {
+            return true;
+        }
+        self.pin(target).is_some_and(|(receiver, pin)| {
+            let contributions = receiver.chips(|chips| chips.ioapic().contributions(pin));
+            contributions.checked_shr(source.0.into()).is_some_and(|bits| bits & 1 != 0)
+        })
+    }
+
     fn virtual_rte_masked(&mut self, target: Notifier) -> bool {
         if let Notifier::Poll { .. } = target {
             return false;

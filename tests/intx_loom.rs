@@ -251,6 +251,10 @@ impl LineIo for &SharedBoard {
         self.with(|board| board.lower_pin(source, target));
     }
 
+    fn holds_pin(&mut self, source: SourceId, target: Notifier) -> bool {
+        self.with(|board| board.holds_pin(source, target))
+    }
+
     fn virtual_rte_masked(&mut self, target: Notifier) -> bool {
         self.with(|board| board.virtual_rte_masked(target))
     }

@@ -61,6 +61,8 @@ pub trait LineIo {
     fn intx_status(&mut self, bdf: u16) -> Sample;
     /// Takes `source`'s level off the virtual pin `target`. A poll counter has no level; nothing is to be done then.
     fn lower_pin(&mut self, source: SourceId, target: Notifier);
+    /// Whether `source` holds the virtual pin `target` high now. True of what is no pin.
+    fn holds_pin(&mut self, source: SourceId, target: Notifier) -> bool;
     /// Whether the guest has the redirection table entry of the virtual pin `target` masked now.
     fn virtual_rte_masked(&mut self, target: Notifier) -> bool;
     /// A clock that never runs backwards, in ticks of any length.
@@ -156,8 +158,21 @@ impl Handler {
     #[inline]
     pub(super) fn complete(&self, sharer: Sharer, from: Notifier, io: &mut impl LineIo) -> Deliveries<'_> {
         let mut deliveries = Deliveries::none();
-        self.state.with(|state| self.run(state, Event::Eoi { sharer, from }, &mut deliveries, io));
+        self.state.with(|state| {
+            let in_flight = self.slots.get(sharer.index()).is_some_and(NotifierSlot::is_in_flight);
+            let stale = in_flight && self.overtakes(sharer, from, io);
+            let from = if stale { Notifier::None } else { from };
+            self.run(state, Event::Eoi { sharer, from }, &mut deliveries, io);
+        });
         deliveries
+    }
+
+    /// Of a delivery in flight: whether its pin is low, so that the guest cannot have seen it. The EOI was under way since an older
+    /// one then, which has ended meanwhile, and is stale. To be asked under the line's lock, where nothing else ends the delivery.
+    #[cold]
+    #[inline(never)]
+    fn overtakes(&self, sharer: Sharer, from: Notifier, io: &mut impl LineIo) -> bool {
+        self.seat(sharer).is_some_and(|seat| !io.holds_pin(seat.source, from))
     }
 
     /// One event from beginning to end: step, effects, the slots that are to be entered, the functions that are to be

@@ -280,6 +280,13 @@ impl NotifierSlot {
         Retiring { control, old: word.target(), new, parity: word.parity() }
     }
 
+    /// Whether a delivery has entered and not left yet.
+    #[inline]
+    pub fn is_in_flight(&self) -> bool {
+        // Acquire: who is seen to have left has raised its pin.
+        self.word.load(Ordering::Acquire) >> Word::EVEN_SHIFT != 0
+    }
+
     /// The word as one consistent picture, for reports and tests. Already history when it is read.
     pub fn snapshot(&self) -> SlotSnapshot {
         let word = Word(self.word.load(Ordering::Relaxed));

@@ -257,6 +257,10 @@ impl LineIo for Board {
         *high &= !(1 << source.0);
     }
 
+    fn holds_pin(&mut self, source: SourceId, target: Notifier) -> bool {
+        self.virtual_pin(target).high >> source.0 & 1 != 0
+    }
+
     fn virtual_rte_masked(&mut self, target: Notifier) -> bool {
         self.virtual_pin(target).masked
     }

@@ -8,6 +8,8 @@ use crate::intx::{Actor, Budget, Delivery, MAX_SHARERS, Outcome, Sample, Service
 struct Quiet {
     rte_masked: Option<bool>,
     lowered: Vec<(SourceId, Notifier)>,
+    /// No pin was raised yet.
+    pins_are_low: bool,
 }
 
 impl LineIo for Quiet {
@@ -24,6 +26,9 @@ impl LineIo for Quiet {
     }
     fn lower_pin(&mut self, source: SourceId, target: Notifier) {
         self.lowered.push((source, target));
+    }
+    fn holds_pin(&mut self, _: SourceId, _: Notifier) -> bool {
+        !self.pins_are_low
     }
     fn virtual_rte_masked(&mut self, _: Notifier) -> bool {
         false
@@ -99,6 +104,27 @@ fn i1_ten_thousand_replacements_under_fire_are_one_registration() {
         Registrations { installed: 1, removed: 1 }
     );
     assert!(table.assert(vector(0x51), io).is_none());
+}
+
+/// An EOI that was under way since an older delivery meets the next one before its pin is raised: completed now, the pin would
+/// stay high for ever. One that comes when the pin is high is the guest's answer, though the delivery has not left its slot yet.
+#[test]
+fn t8_i46_an_eoi_that_overtakes_its_delivery_completes_nothing() {
+    let (mut table, control) = new_table();
+    let io = &mut Quiet::default();
+    let source = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    replace(&table, control, source, pin(0, 21), io);
+    let mut deliveries = table.assert(vector(0x51), io).unwrap();
+    let delivery = deliveries.next().unwrap();
+    io.pins_are_low = true;
+    assert!(table.complete(source, pin(0, 21), io).is_empty());
+    let report = table.source_report(source).unwrap();
+    assert!(report.account.in_service && io.lowered.is_empty());
+    assert_eq!((report.account.ledger.stale_eois, io.rte_masked), (1, Some(true)));
+    io.pins_are_low = false;
+    assert!(table.complete(source, pin(0, 21), io).is_empty());
+    drop(delivery);
+    assert_eq!((io.lowered.as_slice(), io.rte_masked), ([(source, pin(0, 21))].as_slice(), Some(false)));
 }
 
 #[test]
@@ -349,6 +375,9 @@ impl LineIo for Wired {
     }
     fn lower_pin(&mut self, _: SourceId, _: Notifier) {
         self.lowered += 1;
+    }
+    fn holds_pin(&mut self, _: SourceId, _: Notifier) -> bool {
+        true
     }
     fn virtual_rte_masked(&mut self, target: Notifier) -> bool {
         let Notifier::Pin { partition, .. } = target else { return true };
