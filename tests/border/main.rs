@@ -30,3 +30,5 @@ mod instructions;
 mod memory;
 mod msrs;
 mod ports;
+#[path = "../support/rounds.rs"]
+mod rounds;

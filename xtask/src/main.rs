@@ -86,7 +86,7 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --again                also what passed before and has not changed since
       --list                 only list the names
       --json                 as JSON, one object per line, and lines for people on standard error; see docs/json.md
-      --fuzz-rounds N        how many histories each test of host/border plays; without it, each test's own number
+      --fuzz-rounds N        how many histories each test of host/border and host/intx_fuzz plays; without it, its own number
       --seed S               the first one's seed; default 0
       --setup                install QEMU, gdb, rustfmt and clippy first if they are missing
 

@@ -46,7 +46,7 @@ pub struct Options {
     pub list: bool,
     /// Whether to print JSON on standard output; lines for people go to standard error then.
     pub json: bool,
-    /// How long the tests of `tests/border` go on, and from where.
+    /// How long the tests of `tests/border` and `tests/intx_fuzz` go on, and from where.
     pub fuzz: Fuzz,
 }
 
