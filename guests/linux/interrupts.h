@@ -29,7 +29,7 @@ __attribute__((format(printf, 1, 2), noreturn)) static void give_up(const char *
 }
 
 /* The file of that name in a folder, or -1 with `errno`. */
-static int open_in(const char *folder, const char *name, int flags)
+__attribute__((unused)) static int open_in(const char *folder, const char *name, int flags)
 {
     char path[256];
     if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, name) >= sizeof path)
@@ -37,7 +37,7 @@ static int open_in(const char *folder, const char *name, int flags)
     return open(path, flags);
 }
 
-static int open_or_give_up(const char *folder, const char *name, int flags)
+__attribute__((unused)) static int open_or_give_up(const char *folder, const char *name, int flags)
 {
     int file = open_in(folder, name, flags);
     if (file < 0)
@@ -46,7 +46,7 @@ static int open_or_give_up(const char *folder, const char *name, int flags)
 }
 
 /* The number in that file of a folder. */
-static unsigned long number_in(const char *folder, const char *name)
+__attribute__((unused)) static unsigned long number_in(const char *folder, const char *name)
 {
     char text[32], *end;
     int file = open_or_give_up(folder, name, O_RDONLY);
@@ -60,7 +60,7 @@ static unsigned long number_in(const char *folder, const char *name)
 }
 
 /* The sum over all CPUs in the line of /proc/interrupts of that interrupt. */
-static unsigned long counted(unsigned long irq)
+__attribute__((unused)) static unsigned long counted(unsigned long irq)
 {
     FILE *file = fopen("/proc/interrupts", "r");
     if (!file)

@@ -20,6 +20,7 @@ use crate::console::Console;
 use crate::console::table::{Align, Cell, Table};
 use crate::setup;
 
+pub mod boot;
 mod crossing;
 mod goals;
 mod guest;
@@ -36,8 +37,12 @@ use guest::{Apic, Mask};
 use measure::REPORTED;
 
 /// What can be measured: the word by which it is asked for, and what it tells.
-pub const BENCHES: [(&str, &str); 2] = [
+pub const BENCHES: [(&str, &str); 3] = [
     ("intx", "what one interrupt costs in instructions, VM exits and accesses, bare and under Levelhead"),
+    (
+        "guest",
+        "what booting Linux costs in instructions and VM exits, bare and under Levelhead, and what single exits cost",
+    ),
     ("stages", "where these instructions go: functions, in the order in which they run"),
 ];
 

@@ -25,8 +25,8 @@ pub const SHELL: &str = "linux-shell";
 pub const KERNEL: &str = "linux-image-cloud-amd64";
 /// One program that is all the others.
 const BUSYBOX: &str = "busybox-static";
-/// The programs that count, each a source in guests/linux/.
-const PROGRAMS: [&str; 2] = [EDU, SERIAL];
+/// The guest's programs, each a source in guests/linux/.
+const PROGRAMS: [&str; 3] = [EDU, SERIAL, "stamp"];
 const EDU: &str = "edu";
 const SERIAL: &str = "serial";
 /// What the kernel has to load, in this order.

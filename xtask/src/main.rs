@@ -105,6 +105,8 @@ cargo xtask <verb>: build, run, test and measure Levelhead
   bench intx                 count instructions and VM exits per interrupt, bare and under Levelhead
       --json                 as a JSON array
       --setup --qemu PATH --verbose     as above
+  bench guest                count instructions and VM exits of a Linux boot, bare and under Levelhead, and of single exits
+      --json --setup --qemu PATH --verbose     as above
   bench stages               where the instructions of one interrupt go: a tree of functions, in the order in which they run
       --apic xapic|x2apic    default x2apic         --mask line|function   default line
       --sources N            devices on the line, 1 to 8; default 1
@@ -166,6 +168,7 @@ enum Verb {
     Contract(contract::Options),
     Mutants(mutants::Options),
     Bench(bench::Options),
+    BenchGuest(bench::Options),
     Stages(bench::stages::Options),
     Benches,
     Facts(facts::Options),
@@ -221,6 +224,7 @@ fn perform(verb: &Verb) -> Result<()> {
         Verb::Contract(options) => contract::run(&tree, options),
         Verb::Mutants(options) => mutants::run(&tree, options),
         Verb::Bench(options) => bench::intx(&tree, options),
+        Verb::BenchGuest(options) => bench::boot::guest(&tree, options),
         Verb::Stages(options) => bench::stages::stages(&tree, options),
         Verb::Benches => {
             bench::list();
@@ -446,12 +450,12 @@ fn parse_bench(words: &mut lexopt::Parser) -> Result<Verb> {
             guest.judge()?;
             Ok(Verb::Stages(bench::stages::Options { common: options, guest, least }))
         }
-        Some("intx") => {
+        Some(name @ ("intx" | "guest")) => {
             ensure!(
                 guest == bench::stages::DEFAULT && least.is_none(),
-                "`bench intx` measures every guest; --apic, --mask, --sources, --lines and --least are for `bench stages`"
+                "`bench {name}` has no choice of guests; --apic, --mask, --sources, --lines and --least are for `bench stages`"
             );
-            Ok(Verb::Bench(options))
+            Ok(if name == "intx" { Verb::Bench(options) } else { Verb::BenchGuest(options) })
         }
         Some(other) => {
             let names = bench::BENCHES.map(|(name, _)| format!("`bench {name}`")).join(", ");
@@ -698,7 +702,13 @@ mod tests {
         assert!(matches!(parse(["bench", "intx", "--json"]).unwrap(), Verb::Bench(_)));
         assert!(matches!(parse(["bench"]).unwrap(), Verb::Benches));
         for (name, _) in bench::BENCHES {
-            assert!(matches!(parse(["bench", name]).unwrap(), Verb::Bench(_) | Verb::Stages(_)), "{name}");
+            assert!(
+                matches!(
+                    parse(["bench", name]).unwrap(),
+                    Verb::Bench(_) | Verb::BenchGuest(_) | Verb::Stages(_)
+                ),
+                "{name}"
+            );
             assert!(HELP.contains(&format!("\n  bench {name} ")), "{name}");
         }
         assert!(matches!(parse(["gate", "no-std", "--json"]).unwrap(), Verb::Gate(_)));

@@ -24,15 +24,20 @@
 //! between the assertion and the handler, with interrupts off: what was delivered is taken back, and delivered again, since
 //! the line is still asserted. The time of the call is `replacement`, and in flight it is part of the round.
 //!
+//! `exits=yes` measures something else: what CPUID, a read of COM1's line status by port, and a read of the local APIC's memory take
+//! (xAPIC mode), without the taking of time.
+//!
 //! Command line: `vcpu=busy` or `vcpu=halted` for one of the two; `rounds=N`, at most and by default 1000.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "the measured code is assembly")]
 
+use core::arch::x86_64::__cpuid;
 use core::arch::{asm, naked_asm};
 use core::fmt;
+use core::hint::black_box;
 
-use guests::cpu::enable_interrupts;
+use guests::cpu::{enable_interrupts, in8};
 use guests::edu::{ACKNOWLEDGE, Edu, RAISE, TRANSFER_COMMAND, TRANSFER_DONE, TRANSFER_START};
 use guests::hypercall::{Interface, Source};
 use guests::interrupts::set_raw_gate;
@@ -65,6 +70,11 @@ fn main() {
         Some(other) => fail!("command line: vcpu={other} is neither busy nor halted"),
     };
     let apic = lapic::init();
+    if cmdline::value("exits").is_some() {
+        check!(apic == Mode::XApic, "exits=yes is for apic=xapic, whose local APIC lies in memory");
+        measure_exits();
+        return;
+    }
     let edu = Edu::find();
     if modes.contains(&Vcpu::Halted) {
         check_transfer(edu);
@@ -104,6 +114,25 @@ fn main() {
             "row apic={apic} vcpu={vcpu} raise_to_isr={raise_to_isr} eoi={eoi} round_trip={round_trip}{replacement}"
         );
     }
+}
+
+/// Measures single instructions that make a guest exit.
+fn measure_exits() {
+    const LINE_STATUS: u16 = 0x3fd;
+    const APIC_ID: usize = 0x20;
+    let none = Spread::of_each(0, || ());
+    let cpuid = Spread::of_each(none.median, || {
+        black_box(__cpuid(1));
+    });
+    let port = Spread::of_each(none.median, || {
+        // SAFETY: that register of COM1 may be read at any time.
+        black_box(unsafe { in8(LINE_STATUS) });
+    });
+    let apic = lapic::window();
+    let mmio = Spread::of_each(none.median, || {
+        black_box(apic.read32(APIC_ID));
+    });
+    say!("exit cpuid={cpuid} port={port} mmio={mmio}");
 }
 
 /// What the CPU does when the interrupt comes.
@@ -339,6 +368,19 @@ struct Spread {
 }
 
 impl Spread {
+    /// The ticks that `once` takes in each of some rounds, less so many.
+    fn of_each(less: u64, once: impl Fn()) -> Self {
+        let mut samples = [0; 100];
+        samples.fill_with(|| {
+            let before = time_stamp();
+            once();
+            time_stamp().wrapping_sub(before).saturating_sub(less)
+        });
+        samples.sort_unstable();
+        let at = |index: usize| samples.get(index).copied().unwrap_or(0);
+        Self { min: at(0), median: at(samples.len() / 2), max: at(samples.len() - 1) }
+    }
+
     fn of(samples: &mut [Sample], quantity: fn(&Sample) -> u64) -> Self {
         samples.sort_unstable_by_key(quantity);
         let at = |index: usize| samples.get(index).map_or(0, quantity);

@@ -36,7 +36,7 @@ impl Spread {
     }
 
     /// Reads `min,median,max`.
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.split(',').map(|number| number.parse().ok());
         let spread = Self { min: numbers.next()??, median: numbers.next()??, max: numbers.next()?? };
         numbers.next().is_none().then_some(spread)
