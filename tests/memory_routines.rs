@@ -23,7 +23,7 @@ fn pattern() -> Vec<u8> {
 
 /// Every length up to 80, and a few longer ones.
 fn lengths() -> impl Iterator<Item = usize> {
-    (0..80).chain([127, 128, 129, 700])
+    (0..80).chain([127, 128, 129, 255, 256, 257, 263, 264, 700])
 }
 
 #[test]
