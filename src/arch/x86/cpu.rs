@@ -65,8 +65,6 @@ pub(crate) struct ThisCpu {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arrived {
     words: [u64; 4],
-    /// The highest word that may have a bit; past the last when none has.
-    at: usize,
 }
 
 impl Iterator for Arrived {
@@ -74,17 +72,18 @@ impl Iterator for Arrived {
 
     #[inline]
     fn next(&mut self) -> Option<Vector> {
-        loop {
-            let word = self.words.get_mut(self.at)?;
-            if *word != 0 {
-                // Less than 64, so that both halves of the number below stay apart.
-                let bit = 63 ^ word.leading_zeros();
-                *word &= !(1 << bit);
-                // The stubs of exceptions never set a bit, so new() does not refuse.
-                return Vector::new(((self.at as u32) << 6 | bit) as u8);
-            }
-            self.at = self.at.wrapping_sub(1);
-        }
+        let [low, second, third, high] = &mut self.words;
+        let (base, word) = match (*high, *third, *second) {
+            (0, 0, 0) => (0, low),
+            (0, 0, _) => (64, second),
+            (0, _, _) => (128, third),
+            _ => (192, high),
+        };
+        // Below 64, so that both halves of the number stay apart.
+        let bit = word.checked_ilog2()?;
+        *word ^= 1 << bit;
+        // The stubs of exceptions never set a bit, so new() does not refuse.
+        Vector::new(base | bit as u8)
     }
 }
 
@@ -175,7 +174,7 @@ impl ThisCpu {
                 value
             })
         });
-        Arrived { words, at: words.len().wrapping_sub(1) }
+        Arrived { words }
     }
 }
 
