@@ -349,6 +349,7 @@ impl VirtualCpu {
             Written::Pat(value) => vmcb.set_pat(value),
             Written::TscOffset(offset) => vmcb.set_tsc_offset(offset),
             Written::MtrrDefType(value) => self.mtrr_def_type = value,
+            Written::Nothing => {}
         }
         Ok(())
     }
@@ -598,6 +599,10 @@ impl VirtualCpu {
                 }
                 PortWrite::Register(bdf, access, value) => {
                     platform.write_config(bdf, access, value).map(|changed| Ok((bdf, changed)))
+                }
+                PortWrite::Line { pin, high } => {
+                    machine.test_line(self.here(), pin, high);
+                    None
                 }
                 PortWrite::PowerOff => Some(Err(End::PoweredOff)),
                 PortWrite::Reset => Some(Err(End::Reset)),

@@ -226,15 +226,25 @@ impl Machine {
     }
 
     /// Follows with a pin of the partition at work what its COM1 says.
-    pub(crate) fn com1(&self, here: Here, Output { high, fell }: Output) {
+    pub(crate) fn com1(&self, here: Here, output: Output) {
+        self.drive(here, COM1_PIN, Contributor::PLATFORM, output);
+    }
+
+    /// The test device of the partition at work raises its line to a pin, or lowers it.
+    pub(crate) fn test_line(&self, here: Here, pin: Pin, high: bool) {
+        self.drive(here, pin, Contributor::TEST_DEVICE, Output { high, fell: !high });
+    }
+
+    /// What the hypervisor plays for the guest at work drives a pin.
+    fn drive(&self, here: Here, pin: Pin, contributor: Contributor, Output { high, fell }: Output) {
         let Some(receiver) = self.receivers.get(usize::from(here.partition)) else { return };
         let settled = receiver.chips(|chips| {
             if fell {
-                chips.deassert_pin(COM1_PIN, Contributor::PLATFORM);
+                chips.deassert_pin(pin, contributor);
             }
-            if high { chips.assert_pin(COM1_PIN, Contributor::PLATFORM) } else { Settled::default() }
+            if high { chips.assert_pin(pin, contributor) } else { Settled::default() }
         });
-        self.follow(here, here.partition, receiver, COM1_PIN, settled);
+        self.follow(here, here.partition, receiver, pin, settled);
     }
 
     /// Lets a pin of partition number `partition` deliver what it holds.

@@ -390,6 +390,9 @@ catalogue! {
         OptionUnknown "option-unknown"
             "a word of the hypervisor's command line means nothing"
             "use log=, exit=, selftest= and facts"
+        TestDevice "test-device"
+            "a partition has the test device, whose lines are no device's"
+            "leave out `test-device`, unless its guest is a test"
     }
     Firmware Error {
         HandOver "hand-over"

@@ -121,6 +121,10 @@ pub mod msr {
     pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
     /// What RDTSCP and RDPID return besides the time.
     pub const TSC_AUX: u32 = 0xc000_0103;
+    /// The first of the four event selectors, and behind them four counters, that all of AMD's CPUs have.
+    pub const LEGACY_PERF_FIRST: u32 = 0xc001_0000;
+    /// The last of those.
+    pub const LEGACY_PERF_LAST: u32 = 0xc001_0007;
     /// What AMD's CPUs of families 0xf and 0x10 send when an interrupt is pending in a deep sleep.
     pub const INT_PENDING: u32 = 0xc001_0055;
 }

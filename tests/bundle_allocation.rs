@@ -105,7 +105,7 @@ fn blob(shape: Shape) -> Vec<u8> {
         blob.push(1); // console
         either(&mut blob, &[1, 0xe9, 0], &[1, 0xf8, 3]); // debug-port
         either(&mut blob, &[1, 0xf4, 0], &[1, 0xf8, 3]); // exit-port
-        blob.extend_from_slice(&[0, 0]); // user-hypercalls, control
+        blob.extend_from_slice(&[0; 3]); // user-hypercalls, control, test-device
         blob.push(1); // restart
         either(&mut blob, &[1, 0, 0, 0], &[0xff; 4]);
         either(&mut blob, &[1, 0, 0, 0], &[0xff; 4]);

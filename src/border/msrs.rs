@@ -33,6 +33,8 @@ pub enum Written {
     TscOffset(u64),
     /// [`Registers::mtrr_def_type`] becomes this.
     MtrrDefType(u64),
+    /// Nothing, and nobody notices.
+    Nothing,
 }
 
 /// Whether `number` is the local APIC's to judge, which every EOI of x2APIC mode is.
@@ -54,6 +56,8 @@ pub const fn read(number: u32, registers: &Registers, now_tsc: u64) -> Result<u6
         msr::MTRR_DEF_TYPE => Ok(registers.mtrr_def_type),
         // Linux reads it unasked on a CPU of these families, and complains where it is not. Nothing sleeps deeply here.
         msr::INT_PENDING => Ok(0),
+        // Four of these every such CPU has, whatever CPUID says (APM2 13.2). Here they count nothing.
+        msr::LEGACY_PERF_FIRST..=msr::LEGACY_PERF_LAST => Ok(0),
         _ => Err(GeneralProtection),
     }
 }
@@ -74,6 +78,7 @@ pub fn write(
         msr::PAT if x86::pat_is_legal(value) => Ok(Written::Pat(value)),
         msr::TSC => Ok(Written::TscOffset(value.wrapping_sub(now_tsc))),
         msr::MTRR_DEF_TYPE if x86::mtrr_def_type_is_legal(value) => Ok(Written::MtrrDefType(value)),
+        msr::LEGACY_PERF_FIRST..=msr::LEGACY_PERF_LAST => Ok(Written::Nothing),
         _ => Err(GeneralProtection),
     }
 }

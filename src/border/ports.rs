@@ -1,9 +1,10 @@
 //! The ports of a guest's platform. BARs are not here: a guest reaches theirs without an exit.
 
-use crate::config::{CMOS_PORTS, POWER_PORTS, RESET_PORT, TIMER_PORTS};
+use crate::config::{CMOS_PORTS, POWER_PORTS, RESET_PORT, TEST_LINE_PORTS, TEST_REGISTER_PORTS, TIMER_PORTS};
 use crate::device::cmos::{Cmos, WallClock};
 use crate::device::power::{powers_off, resets};
-use crate::device::{Output, UART_PORTS, Uart};
+use crate::device::{Output, TestRegister, UART_PORTS, Uart};
+use crate::irq::Pin;
 use crate::pci::config_ports::PortRead;
 use crate::pci::{Access, Bdf, ConfigPorts, Width as ConfigWidth};
 use crate::vcpu::Width;
@@ -25,6 +26,13 @@ pub enum PortWrite {
     Text(u8),
     /// This write to a register of this function's virtual configuration space, if the guest has the function.
     Register(Bdf, Access, u32),
+    /// The test device's line to this pin is high from now on, or low.
+    Line {
+        /// The pin.
+        pin: Pin,
+        /// Whether the line is high.
+        high: bool,
+    },
     /// The guest ends with this value.
     Exit(u32),
     /// The guest powers itself off.
@@ -38,19 +46,25 @@ pub enum PortWrite {
 pub struct Ports {
     debug: Option<u16>,
     exit: Option<u16>,
+    test: Option<TestRegister>,
     uart: Uart,
     cmos: Cmos,
     config: ConfigPorts,
 }
 
 impl Ports {
-    /// The platform after reset, with the ports that the configuration gave it, and the time if that is known.
-    pub const fn new(debug: Option<u16>, exit: Option<u16>, clock: Option<WallClock>) -> Self {
-        Self { debug, exit, uart: Uart::new(), cmos: Cmos::new(clock), config: ConfigPorts::RESET }
+    /// The platform after reset, with the ports that the configuration gave it, those of the test device if `test`, and the time
+    /// if that is known.
+    pub const fn new(debug: Option<u16>, exit: Option<u16>, test: bool, clock: Option<WallClock>) -> Self {
+        let test = if test { Some(TestRegister::new()) } else { None };
+        Self { debug, exit, test, uart: Uart::new(), cmos: Cmos::new(clock), config: ConfigPorts::RESET }
     }
 
     /// Puts the platform back to its reset.
     pub const fn reset(&mut self) {
+        if let Some(register) = &mut self.test {
+            *register = TestRegister::new();
+        }
         self.uart = Uart::new();
         self.cmos.reset();
         self.config = ConfigPorts::RESET;
@@ -59,6 +73,11 @@ impl Ports {
     /// A read of `width` at `port` when the time stamp is `now_tsc`: the value in the low bits, or the register that holds it.
     /// Where nobody answers, ones.
     pub fn read(&mut self, port: u16, width: Width, now_tsc: u64) -> PortRead {
+        if let Some(register) = self.test
+            && TEST_REGISTER_PORTS.contains(&port)
+        {
+            return PortRead::Value(register.read(port - TEST_REGISTER_PORTS.start(), width));
+        }
         let value = match port {
             COM1..=COM1_LAST if width == Width::Byte => u32::from(self.uart.read(port - COM1)),
             CMOS..=CMOS_LAST if width == Width::Byte => u32::from(self.cmos.read(port - CMOS, now_tsc)),
@@ -99,6 +118,17 @@ impl Ports {
         }
         if Some(port) == self.debug && width == Width::Byte {
             return PortWrite::Text(value as u8);
+        }
+        if let Some(register) = &mut self.test {
+            if TEST_REGISTER_PORTS.contains(&port) {
+                register.write(port - TEST_REGISTER_PORTS.start(), width, value);
+                return PortWrite::Nothing;
+            }
+            if TEST_LINE_PORTS.contains(&port) {
+                // As many ports as there are pins.
+                let pin = Pin((port - TEST_LINE_PORTS.start()) as u8);
+                return PortWrite::Line { pin, high: value != 0 };
+            }
         }
         match port {
             COM1..=COM1_LAST if width == Width::Byte => {

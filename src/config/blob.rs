@@ -80,6 +80,7 @@ pub(super) fn encode(config: &Config) -> Vec<u8> {
             console,
             debug_port,
             exit_port,
+            test_device,
             user_hypercalls,
             control,
             restart: RestartPolicy { at_most, pause_ms },
@@ -102,6 +103,7 @@ pub(super) fn encode(config: &Config) -> Vec<u8> {
         }]);
         out.option(debug_port.map(u16::to_le_bytes));
         out.option(exit_port.map(u16::to_le_bytes));
+        out.flag(*test_device);
         out.flag(*user_hypercalls);
         out.flag(*control);
         out.option(at_most.map(u32::to_le_bytes));
@@ -146,6 +148,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Config, BlobError> {
             console: input.choice("console", &[Console::Hidden, Console::Lines, Console::Terminal])?,
             debug_port: input.option("debug-port", |input| input.u16("debug-port"))?,
             exit_port: input.option("exit-port", |input| input.u16("exit-port"))?,
+            test_device: input.flag("test-device")?,
             user_hypercalls: input.flag("user-hypercalls")?,
             control: input.flag("control")?,
             restart: RestartPolicy {

@@ -35,7 +35,7 @@ use crate::message::Message;
 use super::model::ImageIndex;
 
 /// The revision of the bundle and of the configuration in it; another one is refused.
-pub const REVISION: u32 = 5;
+pub const REVISION: u32 = 6;
 /// The most images of a bundle.
 pub const MAX_IMAGES: usize = 256;
 /// The longest image name, in bytes.

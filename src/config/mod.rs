@@ -29,8 +29,8 @@ pub use model::{Config, Console, Device, ImageIndex, MaskPolicy, Module, Partiti
 pub use validate::{
     CMOS_PORTS, COM1_PIN, COM1_PORTS, EXIT_PORT_BYTES, KeyPath, MAX_CMDLINE_BYTES, MAX_CPUS, MAX_DEVICES,
     MAX_GSIS, MAX_MEMORY_BYTES, MAX_MEMORY_END, MAX_MODULES, MAX_NAME_BYTES, MAX_PARTITIONS, MAX_VIOLATIONS,
-    MIN_MEMORY_AT, MIN_MEMORY_BYTES, PCI_PORTS, POWER_PORTS, RESET_PORT, Rule, Step, TIMER_PORTS,
-    VIRTUAL_PINS, Violation, validate,
+    MIN_MEMORY_AT, MIN_MEMORY_BYTES, PCI_PORTS, POWER_PORTS, RESET_PORT, Rule, Step, TEST_FLUSH_PORTS,
+    TEST_LINE_PORTS, TEST_REGISTER_PORTS, TIMER_PORTS, VIRTUAL_PINS, Violation, validate,
 };
 
 /// Why a bundle was refused. Whoever packed it must fix it.

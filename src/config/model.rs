@@ -62,6 +62,8 @@ pub struct Partition {
     /// The first of [`EXIT_PORT_BYTES`](super::EXIT_PORT_BYTES) I/O ports; a value written there ends the
     /// partition, as QEMU's `isa-debug-exit` ends the machine.
     pub exit_port: Option<u16>,
+    /// Whether it has the test device: QEMU's `pc-testdev`, as far as KVM's unit tests need it.
+    pub test_device: bool,
     /// Whether guest code at CPL 1 to 3 may make hypercalls. CPL 0 always may.
     pub user_hypercalls: bool,
     /// Whether it may ask for the interrupt sources of other partitions, and have functions taken over.

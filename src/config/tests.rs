@@ -39,6 +39,7 @@ fn partition(name: &str, cpu: u8) -> Partition {
         console: Console::Lines,
         debug_port: Some(0xe9),
         exit_port: Some(0xf4),
+        test_device: false,
         user_hypercalls: false,
         control: false,
         restart: RestartPolicy::NEVER,
@@ -252,6 +253,16 @@ fn each_rule_names_its_key_and_its_remedy() {
         (
             |c| c.partitions[0].exit_port = Some(0xe6),
             "ERROR Config/port-taken: partition[0].exit-port: ports 0xe6 to 0xe9 would collide with the debug port at port 0xe9; to do: \
+             choose ports of its own",
+        ),
+        (
+            |c| (c.partitions[0].test_device, c.partitions[0].exit_port) = (true, Some(0x2014)),
+            "ERROR Config/port-taken: partition[0].exit-port: ports 0x2014 to 0x2017 would collide with the test device at ports \
+             0x2000 to 0x2017; to do: choose ports of its own",
+        ),
+        (
+            |c| (c.partitions[0].test_device, c.partitions[0].debug_port) = (true, Some(0xe4)),
+            "ERROR Config/port-taken: partition[0].debug-port: port 0xe4 would collide with the test device at ports 0xe4 to 0xe7; to do: \
              choose ports of its own",
         ),
         (
@@ -591,8 +602,8 @@ fn a_well_signed_lie_is_refused_by_name() {
     let (config, kernel) = (24, 24 + 128);
     let cases = [
         (0, &b"ELF"[..], BundleError::Magic),
-        (8, &[4], BundleError::Revision(4)),
-        (8, &[6], BundleError::Revision(6)),
+        (8, &[5], BundleError::Revision(5)),
+        (8, &[7], BundleError::Revision(7)),
         (8, &[0xff; 4], BundleError::Revision(u32::MAX)),
         (12, &[0], BundleError::SectionCount(0)),
         (12, &[0xff; 4], BundleError::SectionCount(0xffff_ffff)),
@@ -675,7 +686,7 @@ fn any_config() -> impl Strategy<Value = Config> {
     let module =
         (any::<u16>(), "\\PC{0,9}").prop_map(|(image, cmdline)| Module { image: ImageIndex(image), cmdline });
     let texts = ("\\PC{0,7}", ".{0,40}");
-    let numbers = any::<(u64, Option<u64>, u16, Option<u16>, Option<u16>, bool, bool)>();
+    let numbers = any::<(u64, Option<u64>, u16, Option<u16>, Option<u16>, bool, bool, bool)>();
     let lists = (
         collection::vec(any::<u8>().prop_map(CpuId), 0..4),
         collection::vec(module, 0..3),
@@ -685,7 +696,16 @@ fn any_config() -> impl Strategy<Value = Config> {
         any::<(Option<u32>, u32)>().prop_map(|(at_most, pause_ms)| RestartPolicy { at_most, pause_ms });
     let partition = (texts, numbers, lists, restart, console).prop_map(
         |((name, cmdline), numbers, (cpus, modules, devices), restart, console)| {
-            let (memory_bytes, memory_at, kernel, debug_port, exit_port, user_hypercalls, control) = numbers;
+            let (
+                memory_bytes,
+                memory_at,
+                kernel,
+                debug_port,
+                exit_port,
+                test_device,
+                user_hypercalls,
+                control,
+            ) = numbers;
             Partition {
                 name,
                 cpus,
@@ -697,6 +717,7 @@ fn any_config() -> impl Strategy<Value = Config> {
                 console,
                 debug_port,
                 exit_port,
+                test_device,
                 user_hypercalls,
                 control,
                 restart,

@@ -58,6 +58,12 @@ pub const POWER_PORTS: RangeInclusive<u16> = 0x600..=0x601;
 pub const CMOS_PORTS: RangeInclusive<u16> = 0x70..=0x71;
 /// The counters of a PC's interval timer, which a guest finds standing still.
 pub const TIMER_PORTS: RangeInclusive<u16> = 0x40..=0x42;
+/// The test device's register, see [`TestRegister`](crate::device::TestRegister).
+pub const TEST_REGISTER_PORTS: RangeInclusive<u16> = 0xe0..=0xe3;
+/// The port that makes QEMU's test device flush a page, which it need not here.
+pub const TEST_FLUSH_PORTS: RangeInclusive<u16> = 0xe4..=0xe7;
+/// The test device's lines: one port for each input of the guest's IO-APIC.
+pub const TEST_LINE_PORTS: RangeInclusive<u16> = 0x2000..=0x2000 + VIRTUAL_PINS as u16 - 1;
 /// A guest's reset control register, one of the ports of configuration mechanism #1 that are not its own.
 pub const RESET_PORT: u16 = 0xcf9;
 /// How many ports an exit port takes: a 32-bit write must not reach another device.
@@ -603,6 +609,10 @@ impl<'a> Judge<'a> {
             ("the power registers", POWER_PORTS),
             ("the PCI configuration ports", PCI_PORTS),
         ];
+        if partition.test_device {
+            let ports = [TEST_REGISTER_PORTS, TEST_FLUSH_PORTS, TEST_LINE_PORTS];
+            taken.extend(ports.map(|ports| ("the test device", ports)));
+        }
         let claims = [
             ("debug-port", "the debug port", partition.debug_port, 1),
             ("exit-port", "the exit port", partition.exit_port, EXIT_PORT_BYTES),

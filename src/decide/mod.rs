@@ -50,7 +50,7 @@ pub const BAR_WINDOW: BarWindow =
 pub const FIRST_LINE_VECTOR: u8 = 0x40;
 /// Devices with INTx in the whole machine: each needs a contributor number of its own at the virtual pins, beside the
 /// guest's platform.
-pub const MAX_SOURCES: u8 = Contributor::COUNT - 1;
+pub const MAX_SOURCES: u8 = Contributor::SOURCES;
 
 const _: () = assert!(config::MAX_CPUS <= MAX_VCPUS as usize, "each has a virtual CPU");
 

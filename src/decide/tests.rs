@@ -81,6 +81,7 @@ fn partition(name: &str, cpu: u8, devices: &[Device]) -> Partition {
         console: Console::Lines,
         debug_port: None,
         exit_port: None,
+        test_device: false,
         user_hypercalls: false,
         control: false,
         restart: RestartPolicy::NEVER,
@@ -415,18 +416,18 @@ fn more_sources_than_contributors_are_refused() {
     let of = |range: core::ops::Range<u32>| -> Vec<Device> {
         range.map(|n| device(n, &devices[n as usize], (n % 16) as u8)).collect()
     };
-    let mut last = of(16..31);
+    let mut last = of(16..30);
     last.push(device(40, "00:1f.1", 20));
     let system = config(&[partition("a", 0, &of(0..16)), partition("b", 1, &last)]);
     let plan = decide(&system, 1, Some(&facts));
     let records: Vec<_> = plan.findings.iter().map(|finding| finding.refusal.to_string()).collect();
     assert_eq!(records.len(), 1, "{records:?}");
     assert!(
-        records[0].starts_with("ERROR Config/device-limit: partition[1].device[15].bdf: "),
+        records[0].starts_with("ERROR Config/device-limit: partition[1].device[14].bdf: "),
         "{records:?}"
     );
-    match plan.partitions[1].devices[14].intx {
-        Intx::Line(line) => assert_eq!((line.vector.get(), line.destination), (0x5e, 4)),
+    match plan.partitions[1].devices[13].intx {
+        Intx::Line(line) => assert_eq!((line.vector.get(), line.destination), (0x5d, 4)),
         ref other => panic!("{other:?}"),
     }
 }

@@ -6,9 +6,11 @@ mod fifo;
 mod line_buffer;
 pub mod power;
 mod print_budget;
+mod test_device;
 mod uart;
 
 pub use self::fifo::Fifo;
 pub use self::line_buffer::LineBuffer;
 pub use self::print_budget::{Dropped, Permission, PrintBudget};
+pub use self::test_device::TestRegister;
 pub use self::uart::{Output, UART_PORTS, Uart};

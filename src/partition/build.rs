@@ -13,7 +13,7 @@ use levelhead::decide::{BAR_WINDOW, DevicePlan};
 use levelhead::frames::Frames;
 use levelhead::guest::acpi::{self, Route};
 use levelhead::guest::{GuestMemory, Payload, plan};
-use levelhead::message::{Message, Refusal};
+use levelhead::message::{Message, Record, Refusal};
 use levelhead::svm::NestedTables;
 use levelhead::sync::Lock;
 use levelhead::virq::Vcpu;
@@ -31,6 +31,7 @@ use crate::arch::svm::vmrun::{World, io_permissions};
 use crate::arch::x86::paging::OutOfMemory;
 use crate::machine::Receiver;
 use crate::order::{Ordered, Rank};
+use crate::report::record;
 
 /// Tables kept for BARs, wherever in their window the guest moves them: one per 2 MiB touched, and what leads there.
 const BAR_TABLES: usize = 64;
@@ -90,8 +91,12 @@ pub(crate) fn build(
     }
     let functions: Vec<Share> = shares.iter().map(|(_, share)| *share).collect();
     let root = nested.root();
-    let ports =
-        Ports::new(configured.debug_port, configured.exit_port, assigner.clock.and_then(|clock| clock.wall));
+    let clock = assigner.clock.and_then(|clock| clock.wall);
+    let ports = Ports::new(configured.debug_port, configured.exit_port, configured.test_device, clock);
+    if configured.test_device {
+        let place = format_args!("partition {name}");
+        record(Record { message: Message::TestDevice, place: &place, what: None, remedy: None });
+    }
     let mut platform = Platform::new(
         index,
         assigner.config,

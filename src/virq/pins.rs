@@ -9,7 +9,11 @@ pub struct Contributor(u8);
 impl Contributor {
     /// How many there are.
     pub const COUNT: u8 = 32;
-    /// What the hypervisor itself plays for the guest; the last one, so that the numbers before it are the sources'.
+    /// How many of them, the first ones, are interrupt sources.
+    pub const SOURCES: u8 = Self::COUNT - 2;
+    /// The test device.
+    pub const TEST_DEVICE: Self = Self(Self::COUNT - 2);
+    /// What else the hypervisor itself plays for the guest.
     pub const PLATFORM: Self = Self(Self::COUNT - 1);
 
     /// The contributor with this index, or `None` past the last.

@@ -9,8 +9,23 @@ use crate::dice::{Dice, fuzz};
 const CPU: Vcpu = Vcpu(0);
 const MODEL: LapicModel = LapicModel { x2apic: true, physical_address_bits: 40 };
 const APIC_BASE: u32 = 0x1b;
-/// TSC, MTRRcap, PAT, MTRRdefType, EFER, INT_PENDING: what is here beside the local APIC's.
-const READABLE: [u32; 6] = [0x10, 0xfe, 0x277, 0x2ff, 0xc000_0080, 0xc001_0055];
+/// TSC, MTRRcap, PAT, MTRRdefType, EFER, PerfEvtSel0 to 3 and PerfCtr0 to 3, INT_PENDING: what is here beside the local APIC's.
+const READABLE: [u32; 14] = [
+    0x10,
+    0xfe,
+    0x277,
+    0x2ff,
+    0xc000_0080,
+    0xc001_0000,
+    0xc001_0001,
+    0xc001_0002,
+    0xc001_0003,
+    0xc001_0004,
+    0xc001_0005,
+    0xc001_0006,
+    0xc001_0007,
+    0xc001_0055,
+];
 
 fn registers(dice: &mut Dice) -> Registers {
     let paged = dice.one_in(2);
@@ -86,6 +101,10 @@ fn a_register_that_is_not_the_guests_faults_and_a_fault_changes_nothing() {
                 Written::TscOffset(offset) => {
                     let after = Registers { tsc_offset: offset, ..registers };
                     assert_eq!((number, msrs::read(0x10, &after, now)), (0x10, Ok(value)));
+                }
+                Written::Nothing => {
+                    assert!((0xc001_0000..=0xc001_0007).contains(&number));
+                    assert_eq!(msrs::read(number, &registers, now), Ok(0), "it counts nothing");
                 }
                 Written::MtrrDefType(kind) => {
                     assert_eq!((number, kind), (0x2ff, value));

@@ -4,8 +4,9 @@ use core::num::NonZeroU64;
 
 use levelhead::border::Ports;
 use levelhead::border::ports::PortWrite;
-use levelhead::device::Uart;
 use levelhead::device::cmos::{Cmos, WallClock};
+use levelhead::device::{TestRegister, Uart};
+use levelhead::irq::Pin;
 use levelhead::pci::config_ports::PortRead;
 use levelhead::pci::{ConfigPorts, Width as ConfigWidth};
 use levelhead::vcpu::Width;
@@ -19,6 +20,7 @@ const WIDTHS: [(Width, ConfigWidth); 3] =
 struct Pieces {
     debug: Option<u16>,
     exit: Option<u16>,
+    test: Option<TestRegister>,
     uart: Uart,
     cmos: Cmos,
     config: ConfigPorts,
@@ -32,6 +34,7 @@ impl Pieces {
     fn read(&mut self, port: u16, (width, config_width): (Width, ConfigWidth)) -> PortRead {
         let byte = width == Width::Byte;
         PortRead::Value(match port {
+            0xe0..=0xe3 if self.test.is_some() => self.test.unwrap().read(port - 0xe0, width),
             0x3f8..=0x3ff if byte => u32::from(self.uart.read(port - 0x3f8)),
             0x70 | 0x71 if byte => u32::from(self.cmos.read(port - 0x70, NOW)),
             0x40..=0x42 if byte => 0,
@@ -47,6 +50,13 @@ impl Pieces {
         match port {
             _ if self.exit == Some(port) => PortWrite::Exit(value),
             _ if byte && self.debug == Some(port) => PortWrite::Text(value as u8),
+            0xe0..=0xe3 if self.test.is_some() => {
+                self.test.as_mut().unwrap().write(port - 0xe0, width, value);
+                PortWrite::Nothing
+            }
+            0x2000..=0x2017 if self.test.is_some() => {
+                PortWrite::Line { pin: Pin(port as u8), high: value != 0 }
+            }
             0x3f8..=0x3ff if byte => match self.uart.write(port - 0x3f8, value as u8) {
                 Some(text) => PortWrite::Text(text),
                 None => PortWrite::Nothing,
@@ -69,17 +79,30 @@ impl Pieces {
 fn platform(dice: &mut Dice) -> (Ports, Pieces) {
     let debug = dice.pick(&[None, Some(0xe9), Some(0xffff), Some(0)]);
     let exit = dice.pick(&[None, Some(0xf4), Some(0xfffc)]);
-    let pieces =
-        Pieces { debug, exit, uart: Uart::new(), cmos: Cmos::new(Some(CLOCK)), config: ConfigPorts::RESET };
-    (Ports::new(debug, exit, Some(CLOCK)), pieces)
+    let test = dice.pick(&[None, Some(TestRegister::new())]);
+    let pieces = Pieces {
+        debug,
+        exit,
+        test,
+        uart: Uart::new(),
+        cmos: Cmos::new(Some(CLOCK)),
+        config: ConfigPorts::RESET,
+    };
+    (Ports::new(debug, exit, test.is_some(), Some(CLOCK)), pieces)
 }
 
 #[test]
 fn every_port_reads_as_its_one_owner_and_otherwise_as_nothing() {
-    let (mut ports, mut pieces) = platform(&mut Dice::new(1));
-    for port in 0..=u16::MAX {
-        for widths in WIDTHS {
-            assert_eq!(ports.read(port, widths.0, NOW), pieces.read(port, widths), "{widths:?} at {port:#x}");
+    for seed in 0..8 {
+        let (mut ports, mut pieces) = platform(&mut Dice::new(seed));
+        for port in 0..=u16::MAX {
+            for widths in WIDTHS {
+                assert_eq!(
+                    ports.read(port, widths.0, NOW),
+                    pieces.read(port, widths),
+                    "{widths:?} at {port:#x}"
+                );
+            }
         }
     }
 }
@@ -90,15 +113,16 @@ fn a_write_reaches_one_owner_and_is_seen_nowhere_else() {
         let (mut ports, mut pieces) = platform(dice);
         for _ in 0..2000 {
             let widths = dice.pick(&WIDTHS);
-            let port = match dice.below(4) {
+            let port = match dice.below(5) {
                 0 => dice.any() as u16,
                 1 => dice.pick(&[0xe9, 0xf3, 0xf4, 0xf5, 0xfffb, 0xfffc, 0xffff, 0]),
-                2 => dice.pick(&[0x3f0, 0x5f8]) + dice.below(0x18) as u16,
+                2 => dice.pick(&[0xdc, 0x1ff8, 0x2010]) + dice.below(0x10) as u16,
+                3 => dice.pick(&[0x3f0, 0x5f8]) + dice.below(0x18) as u16,
                 _ => 0xcf0 + dice.below(0x18) as u16,
             };
             let value = dice.hostile() as u32;
             assert_eq!(ports.write(port, widths.0, value), pieces.write(port, widths, value));
-            let (port, widths) = (0x3f8 + dice.below(0x10) as u16, dice.pick(&WIDTHS));
+            let (port, widths) = (dice.pick(&[0xdc, 0x3f8]) + dice.below(0x10) as u16, dice.pick(&WIDTHS));
             assert_eq!(ports.read(port, widths.0, NOW), pieces.read(port, widths));
             assert_eq!(ports.com1_output(), pieces.uart.take_output());
         }

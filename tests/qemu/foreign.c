@@ -4,7 +4,7 @@
  * CF8/CFC), counts the interrupts of every `edu` it finds, prints on COM1 and port 0xe9, and ends by port 0xf4.
  *
  * Words of its command line: `pin=N` names the IO-APIC pin where the q35 rule (20 + slot % 4) does not hold,
- * `paging=pse` and `paging=pae` turn paging on, `exit=N` is what it ends with instead of 16.
+ * `lines=1` plays with the lines of the test device, `paging=pse` and `paging=pae` turn paging on, `exit=N` is what it ends with instead of 16.
  */
 #include <stdint.h>
 
@@ -14,6 +14,12 @@
 #define DEVICE_VECTOR 0x31
 #define TIMER_VECTOR 0x40
 #define IPI_VECTOR 0x41
+#define EDGE_VECTOR 0x51
+#define LEVEL_VECTOR 0x61
+#define EDGE_PIN 13u
+#define LEVEL_PIN 14u
+#define RTE_LEVEL 0x8000u
+#define RTE_MASKED 0x10000u
 #define ROUNDS 200u
 
 struct multiboot {
@@ -44,13 +50,17 @@ __asm__(".pushsection .multiboot, \"a\"\n"
         "entry device_entry, device_interrupt\n"
         "entry timer_entry, timer_interrupt\n"
         "entry ipi_entry, ipi_interrupt\n"
+        "entry edge_entry, edge_interrupt\n"
+        "entry level_entry, level_interrupt\n"
         "entry other_entry, other_interrupt\n"
         ".lcomm stack, 16384\n"
         ".set stack_top, stack + 16384\n");
 
-void device_entry(void), timer_entry(void), ipi_entry(void), other_entry(void);
+void device_entry(void), timer_entry(void), ipi_entry(void), edge_entry(void), level_entry(void), other_entry(void);
 
-static volatile uint32_t interrupts, spurious, ticks, ipis;
+static volatile uint32_t interrupts, spurious, ticks, ipis, edges, levels;
+/* What the next handlers of the level do before the EOI: leave the line high, or lower and raise it. */
+static volatile uint32_t leave, retrigger;
 static uint32_t edu;
 
 static uint32_t load(uint32_t at) { return *(volatile uint32_t *)at; }
@@ -148,6 +158,30 @@ void ipi_interrupt(void)
     end_of_interrupt();
 }
 
+/* The test device's line to a pin. */
+static void set_line(uint32_t pin, uint8_t high) { out8((uint16_t)(0x2000 + pin), high); }
+
+void edge_interrupt(void)
+{
+    edges++;
+    end_of_interrupt();
+}
+
+void level_interrupt(void)
+{
+    levels++;
+    if (leave) {
+        leave--;
+    } else {
+        set_line(LEVEL_PIN, 0);
+        if (retrigger) {
+            retrigger--;
+            set_line(LEVEL_PIN, 1);
+        }
+    }
+    end_of_interrupt();
+}
+
 void other_interrupt(void) { demand(0, "an exception or an unknown vector"); }
 
 /* The number behind `key` on the command line, or `otherwise`. */
@@ -180,6 +214,8 @@ static void set_up_tables(void)
         void (*target)(void) = vector == DEVICE_VECTOR  ? device_entry
                                : vector == TIMER_VECTOR ? timer_entry
                                : vector == IPI_VECTOR   ? ipi_entry
+                               : vector == EDGE_VECTOR  ? edge_entry
+                               : vector == LEVEL_VECTOR ? level_entry
                                                         : other_entry;
         uint32_t at = (uint32_t)target;
         gates[vector] = (uint64_t)(at >> 16) << 48 | 0x8e00ull << 32 | 8 << 16 | (at & 0xffff);
@@ -347,6 +383,74 @@ static void use_edu(uint32_t slot, uint32_t pin)
     print_number("foreign: interrupts", interrupts);
 }
 
+static void write_entry(uint32_t pin, uint32_t low)
+{
+    set_io_apic(0x11 + 2 * pin, load(LOCAL_APIC + 0x20) & 0xff000000);
+    set_io_apic(0x10 + 2 * pin, low);
+}
+
+/* After what was just done no more interrupts have come than these. Waiting is for those that would be too many. */
+static void demand_counts(uint32_t edges_wanted, uint32_t levels_wanted, const char *what)
+{
+    for (int n = 0; n < 1000; n++)
+        __asm__ volatile("pause");
+    demand(edges == edges_wanted && levels == levels_wanted, what);
+}
+
+static void play_with_lines(void)
+{
+    write_entry(EDGE_PIN, EDGE_VECTOR);
+    write_entry(LEVEL_PIN, RTE_LEVEL | LEVEL_VECTOR);
+    demand_counts(0, 0, "an interrupt of a line that is low");
+
+    set_line(EDGE_PIN, 1);
+    demand_counts(1, 0, "a rising edge");
+    set_line(EDGE_PIN, 1);
+    demand_counts(1, 0, "no edge, as it was high");
+    set_line(EDGE_PIN, 0);
+    set_line(EDGE_PIN, 1);
+    demand_counts(2, 0, "another edge");
+    set_line(EDGE_PIN, 0);
+    write_entry(EDGE_PIN, RTE_MASKED | EDGE_VECTOR);
+    set_line(EDGE_PIN, 1);
+    write_entry(EDGE_PIN, EDGE_VECTOR);
+    demand_counts(2, 0, "an edge that was masked is lost");
+    set_line(EDGE_PIN, 0);
+
+    set_line(LEVEL_PIN, 1);
+    demand_counts(2, 1, "a level, lowered by its handler");
+    retrigger = 1;
+    set_line(LEVEL_PIN, 1);
+    demand_counts(2, 3, "a level, lowered and raised before the EOI");
+    leave = 2;
+    set_line(LEVEL_PIN, 1);
+    demand_counts(2, 6, "a level that is left high by two handlers");
+    write_entry(LEVEL_PIN, RTE_MASKED | RTE_LEVEL | LEVEL_VECTOR);
+    set_line(LEVEL_PIN, 1);
+    demand_counts(2, 6, "a level that is masked");
+    write_entry(LEVEL_PIN, RTE_LEVEL | LEVEL_VECTOR);
+    demand_counts(2, 7, "a level that was masked");
+    write_entry(LEVEL_PIN, RTE_MASKED | RTE_LEVEL | LEVEL_VECTOR);
+    set_line(LEVEL_PIN, 1);
+    set_line(LEVEL_PIN, 0);
+    write_entry(LEVEL_PIN, RTE_LEVEL | LEVEL_VECTOR);
+    demand_counts(2, 7, "a level that came and went while masked");
+
+    __asm__ volatile("cli");
+    set_line(EDGE_PIN, 1);
+    set_line(LEVEL_PIN, 1);
+    demand_counts(2, 7, "interrupts are off");
+    __asm__ volatile("sti");
+    demand_counts(3, 8, "both at once");
+    set_line(EDGE_PIN, 0);
+
+    out32(0xe0, 0x44332211);
+    out8(0xe1, 0xaa);
+    out32(0xe4, 0);
+    demand(in32(0xe0) == 0x4433aa11 && in16(0xe2) == 0x4433 && in8(0xe1) == 0xaa, "the register at 0xe0");
+    print("foreign: lines of the test device, edge and level\n");
+}
+
 /* Read-modify-write and string instructions on a register, as compilers make them. */
 static void touch_registers_oddly(void)
 {
@@ -384,6 +488,8 @@ void kernel(uint32_t magic, const struct multiboot *info)
     mask_all_pins();
     __asm__ volatile("sti");
 
+    if (option(line, "lines=", 0))
+        play_with_lines();
     uint32_t devices = 0;
     for (uint32_t slot = 0; slot < 32; slot++) {
         uint32_t id = config(slot, 0, 0);

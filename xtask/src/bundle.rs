@@ -293,6 +293,7 @@ mod tests {
                 console: levelhead::config::Console::Lines,
                 debug_port: None,
                 exit_port: None,
+                test_device: false,
                 user_hypercalls: false,
                 control: false,
                 restart: levelhead::policy::RestartPolicy::NEVER,

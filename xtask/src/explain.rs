@@ -97,6 +97,7 @@ struct PartitionSaid {
     terminal: bool,
     debug_port: Option<u16>,
     exit_port: Option<u16>,
+    test_device: bool,
     devices: Vec<DeviceSaid>,
 }
 
@@ -244,6 +245,7 @@ impl PartitionSaid {
             terminal: partition.console == config::Console::Terminal,
             debug_port: partition.debug_port,
             exit_port: partition.exit_port,
+            test_device: partition.test_device,
             devices: planned.devices.iter().map(DeviceSaid::new).collect(),
         }
     }

@@ -7,6 +7,7 @@
 //! * `contract`: every promise about INTx with its proof;
 //! * `mutants`: faults put in on purpose, which the proofs must notice;
 //! * `bench`: what an interrupt costs;
+//! * `kut`: kvm-unit-tests, of a checkout, as guests;
 //! * `config`: judge, explain and pack configurations;
 //! * `facts`: what a machine is, as the hypervisor reports it;
 //! * `symbolise`: what the addresses in a log mean;
@@ -33,6 +34,7 @@ mod explain;
 mod facts;
 mod gates;
 mod gdb;
+mod kut;
 mod linux;
 mod live;
 mod log;
@@ -115,6 +117,14 @@ cargo xtask <verb>: build, run, test and measure Levelhead
       --json                 as one JSON document
       --setup --qemu PATH --verbose     as above
 
+  kut --path DIR [FILTER ...]     run the tests of a built checkout of kvm-unit-tests whose name holds a FILTER, each as a guest
+      --list                 only list them, with why they cannot run here
+      --smp N                on N CPUs, 1 to 8, in place of as many as each test asks for
+      --timeout SECONDS      after which a test counts as hung, if it does not ask for more; default 60
+      --verbose              show what the guests print
+      --json                 one JSON object per line; see docs/json.md
+      --setup --qemu PATH    as above
+
   facts [demo | FILE.toml]   boot the hypervisor in QEMU for its report of the machine, which has the devices of FILE.toml,
                              if one is named; docs/facts.md
       -o FILE                into this file, not to standard output
@@ -171,6 +181,7 @@ enum Verb {
     BenchGuest(bench::Options),
     Stages(bench::stages::Options),
     Benches,
+    Kut(kut::Options),
     Facts(facts::Options),
     Symbolise(symbols::Options),
     Doctor(doctor::Options),
@@ -230,6 +241,7 @@ fn perform(verb: &Verb) -> Result<()> {
             bench::list();
             Ok(())
         }
+        Verb::Kut(options) => kut::run(&tree, options),
         Verb::Facts(options) => facts::facts(&tree, options),
         Verb::Symbolise(options) => symbols::symbolise(&tree, options),
         Verb::Doctor(options) => doctor::doctor(&tree, options),
@@ -260,6 +272,7 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         "contract" => parse_contract(&mut words),
         "mutants" => parse_mutants(&mut words),
         "bench" => parse_bench(&mut words),
+        "kut" => parse_kut(&mut words),
         "facts" => parse_run(&mut words, Boot::Facts),
         "symbolise" => parse_symbolise(&mut words),
         "doctor" => parse_doctor(&mut words),
@@ -269,8 +282,8 @@ fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Verb> {
         "help" => Ok(Verb::Help),
         other => {
             bail!(
-                "there is no verb {other:?}; the verbs are run, gdb, test, gate, contract, mutants, bench, facts, symbolise, config, \
-                 doctor, build, docs and help"
+                "there is no verb {other:?}; the verbs are run, gdb, test, gate, contract, mutants, bench, kut, facts, symbolise, \
+                 config, doctor, build, docs and help"
             )
         }
     }
@@ -466,6 +479,38 @@ fn parse_bench(words: &mut lexopt::Parser) -> Result<Verb> {
             Ok(Verb::Benches)
         }
     }
+}
+
+fn parse_kut(words: &mut lexopt::Parser) -> Result<Verb> {
+    let mut options = kut::Options::default();
+    let mut path = None;
+    while let Some(word) = words.next()? {
+        match word {
+            Long("path") => path = Some(PathBuf::from(words.value()?)),
+            Long("list") => options.list = true,
+            Long("json") => options.json = true,
+            Long("setup") => options.setup = true,
+            Long("verbose") | Short('v') => options.verbose = true,
+            Long("qemu") => options.qemu = Some(words.value()?.into()),
+            Long("smp") => {
+                let cpus: u8 = number(words, "--smp")?;
+                ensure!((1..=kut::MOST_CPUS).contains(&cpus), "--smp {cpus}: it is 1 to {}", kut::MOST_CPUS);
+                options.smp = Some(cpus);
+            }
+            Long("timeout") => {
+                let seconds: u64 = number(words, "--timeout")?;
+                ensure!(seconds > 0, "--timeout 0 leaves no time to run");
+                options.limit = Duration::from_secs(seconds);
+            }
+            Short('h') | Long("help") => return Ok(Verb::Help),
+            Value(filter) => options.filters.push(filter.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    options.path = path.context(
+        "usage: cargo xtask kut --path DIR [FILTER ...], where DIR is a checkout of kvm-unit-tests that has been built",
+    )?;
+    Ok(Verb::Kut(options))
 }
 
 fn parse_symbolise(words: &mut lexopt::Parser) -> Result<Verb> {
@@ -680,6 +725,8 @@ mod tests {
             (&["bench", "stages", "--sources", "9"], "9 devices on the line"),
             (&["bench", "stages", "--lines", "0"], "0 lines in use"),
             (&["pack", "a.toml"], "there is no verb"),
+            (&["kut"], "kut --path DIR"),
+            (&["kut", "--path", "a", "--smp", "9"], "1 to 8"),
             (&["config"], "config check"),
             (&["config", "judge"], "config check"),
             (&["config", "check"], "FILE..."),
@@ -711,6 +758,10 @@ mod tests {
             );
             assert!(HELP.contains(&format!("\n  bench {name} ")), "{name}");
         }
+        let kut = parse(["kut", "ioapic", "--path", "d", "--smp=2", "--json"]).unwrap();
+        assert!(
+            matches!(kut, Verb::Kut(options) if options.json && options.smp == Some(2) && options.filters == ["ioapic"])
+        );
         assert!(matches!(parse(["gate", "no-std", "--json"]).unwrap(), Verb::Gate(_)));
         let contract = parse(["contract", "i5", "--json"]).unwrap();
         assert!(matches!(contract, Verb::Contract(options) if options.json && options.numbers == ["I5"]));

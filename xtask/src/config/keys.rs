@@ -52,6 +52,7 @@ pub const SECTIONS: [Section; 4] = [
             &CONSOLE,
             &DEBUG_PORT,
             &EXIT_PORT,
+            &TEST_DEVICE,
             &USER_HYPERCALLS,
             &CONTROL,
             &RESTART,
@@ -219,6 +220,17 @@ pub const EXIT_PORT: Key = Key {
     meaning: "a value written there ends the partition: 0 and 0x10 are success, everything else is failure",
     example: "exit-port = 0xf4",
     messages: &[Message::PortTaken, Message::ExitPortEnd],
+};
+
+pub const TEST_DEVICE: Key = Key {
+    name: "test-device",
+    kind: "boolean",
+    default: Some("`false`"),
+    range: || "`true` or `false`".into(),
+    meaning: "whether it has what KVM's unit tests need of QEMU's test device: a line to each IO-APIC input, which an OUT to \
+              `0x2000` and the input's number raises or lowers, and a register at `0xe0`. Nothing but tests has a use for it",
+    example: "test-device = true",
+    messages: &[Message::TestDevice, Message::PortTaken],
 };
 
 pub const USER_HYPERCALLS: Key = Key {

@@ -89,6 +89,7 @@ fn what_is_left_out_has_its_default() {
         console: Console::Lines,
         debug_port: None,
         exit_port: None,
+        test_device: false,
         user_hypercalls: false,
         control: false,
         restart: RestartPolicy::NEVER,
@@ -113,6 +114,7 @@ fn every_key_reaches_the_hypervisor() {
         console = false
         debug-port = 0xe9
         exit-port = 244
+        test-device = true
         user-hypercalls = true
         control = true
         restart = 7
@@ -176,6 +178,7 @@ fn every_key_reaches_the_hypervisor() {
         console: Console::Hidden,
         debug_port: Some(0xe9),
         exit_port: Some(0xf4),
+        test_device: true,
         user_hypercalls: true,
         control: true,
         restart: RestartPolicy { at_most: Some(7), pause_ms: 60 },
