@@ -773,7 +773,7 @@ fn reach() {
 }
 
 /// The hole between memory and device windows.
-const NOWHERE: usize = 0xd000_0000;
+const NOWHERE: usize = 0xcff0_0000;
 
 fn bad_mmio() {
     // SAFETY: no memory of Rust's is in the hole.
