@@ -256,7 +256,8 @@ pub struct SourceInfo {
     pub pending: bool,
     /// Whether other sources share the physical line.
     pub shared: bool,
-    /// Whether another partition has the device now; then nothing is said of how it stands.
+    /// Whether another partition has the device now, and nothing of it is left here. Then, and while it is on its way there,
+    /// nothing is said of how it stands.
     pub elsewhere: bool,
     /// Whether it may be taken over.
     pub moves: bool,

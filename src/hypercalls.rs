@@ -10,6 +10,7 @@ use levelhead::hypercall::{
     Reply, SourceId as Index, SourceInfo, Target, answer, feature,
 };
 use levelhead::intx::{Completion, History, MOMENTS, MaskReasons, Notifier, Service, SourceId, SourceReport};
+use levelhead::ownership::Standing;
 use levelhead::virq::PINS;
 
 use crate::arch::x86::cpu::tsc;
@@ -212,7 +213,7 @@ impl VirtualCpu {
     fn source_info(&self, machine: &Machine, index: Index) -> Result<SourceInfo, CallError> {
         let (partition, share) = self.named(machine, index)?;
         let function = share.function;
-        let elsewhere = !partition.holds(share);
+        let standing = function.ownership.standing(partition.index);
         let mut info = SourceInfo {
             bdf: function.bdf.requester_id(),
             intx_pin: function.interrupt_pin.map_or(0, |pin| pin.register()),
@@ -222,7 +223,7 @@ impl VirtualCpu {
             in_service: false,
             pending: false,
             shared: false,
-            elsewhere,
+            elsewhere: standing == Standing::Elsewhere,
             moves: function.moves,
             mask_reasons: 0,
         };
@@ -231,7 +232,7 @@ impl VirtualCpu {
         };
         info.gsi = Some(report.gsi.0);
         info.shared = sharers(machine, &report) > 1;
-        if !elsewhere {
+        if standing == Standing::Held {
             info.virtual_pin = match report.state.notifier {
                 Notifier::Pin { vpin, .. } => Some(vpin),
                 Notifier::None | Notifier::Poll { .. } => None,
@@ -307,11 +308,10 @@ impl VirtualCpu {
 /// The source of a function, if the partition has it now.
 fn held(partition: &Partition, share: &Share) -> Result<SourceId, CallError> {
     let source = share.function.source.ok_or(CallError::NoIntx)?;
-    match partition.holds(share) {
-        true => Ok(source),
-        // On its way, which may also end where it began.
-        false if share.function.ownership.owner() == partition.index => Err(CallError::Busy),
-        false => Err(CallError::NotOwner),
+    match share.function.ownership.standing(partition.index) {
+        Standing::Held => Ok(source),
+        Standing::Leaving => Err(CallError::Busy),
+        Standing::Elsewhere => Err(CallError::NotOwner),
     }
 }
 

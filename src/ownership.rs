@@ -14,6 +14,18 @@ use crate::sync::{AtomicU32, Ordering};
 #[derive(Debug)]
 pub struct Ownership(AtomicU32);
 
+/// How a function stands to one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The partition has it.
+    Held,
+    /// It is on its way from the partition to another, or back; until that is over something may still be mapped in the
+    /// partition.
+    Leaving,
+    /// Another partition has it, or did until it set out.
+    Elsewhere,
+}
+
 /// Why there is no claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -53,6 +65,16 @@ impl Ownership {
     /// Whose it is; while it moves, whose it was.
     pub fn owner(&self) -> u8 {
         (self.0.load(Ordering::Acquire) & Self::OWNER) as u8
+    }
+
+    /// How it stands to `partition`.
+    pub fn standing(&self, partition: u8) -> Standing {
+        let now = self.0.load(Ordering::Acquire);
+        match now & Self::OWNER == u32::from(partition) {
+            true if now & Self::MOVING == 0 => Standing::Held,
+            true => Standing::Leaving,
+            false => Standing::Elsewhere,
+        }
     }
 
     /// Whether `partition` has it, and it is not on its way to another.
@@ -124,12 +146,15 @@ mod tests {
         let mut claim = ownership.move_away().expect("nobody claims it");
         assert_eq!((claim.owner(), ownership.owner()), (3, 3));
         assert!(!ownership.is_held_by(3) && !ownership.is_held_by(4));
+        // Whose it was is not told that it is gone, as what was mapped may still be.
+        assert_eq!([3, 4].map(|of| ownership.standing(of)), [Standing::Leaving, Standing::Elsewhere]);
         for partition in [3, 4, 5] {
             assert_eq!(ownership.keep(partition).err(), Some(Refused::Claimed));
         }
         assert_eq!(ownership.move_away().err(), Some(Refused::Claimed));
         claim.pass_to(4);
         assert!(ownership.is_held_by(4) && !ownership.is_held_by(3));
+        assert_eq!([3, 4].map(|of| ownership.standing(of)), [Standing::Elsewhere, Standing::Held]);
         assert_eq!(ownership.move_away().err(), Some(Refused::Claimed), "the claim outlives the passage");
         drop(claim);
         assert!(ownership.is_held_by(4));
