@@ -211,11 +211,10 @@ fn assert_and_attend(_: u32) -> ! {
 
 /// Asserts as often as is ordered, each time when the last one was served. `meanwhile` is done as long as it is not.
 fn assert_all(stage: Stage, mut meanwhile: impl FnMut()) {
-    const PATIENCE: u32 = 3_000_000;
     let rounds = ORDERED.swap(0, SeqCst);
     for round in 1..=rounds {
         let mut until = |counter: &AtomicU32, what: &str| {
-            let came = (0..PATIENCE).any(|_| {
+            let came = wait::until(|| {
                 meanwhile();
                 counter.load(SeqCst) == round
             });

@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use guests::cpu::{disable_interrupts, enable_interrupts, rdmsr, wrmsr};
 use guests::interrupts::{Frame, handle};
-use guests::{check, cmdline, lapic, say};
+use guests::{check, cmdline, lapic, say, wait};
 
 guests::guest!("state", main);
 
@@ -45,9 +45,9 @@ fn main() {
     avx(rounds);
     registers(rounds);
     bases(rounds);
+    check!(wait::until(|| TICKS.load(Relaxed) > 0), "the timer never interrupted");
     lapic::stop_timer();
     disable_interrupts();
-    check!(TICKS.load(Relaxed) > 0, "the timer never interrupted");
     say!("{} timer interrupts in between", TICKS.load(Relaxed));
 }
 

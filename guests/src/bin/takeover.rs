@@ -48,8 +48,6 @@ const RAISED: usize = 0x80;
 const SERVED: usize = 0x88;
 /// What nobody answers.
 const NOBODY: u32 = u32::MAX;
-/// How often a wait that should end at once looks.
-const PATIENCE: u32 = 20_000_000;
 
 /// The device, whoever has it.
 #[derive(Clone, Copy)]
@@ -245,13 +243,7 @@ fn end(what: &str) {
 
 /// Looks until `condition` holds; an emulator with one thread goes on to another CPU at each look.
 fn until(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..PATIENCE {
-        if condition() {
-            return;
-        }
-        core::hint::spin_loop();
-    }
-    fail!("{what}: nothing happens");
+    check!(condition() || wait::yielding(condition), "{what}: nothing happens");
 }
 
 fn spin() {
