@@ -10,7 +10,7 @@ use levelhead::addr::HostPhys;
 use levelhead::frames::Frames;
 use levelhead::intx::count;
 use levelhead::ioapic::{
-    MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_VERSION, Rte, Version, high_register, low_register, programming,
+    Aim, MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_VERSION, Rte, Version, high_register, low_register, programming,
 };
 use levelhead::irq::{Gsi, Pin, PinCount, TriggerMode, Vector};
 
@@ -36,8 +36,8 @@ struct Chip {
 struct Input {
     /// Its entry, as the chip has it.
     shadow: Rte,
-    /// Where the entry is to lead when it is unmasked next, if not where it leads now.
-    aim: Option<u8>,
+    /// Where the entry is to lead.
+    aim: Aim,
 }
 
 /// Register accesses since boot, index and data alike.
@@ -74,7 +74,7 @@ impl IoApics {
             gsi_base,
             version,
             selected: REG_VERSION,
-            inputs: alloc::vec![Input { shadow: Rte::RESET, aim: None }; usize::from(count.get().min(MOST_INPUTS))],
+            inputs: alloc::vec![Input { shadow: Rte::RESET, aim: Aim::Kept }; usize::from(count.get().min(MOST_INPUTS))],
         };
         for pin in (0..chip.inputs.len()).map(pin) {
             chip.program(&mut self.accesses, pin, Rte::RESET);
@@ -103,7 +103,7 @@ impl IoApics {
         {
             input.shadow = input.shadow.with_mask(masked);
             let low = input.shadow.low();
-            if !masked && input.aim.is_some() {
+            if !masked && !input.aim.is_kept() {
                 chip.turn(counts, index);
             }
             chip.write(counts, low_register(pin(index)), low);
@@ -135,13 +135,14 @@ impl IoApics {
         }
     }
 
-    /// Has the input's entry lead to the CPU with this APIC identifier from its next unmasking on. Before that it stays where
-    /// it is: a masked entry is the one moment at which nothing is on its way by it.
-    pub(crate) fn aim(&mut self, gsi: Gsi, destination: u8) {
+    /// The input's interrupt was taken by the CPU with this APIC identifier, and not by the one that handled it. If that goes on the
+    /// entry leads there, from an unmasking on. Before that it stays where it is: a masked entry is the one moment at which nothing
+    /// is on its way by it.
+    pub(crate) fn aim(&mut self, gsi: Gsi, taker: u8) {
         if let Some((chip, index, _)) = self.input(gsi)
             && let Some(input) = chip.inputs.get_mut(index)
         {
-            input.aim = Some(destination);
+            input.aim = input.aim.taken_by(taker, input.shadow.destination());
         }
     }
 
@@ -181,12 +182,13 @@ impl Chip {
         }
     }
 
-    /// Turns a masked entry to where it is to lead.
+    /// Turns a masked entry, which is about to be unmasked, to where it is to lead.
     #[cold]
     fn turn(&mut self, counts: &mut Accesses, index: usize) {
-        if let Some(input) = self.inputs.get_mut(index)
-            && let Some(destination) = input.aim.take()
-        {
+        let Some(input) = self.inputs.get_mut(index) else { return };
+        let (destination, aim) = input.aim.unmasked();
+        input.aim = aim;
+        if let Some(destination) = destination {
             input.shadow = input.shadow.with_destination(destination);
             let high = input.shadow.high();
             self.write(counts, high_register(pin(index)), high);

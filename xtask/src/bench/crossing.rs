@@ -23,7 +23,7 @@ use crate::qemu::Machine;
 pub enum Way {
     /// The line's own entry is its gate and turns to the virtual CPU.
     Followed,
-    /// The same, but the guest turns its virtual entry to another virtual CPU each time.
+    /// The same, but the guest turns its virtual entry to the next virtual CPU each time.
     Turned,
     /// The gate is at the function, so the line's entry stays where it leads.
     Kicked,
@@ -54,13 +54,13 @@ impl Way {
         }
     }
 
-    /// Exits of the partition that takes the interrupt: where its line leads, if that is its own CPU; the kick, where there is
-    /// one; the EOI; and two by which the guest turns its entry.
-    const fn exits(self) -> f64 {
+    /// Exits of the partition that takes the interrupt, on a machine of so many CPUs: where its line leads, if that is its own CPU; the
+    /// kick, where there is one; the EOI; and two by which the guest turns its entry.
+    fn exits(self, cpus: u32) -> f64 {
         match self {
             Self::Followed | Self::BesideSleeping | Self::BesideSpinning => 2.0,
-            Self::Kicked => 3.0,
-            Self::Turned => 5.0,
+            Self::Kicked => 2.0 + self.kicks(cpus),
+            Self::Turned => 4.0 + self.kicks(cpus),
         }
     }
 
@@ -69,18 +69,21 @@ impl Way {
         if matches!(self, Self::BesideSpinning) { 1.0 } else { 0.0 }
     }
 
-    /// IO-APIC writes: none but at a gate of the line, and one that turns is told where by three more than its gate takes.
+    /// IO-APIC writes: none but at a gate of the line. It turns to nobody who takes no two interrupts in a row.
     const fn ioapic_writes(self) -> f64 {
         match self {
-            Self::Followed => 2.0,
-            Self::Turned => 5.0,
+            Self::Followed | Self::Turned => 2.0,
             Self::Kicked | Self::BesideSleeping | Self::BesideSpinning => 0.0,
         }
     }
 
-    /// A remote delivery is one kick, neither less nor more.
-    const fn kicks(self) -> f64 {
-        if matches!(self, Self::Followed) { 0.0 } else { 1.0 }
+    /// A remote delivery is one kick, neither less nor more; one of all CPUs in turn is the one to which the line leads.
+    fn kicks(self, cpus: u32) -> f64 {
+        match self {
+            Self::Followed => 0.0,
+            Self::Turned => 1.0 - 1.0 / f64::from(cpus),
+            Self::Kicked | Self::BesideSleeping | Self::BesideSpinning => 1.0,
+        }
     }
 }
 
@@ -187,14 +190,14 @@ impl Row {
 
     /// What it is to reach: its counts exactly.
     pub(super) fn goals(&self) -> Vec<Goal> {
-        let Crossing { way, .. } = self.crossing;
+        let Crossing { way, cpus } = self.crossing;
         let name = self.crossing.name();
         let (exits, elsewhere) = (self.exits(), self.exits_elsewhere_per_interrupt);
         let Accesses { kicks_per_interrupt: kicks, ioapic_reads_per_interrupt: reads, .. } = self.accesses;
         let Accesses { ioapic_writes_per_interrupt: writes, config_accesses_per_interrupt: config, .. } =
             self.accesses;
         let same = |count: f64, goal: f64| (count - goal).abs() < f64::EPSILON;
-        let (goal, goal_elsewhere, goal_kicks) = (way.exits(), way.exits_elsewhere(), way.kicks());
+        let (goal, goal_elsewhere, goal_kicks) = (way.exits(cpus), way.exits_elsewhere(), way.kicks(cpus));
         let goal_writes = way.ioapic_writes();
         let goal_config = match way.mask() {
             Mask::Line => 0.0,
@@ -272,10 +275,10 @@ mod tests {
         };
         Row {
             crossing,
-            exits_per_interrupt: BTreeMap::from([("interrupt".to_owned(), way.exits())]),
+            exits_per_interrupt: BTreeMap::from([("interrupt".to_owned(), way.exits(cpus))]),
             exits_elsewhere_per_interrupt: way.exits_elsewhere(),
             accesses: Accesses {
-                kicks_per_interrupt: way.kicks(),
+                kicks_per_interrupt: way.kicks(cpus),
                 ioapic_reads_per_interrupt: 0.0,
                 ioapic_writes_per_interrupt: way.ioapic_writes(),
                 config_accesses_per_interrupt: config,
