@@ -129,6 +129,11 @@ impl VirtualCpu {
             }
             Exit::Exception { vector, error_code } => {
                 count(&mut self.exits.other);
+                // An intercepted page fault leaves CR2 alone (APM2 15.12.15).
+                if vector == exception::PF {
+                    let address = self.world.vmcb.exit_info2();
+                    self.world.vmcb.set_cr2(address);
+                }
                 match Fault::new(vector, error_code) {
                     Some(fault) => return Next::Inject(fault),
                     None => Err(Trouble::End(Message::ForeignException)),

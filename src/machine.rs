@@ -314,6 +314,17 @@ impl Machine {
         }
     }
 
+    /// Interrupts the running CPU, which is that of `vcpu`: it comes back from its next entry before the guest executes anything,
+    /// but after the event that the entry injects.
+    #[cold]
+    pub(crate) fn interrupt_itself(&self, receiver: &Receiver, vcpu: Vcpu) {
+        if let (Some(door), Some(vector)) =
+            (receiver.doors.get(usize::from(vcpu.0)), Vector::new(KICK_VECTOR))
+        {
+            self.apic.send(door.apic, vector);
+        }
+    }
+
     /// Asks all virtual CPUs of a partition for something, but `here`.
     pub(crate) fn kick_others(&self, here: Here, partition: &Partition, requests: Requests) {
         let receiver = partition.receiver;

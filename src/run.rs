@@ -104,16 +104,18 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtu
             }
             Exit::Iret => {
                 count(&mut vcpu.exits.other);
-                let vmcb = &mut vcpu.world.vmcb;
-                vmcb.intercept_iret(false);
-                entry.nmi = NmiMask::Returning { rip: vmcb.rip(), rsp: vmcb.rsp() };
+                entry.nmi.stopped_at_iret(vcpu.world.vmcb);
                 Next::Enter
             }
             other => vcpu.handle(machine, other),
         };
         match next {
             Next::Enter => {}
-            Next::Inject(fault) => entry.forced = Some(svm::Event::Exception(fault)),
+            Next::Inject(fault) => {
+                if !entry.nmi.raised(vcpu.world.vmcb, fault.vector()) {
+                    entry.forced = Some(svm::Event::Exception(fault));
+                }
+            }
             Next::Halt => match halt(cpu, machine, vcpu) {
                 Wait::Over => {}
                 Wait::Left => return None,
@@ -143,13 +145,8 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtu
 fn prepare(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> bool {
     let id = vcpu.id;
     let vmcb = &mut vcpu.world.vmcb;
-    let injection = vcpu.partition.receiver.chips(|chips| {
-        chips.before_entry(id, || Interruptibility {
-            nmi_blocked: entry.nmi.blocks(vmcb.rip(), vmcb.rsp()),
-            shadow: vmcb.interrupt_shadow(),
-            event_taken: entry.forced.is_some(),
-        })
-    });
+    let injection =
+        vcpu.partition.receiver.chips(|chips| chips.before_entry(id, || interruptibility(vmcb, entry)));
     match injection.offer {
         Some(vector) => vmcb.set_virtual_interrupt(vector),
         None if vmcb.virtual_interrupt_pending() => vmcb.clear_virtual_interrupt(),
@@ -159,13 +156,27 @@ fn prepare(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> bool 
     if injection.special.is_none() && entry.forced.is_none() && !entry.watching {
         return true;
     }
-    prepare_special(machine, vmcb, entry, injection.special.unwrap_or_default())
+    prepare_special(machine, vcpu, entry, injection.special.unwrap_or_default())
+}
+
+/// What the guest could take besides a vector. Out of line, as it is seldom asked.
+#[cold]
+#[inline(never)]
+fn interruptibility(vmcb: &mut Vmcb, entry: &mut Entry) -> Interruptibility {
+    Interruptibility {
+        nmi_blocked: entry.nmi.blocks(vmcb),
+        shadow: vmcb.interrupt_shadow(),
+        event_taken: entry.forced.is_some(),
+    }
 }
 
 /// The rest of an entry that carries more than an offer, or that comes after one which did.
 #[inline(never)]
-fn prepare_special(machine: &Machine, vmcb: &mut Vmcb, entry: &mut Entry, special: Special) -> bool {
+fn prepare_special(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry, special: Special) -> bool {
+    let vmcb = &mut *vcpu.world.vmcb;
     if special.reset {
+        vmcb.intercept_iret(false);
+        vmcb.intercept_interrupt_window(false);
         return false;
     }
     if let Some(event) = entry.forced.take() {
@@ -175,17 +186,19 @@ fn prepare_special(machine: &Machine, vmcb: &mut Vmcb, entry: &mut Entry, specia
         Some(Event::Interrupt(vector)) => vmcb.inject(svm::Event::Interrupt(vector)),
         Some(Event::Nmi) => {
             vmcb.inject(svm::Event::Nmi);
-            vmcb.intercept_iret(true);
-            entry.nmi = NmiMask::InHandler;
+            entry.nmi.deliver(vmcb);
             entry.retries = 0;
         }
         None => {}
     }
-    // The intercepted IRET tells by itself. For all else the first boundary with interrupts on does, which is where most
-    // handlers return to, and the timer where they do not. The window needs a pending virtual interrupt; it is
-    // intercepted before it is delivered, so its vector means nothing.
-    let told = special.nmi_window == Some(NmiWindow::Iret) && entry.nmi == NmiMask::InHandler;
-    let watch = special.nmi_window.is_some() && !told;
+    match special.nmi_window {
+        Some(NmiWindow::Iret) => entry.nmi.step(vmcb),
+        Some(NmiWindow::Delivery) => machine.interrupt_itself(vcpu.partition.receiver, vcpu.id),
+        Some(NmiWindow::Instruction) | None => {}
+    }
+    // The first boundary with interrupts on tells of the end of a shadow, and the timer where they stay off. The window needs a
+    // pending virtual interrupt; it is intercepted before it is delivered, so its vector means nothing.
+    let watch = special.nmi_window == Some(NmiWindow::Instruction);
     if watch != entry.watching {
         vmcb.intercept_interrupt_window(watch);
         entry.watching = watch;

@@ -25,12 +25,22 @@ pub mod rflags {
     pub const DF: u64 = 1 << 10;
     /// Signed overflow.
     pub const OF: u64 = 1 << 11;
+    /// The least privilege, by its number, that may change [`IF`] and reach ports.
+    pub const IOPL: u64 = 0b11 << 12;
     /// Resume: instruction breakpoints are ignored for one instruction.
     pub const RF: u64 = 1 << 16;
     /// Alignment check; with CR4.SMAP also the supervisor's licence to touch user pages.
     pub const AC: u64 = 1 << 18;
     /// The flags arithmetic instructions write.
     pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
+}
+
+/// Bits of DR6 (APM2 13.1.1.3).
+pub mod dr6 {
+    /// The trap of RFLAGS.TF, single-stepping.
+    pub const BS: u64 = 1 << 14;
+    /// Whatever a debug exception sets: the four breakpoints, the access to a debug register, the single step, the task switch.
+    pub const CAUSES: u64 = 0b1111 | 1 << 13 | BS | 1 << 15;
 }
 
 /// Bits of CR0 (APM2 3.1.1).

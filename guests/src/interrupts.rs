@@ -235,6 +235,16 @@ pub unsafe fn set_raw_gate(vector: u8, target: u64) {
     set_gate(vector, Gate::new(target, INTERRUPT_STACK, 0));
 }
 
+/// Has `vector` handled on the stack of interrupts, even if it is that of an exception.
+pub fn on_interrupt_stack(vector: u8) {
+    set_gate(vector, Gate::new(stub(vector), INTERRUPT_STACK, 0));
+}
+
+/// The address of the first instruction for `vector`.
+pub fn entry_of(vector: u8) -> u64 {
+    stub(vector)
+}
+
 /// Lets user mode raise `vector` by the INT instruction.
 pub fn open_to_user_mode(vector: u8) {
     set_gate(vector, Gate::new(stub(vector), INTERRUPT_STACK, 3));

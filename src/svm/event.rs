@@ -44,6 +44,11 @@ impl Fault {
         };
         Some(Self { vector, error_code })
     }
+
+    /// Which exception it is.
+    pub const fn vector(self) -> u8 {
+        self.vector
+    }
 }
 
 /// Something VMRUN delivers through the guest's IDT before the guest's first instruction.

@@ -29,8 +29,6 @@ macro_rules! exit_codes {
 }
 
 exit_codes! {
-    EXCP_DB = 0x41,
-    EXCP_AC = 0x51,
     EXCP_MC = 0x52,
     CR8_WRITE = 0x18,
     INTR = 0x60,
@@ -123,6 +121,20 @@ const fn nested_fault(info1: u64, info2: u64) -> NestedFault {
     }
 }
 
+/// The exit of an exception (APM2 15.12); EXITINFO1 is its error code.
+const fn exception(code: ExitCode, info1: u64) -> Option<Exit> {
+    const FIRST: u64 = 0x40;
+    const LAST: u64 = 0x5f;
+    match code.0 {
+        FIRST..=LAST => {
+            let vector = (code.0 - FIRST) as u8;
+            let error_code = if exception::has_error_code(vector) { Some(info1 as u32) } else { None };
+            Some(Exit::Exception { vector, error_code })
+        }
+        _ => None,
+    }
+}
+
 impl Vmcb {
     /// Why the guest stopped.
     #[inline]
@@ -152,8 +164,6 @@ impl Vmcb {
             ExitCode::NMI => Exit::Nmi,
             ExitCode::SMI => Exit::Smi,
             ExitCode::INIT => Exit::Init,
-            ExitCode::EXCP_DB => Exit::Exception { vector: exception::DB, error_code: None },
-            ExitCode::EXCP_AC => Exit::Exception { vector: exception::AC, error_code: Some(info1 as u32) },
             ExitCode::EXCP_MC => Exit::MachineCheck,
             ExitCode::INVD => Exit::FlushCaches { discards: true },
             ExitCode::WBINVD => Exit::FlushCaches { discards: false },
@@ -173,7 +183,10 @@ impl Vmcb {
             ExitCode::TASK_SWITCH => Exit::TaskSwitch,
             ExitCode::SHUTDOWN => Exit::Shutdown,
             ExitCode::INVALID => Exit::Invalid,
-            other => Exit::Unknown(other.0),
+            other => match exception(other, info1) {
+                Some(exit) => exit,
+                None => Exit::Unknown(other.0),
+            },
         }
     }
 }
@@ -229,6 +242,16 @@ mod tests {
         assert!(nested_fault(1, 0).present);
         assert!(nested_fault(1 << 4, 0).fetch);
         assert!(nested_fault(1 << 33, 0).table_walk);
+    }
+
+    #[test]
+    fn exceptions_by_number_with_the_error_code_of_those_that_have_one() {
+        let exit = |code| exception(ExitCode::new(code), 0x1234);
+        assert_eq!(exit(0x41), Some(Exit::Exception { vector: exception::DB, error_code: None }));
+        assert_eq!(exit(0x4d), Some(Exit::Exception { vector: exception::GP, error_code: Some(0x1234) }));
+        assert_eq!(exit(0x4e), Some(Exit::Exception { vector: exception::PF, error_code: Some(0x1234) }));
+        assert_eq!(exit(0x5f), Some(Exit::Exception { vector: 31, error_code: None }));
+        assert_eq!((exit(0x3f), exit(0x60)), (None, None));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::svm::event::Event;
 use crate::vcpu::{CodeSize, Gpr, GuestRegs};
 use crate::x86::{PAT_RESET, cr0, cr4, efer, rflags};
 
-use intercepts::{INTERCEPT_CR8_WRITE, INTERCEPT_EXCEPTIONS};
+use intercepts::{EVERY_EXCEPTION, INTERCEPT_CR8_WRITE, INTERCEPT_EXCEPTIONS};
 pub use intercepts::{Misc1, Misc2};
 pub use layout::Segment;
 use layout::{Control, Save};
@@ -448,6 +448,12 @@ impl Vmcb {
         self.touch(CleanBits::INTERCEPTS);
     }
 
+    /// Intercepts every exception, or those alone that every guest is stopped at.
+    pub const fn intercept_every_exception(&mut self, on: bool) {
+        self.control.exception_intercepts = if on { EVERY_EXCEPTION } else { INTERCEPT_EXCEPTIONS };
+        self.touch(CleanBits::INTERCEPTS);
+    }
+
     /// Adds or removes the intercept of the moment the guest can take an interrupt. Needs a pending virtual
     /// interrupt to trigger (APM2 15.21.5).
     pub const fn intercept_interrupt_window(&mut self, on: bool) {
@@ -562,6 +568,22 @@ impl Vmcb {
 impl Default for Vmcb {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+impl Vmcb {
+    pub(super) const fn intercepts_iret(&self) -> bool {
+        self.control.misc1 & Misc1::IRET.bits() != 0
+    }
+
+    pub(super) const fn intercepts_every_exception(&self) -> bool {
+        self.control.exception_intercepts == EVERY_EXCEPTION
+    }
+
+    pub(super) const fn set_cpl(&mut self, cpl: u8) {
+        self.save.cpl = cpl;
+        self.touch(CleanBits::SEGMENTS);
     }
 }
 

@@ -46,7 +46,9 @@ pub enum Event {
 pub enum NmiWindow {
     /// The end of the present handler: the next IRET.
     Iret,
-    /// The next instruction boundary: a shadow, or another event that goes first.
+    /// Another event that goes first: the first instruction of its handler, not yet executed.
+    Delivery,
+    /// A shadow: the next instruction boundary.
     Instruction,
 }
 
@@ -117,7 +119,8 @@ impl Offer {
         let nmi_window = match (nmi_waits, nmi_blocked) {
             (false, _) => None,
             (true, true) => Some(NmiWindow::Iret),
-            (true, false) if shadow || event_taken || interrupted.is_some() => Some(NmiWindow::Instruction),
+            (true, false) if event_taken || interrupted.is_some() => Some(NmiWindow::Delivery),
+            (true, false) if shadow => Some(NmiWindow::Instruction),
             (true, false) => None,
         };
         let event = match interrupted {
@@ -217,14 +220,14 @@ mod tests {
         offer.decide(Some(v(0x51)), false, FREE);
         offer.exited(Exited { offer_stands: false, interrupted: Some(v(0x51)) });
         let own = Interruptibility { event_taken: true, ..FREE };
-        let later = Some(NmiWindow::Instruction);
+        let later = Some(NmiWindow::Delivery);
         let held_back =
             Injection { offer: None, special: Some(Special { nmi_window: later, ..Special::default() }) };
         assert_eq!(offer.decide(Some(v(0x71)), true, own), held_back);
         assert_eq!(offer.exited(TAKEN), None);
         let injection = offer.decide(None, true, FREE);
         assert_eq!(event(injection), Some(Event::Interrupt(v(0x51))));
-        assert_eq!(window(injection), Some(NmiWindow::Instruction));
+        assert_eq!(window(injection), Some(NmiWindow::Delivery));
         assert_eq!(event(offer.decide(None, true, FREE)), Some(Event::Nmi));
     }
 
@@ -236,10 +239,11 @@ mod tests {
                     let cpu = Interruptibility { nmi_blocked, shadow, event_taken };
                     assert_eq!(Offer::new().decide(None, false, cpu), Injection::default());
                     let injection = Offer::new().decide(None, true, cpu);
-                    let expected = match (nmi_blocked, shadow || event_taken) {
-                        (true, _) => (None, Some(NmiWindow::Iret)),
-                        (false, true) => (None, Some(NmiWindow::Instruction)),
-                        (false, false) => (Some(Event::Nmi), None),
+                    let expected = match (nmi_blocked, event_taken, shadow) {
+                        (true, _, _) => (None, Some(NmiWindow::Iret)),
+                        (false, true, _) => (None, Some(NmiWindow::Delivery)),
+                        (false, false, true) => (None, Some(NmiWindow::Instruction)),
+                        (false, false, false) => (Some(Event::Nmi), None),
                     };
                     assert_eq!((event(injection), window(injection)), expected);
                 }

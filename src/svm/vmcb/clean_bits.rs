@@ -61,7 +61,7 @@ fn some_vector(value: u64) -> Vector {
 }
 
 /// Everything that may be done to a block between an exit and the next entry.
-const CHANGES: [Change; 39] = [
+const CHANGES: [Change; 41] = [
     ("configure", |b, v| {
         let at = HostPhys::new(v << 12);
         let setup = Setup { asid: v as u32, io_permissions: at, msr_permissions: at, nested_root: at };
@@ -91,10 +91,12 @@ const CHANGES: [Change; 39] = [
     ("clear_virtual_interrupt", |b, _| b.clear_virtual_interrupt()),
     ("set_task_priority", |b, v| b.set_task_priority(v as u8)),
     ("intercept_iret", |b, v| b.intercept_iret(v & 1 != 0)),
+    ("intercept_every_exception", |b, v| b.intercept_every_exception(v & 1 != 0)),
     ("intercept_interrupt_window", |b, v| b.intercept_interrupt_window(v & 1 != 0)),
     ("set_tsc_offset", |b, v| b.set_tsc_offset(v)),
     ("retire", |b, v| b.retire(v as u8)),
     ("continue_at", |b, v| b.continue_at(v)),
+    ("set_cpl", |b, v| b.set_cpl((v & 3) as u8)),
     ("set_rip", |b, v| b.set_rip(v)),
     ("set_rflags", |b, v| b.set_rflags(v)),
     ("set_rsp", |b, v| b.set_rsp(v)),

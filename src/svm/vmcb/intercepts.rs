@@ -114,3 +114,5 @@ impl Misc2 {
 pub(super) const INTERCEPT_CR8_WRITE: u32 = 1 << (16 + 8);
 /// #DB and #AC can be raised again by their own delivery, for ever and without an exit; #MC is the host's.
 pub(super) const INTERCEPT_EXCEPTIONS: u32 = 1 << exception::DB | 1 << exception::AC | 1 << exception::MC;
+/// Whatever an instruction may raise. Number 2 is the non-maskable interrupt, which has an intercept of its own.
+pub(super) const EVERY_EXCEPTION: u32 = !(1 << 2);
