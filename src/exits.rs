@@ -5,7 +5,7 @@
 
 use levelhead::addr::GuestPhys;
 use levelhead::border::msrs::{self, Written};
-use levelhead::border::ports::PortWrite;
+use levelhead::border::ports::{PortRead, PortWrite};
 use levelhead::border::{Place, Registers};
 use levelhead::cpuid::{self, GuestView, Leaf};
 use levelhead::decide::BAR_WINDOW;
@@ -16,7 +16,6 @@ use levelhead::emulate::{
 use levelhead::hypercall::{ABI_VERSION, feature};
 use levelhead::intx::{MaskReasons, count};
 use levelhead::message::Message;
-use levelhead::pci::config_ports::PortRead;
 use levelhead::pci::{Bdf, Effect};
 use levelhead::svm::{Fault, Stale};
 use levelhead::vcpu::{Exit, Gpr, IoAccess, NestedFault, Width};
@@ -581,6 +580,7 @@ impl VirtualCpu {
             u64::from(match read {
                 PortRead::Value(value) => value,
                 PortRead::Register(bdf, access) => platform.read_config(&machine.config, bdf, access),
+                PortRead::Pic(port) => machine.read_pics(self.here(), port).into(),
             })
         })
     }
@@ -607,6 +607,10 @@ impl VirtualCpu {
                 }
                 PortWrite::Line { pin, high } => {
                     machine.test_line(self.here(), pin, high);
+                    None
+                }
+                PortWrite::Pic { port, value } => {
+                    machine.write_pics(self.here(), port, value);
                     None
                 }
                 PortWrite::PowerOff => Some(Err(End::PoweredOff)),

@@ -230,9 +230,30 @@ impl Machine {
         self.drive(here, COM1_PIN, Contributor::PLATFORM, output);
     }
 
-    /// The test device of the partition at work raises its line to a pin, or lowers it.
+    /// The test device of the partition at work raises its line to a pin, and to an input of the 8259 pair, or lowers it.
     pub(crate) fn test_line(&self, here: Here, pin: Pin, high: bool) {
         self.drive(here, pin, Contributor::TEST_DEVICE, Output { high, fell: !high });
+        self.pics(here, |chips| ((), chips.drive_irq(pin.0, high)));
+    }
+
+    /// The partition at work reads a port of its 8259 pair.
+    pub(crate) fn read_pics(&self, here: Here, port: u16) -> u8 {
+        self.pics(here, |chips| chips.pic_read(port)).unwrap_or(u8::MAX)
+    }
+
+    /// The partition at work writes to a port of its 8259 pair.
+    pub(crate) fn write_pics(&self, here: Here, port: u16, value: u8) {
+        self.pics(here, |chips| ((), chips.pic_write(port, value)));
+    }
+
+    fn pics<R>(&self, here: Here, body: impl FnOnce(&mut Chips) -> (R, VcpuSet)) -> Option<R> {
+        let receiver = self.receivers.get(usize::from(here.partition))?;
+        let (result, told) = receiver.chips(body);
+        let told = told.without(here.vcpu);
+        if !told.is_empty() {
+            self.kick(receiver, told, Requests::LOOK);
+        }
+        Some(result)
     }
 
     /// What the hypervisor plays for the guest at work drives a pin.

@@ -17,7 +17,7 @@ use levelhead::message::{Message, Record};
 use levelhead::ownership::{Claim, Refused};
 use levelhead::svm::{self, NmiMask, Vmcb, interrupted_delivery};
 use levelhead::vcpu::Exit;
-use levelhead::virq::{Event, Exited, Interruptibility, NmiWindow, Rest, Special};
+use levelhead::virq::{Event, Exited, Interruptibility, Rest, Special, Windows};
 use levelhead::x86::rflags;
 
 use crate::arch::x86::cpu::{Arrived, ThisCpu, tsc};
@@ -166,6 +166,7 @@ fn interruptibility(vmcb: &mut Vmcb, entry: &mut Entry) -> Interruptibility {
     Interruptibility {
         nmi_blocked: entry.nmi.blocks(vmcb),
         shadow: vmcb.interrupt_shadow(),
+        interrupts_enabled: vmcb.rflags() & rflags::IF != 0,
         event_taken: entry.forced.is_some(),
     }
 }
@@ -189,26 +190,29 @@ fn prepare_special(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry, 
             entry.nmi.deliver(vmcb);
             entry.retries = 0;
         }
+        Some(Event::External(vector)) => vmcb.inject(svm::Event::External(vector)),
         None => {}
     }
-    match special.nmi_window {
-        Some(NmiWindow::Iret) => entry.nmi.step(vmcb),
-        Some(NmiWindow::Delivery) => machine.interrupt_itself(vcpu.partition.receiver, vcpu.id),
-        Some(NmiWindow::Instruction) | None => {}
+    if special.windows.contains(Windows::IRET) {
+        entry.nmi.step(vmcb);
+    }
+    if special.windows.contains(Windows::DELIVERY) {
+        machine.interrupt_itself(vcpu.partition.receiver, vcpu.id);
     }
     // The first boundary with interrupts on tells of the end of a shadow, and the timer where they stay off. The window needs a
     // pending virtual interrupt; it is intercepted before it is delivered, so its vector means nothing.
-    let watch = special.nmi_window == Some(NmiWindow::Instruction);
+    let watch = special.windows.intersects(Windows::INSTRUCTION | Windows::INTERRUPTS);
     if watch != entry.watching {
         vmcb.intercept_interrupt_window(watch);
         entry.watching = watch;
     }
-    if watch {
-        if !entry.offers
-            && let Some(any) = Vector::new(u8::MAX)
-        {
-            vmcb.set_virtual_interrupt(any);
-        }
+    if watch
+        && !entry.offers
+        && let Some(any) = Vector::new(u8::MAX)
+    {
+        vmcb.set_virtual_interrupt(any);
+    }
+    if special.windows.contains(Windows::INSTRUCTION) {
         machine.apic.arm_timer(machine.rate, NMI_RETRY_TICKS << entry.retries.min(NMI_RETRY_DOUBLINGS));
         entry.retries = entry.retries.saturating_add(1);
     }
@@ -221,9 +225,8 @@ fn leave(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> Exit {
     let vmcb = &mut vcpu.world.vmcb;
     let offer_stands = vmcb.virtual_interrupt_pending();
     let mut exited = Exited { offer_stands, interrupted: None };
-    match interrupted_delivery(vmcb.exit_int_info(), offer_stands) {
-        Some(svm::Event::Interrupt(vector)) => exited.interrupted = Some(vector),
-        event => entry.forced = event,
+    if vmcb.interrupted_a_delivery() {
+        exited.interrupted = interrupted(vmcb, entry, offer_stands);
     }
     let exit = vmcb.exit();
     vmcb.exited();
@@ -236,6 +239,19 @@ fn leave(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> Exit {
         }
     }
     exit
+}
+
+/// The vector whose delivery the exit interrupted; another event is forced again by the loop itself. Out of line, as it is rare.
+#[cold]
+#[inline(never)]
+fn interrupted(vmcb: &Vmcb, entry: &mut Entry, offer_stands: bool) -> Option<Vector> {
+    match interrupted_delivery(vmcb.exit_int_info(), offer_stands) {
+        Some(svm::Event::Interrupt(vector)) => Some(vector),
+        event => {
+            entry.forced = event;
+            None
+        }
+    }
 }
 
 /// Handles the vectors of one window, from the highest to the lowest.

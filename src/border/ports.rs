@@ -5,9 +5,10 @@ use crate::device::cmos::{Cmos, WallClock};
 use crate::device::power::{powers_off, resets};
 use crate::device::{Output, TestRegister, UART_PORTS, Uart};
 use crate::irq::Pin;
-use crate::pci::config_ports::PortRead;
+use crate::pci::config_ports;
 use crate::pci::{Access, Bdf, ConfigPorts, Width as ConfigWidth};
 use crate::vcpu::Width;
+use crate::virq::Pics;
 
 const COM1: u16 = 0x3f8;
 const COM1_LAST: u16 = COM1 + UART_PORTS - 1;
@@ -16,6 +17,27 @@ const CMOS_LAST: u16 = *CMOS_PORTS.end();
 const SLEEP_CONTROL: u16 = *POWER_PORTS.start();
 /// What the debug port reads as, whatever its number: that of its usual place. By this a guest tells that it is there.
 const DEBUG_PORT_PRESENT: u32 = 0xe9;
+
+/// What a guest's read of a port amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortRead {
+    /// The answer itself.
+    Value(u32),
+    /// The answer is what this access of this function's virtual configuration space returns, or all-ones when the
+    /// guest has no such function.
+    Register(Bdf, Access),
+    /// The answer is the 8259 pair's.
+    Pic(u16),
+}
+
+impl From<config_ports::PortRead> for PortRead {
+    fn from(read: config_ports::PortRead) -> Self {
+        match read {
+            config_ports::PortRead::Value(value) => Self::Value(value),
+            config_ports::PortRead::Register(bdf, access) => Self::Register(bdf, access),
+        }
+    }
+}
 
 /// What a guest's write to a port amounts to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +54,13 @@ pub enum PortWrite {
         pin: Pin,
         /// Whether the line is high.
         high: bool,
+    },
+    /// This byte goes to the 8259 pair.
+    Pic {
+        /// Which of its ports.
+        port: u16,
+        /// The byte.
+        value: u8,
     },
     /// The guest ends with this value.
     Exit(u32),
@@ -74,9 +103,9 @@ impl Ports {
     /// Where nobody answers, ones.
     pub fn read(&mut self, port: u16, width: Width, now_tsc: u64) -> PortRead {
         if let Some(register) = self.test
-            && TEST_REGISTER_PORTS.contains(&port)
+            && let Some(read) = read_for_tests(register, port, width)
         {
-            return PortRead::Value(register.read(port - TEST_REGISTER_PORTS.start(), width));
+            return read;
         }
         let value = match port {
             COM1..=COM1_LAST if width == Width::Byte => u32::from(self.uart.read(port - COM1)),
@@ -87,7 +116,7 @@ impl Ports {
             // Nothing is ever to be told: no sleep but the last one was offered.
             _ if POWER_PORTS.contains(&port) && width == Width::Byte => 0,
             _ if ConfigPorts::contains(port) => match config_width(width) {
-                Some(width) => return self.config.read(port, width),
+                Some(width) => return self.config.read(port, width).into(),
                 None => u32::MAX,
             },
             _ => width.mask() as u32,
@@ -129,6 +158,9 @@ impl Ports {
                 let pin = Pin((port - TEST_LINE_PORTS.start()) as u8);
                 return PortWrite::Line { pin, high: value != 0 };
             }
+            if Pics::contains(port) && width == Width::Byte {
+                return PortWrite::Pic { port, value: value as u8 };
+            }
         }
         match port {
             COM1..=COM1_LAST if width == Width::Byte => {
@@ -147,6 +179,14 @@ impl Ports {
             _ => PortWrite::Nothing,
         }
     }
+}
+
+/// A read of what tests alone have.
+fn read_for_tests(register: TestRegister, port: u16, width: Width) -> Option<PortRead> {
+    if TEST_REGISTER_PORTS.contains(&port) {
+        return Some(PortRead::Value(register.read(port - TEST_REGISTER_PORTS.start(), width)));
+    }
+    (Pics::contains(port) && width == Width::Byte).then_some(PortRead::Pic(port))
 }
 
 /// The width in terms of configuration space, which has no eight-byte accesses.

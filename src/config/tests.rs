@@ -266,6 +266,11 @@ fn each_rule_names_its_key_and_its_remedy() {
              choose ports of its own",
         ),
         (
+            |c| (c.partitions[0].test_device, c.partitions[0].debug_port) = (true, Some(0xa1)),
+            "ERROR Config/port-taken: partition[0].debug-port: port 0xa1 would collide with the pair of 8259s at ports 0xa0 to 0xa1; to \
+             do: choose ports of its own",
+        ),
+        (
             |c| c.partitions[0].exit_port = Some(0xfffd),
             "ERROR Config/exit-port-end: partition[0].exit-port: 4 ports from 0xfffd pass the last port; to do: use at most 0xfffc",
         ),

@@ -64,6 +64,8 @@ pub const TEST_REGISTER_PORTS: RangeInclusive<u16> = 0xe0..=0xe3;
 pub const TEST_FLUSH_PORTS: RangeInclusive<u16> = 0xe4..=0xe7;
 /// The test device's lines: one port for each input of the guest's IO-APIC.
 pub const TEST_LINE_PORTS: RangeInclusive<u16> = 0x2000..=0x2000 + VIRTUAL_PINS as u16 - 1;
+/// The pair of 8259s that comes with the test device: its chips, and the chipset's registers of edges and levels.
+pub const PIC_PORTS: [RangeInclusive<u16>; 3] = [0x20..=0x21, 0xa0..=0xa1, 0x4d0..=0x4d1];
 /// A guest's reset control register, one of the ports of configuration mechanism #1 that are not its own.
 pub const RESET_PORT: u16 = 0xcf9;
 /// How many ports an exit port takes: a 32-bit write must not reach another device.
@@ -612,6 +614,7 @@ impl<'a> Judge<'a> {
         if partition.test_device {
             let ports = [TEST_REGISTER_PORTS, TEST_FLUSH_PORTS, TEST_LINE_PORTS];
             taken.extend(ports.map(|ports| ("the test device", ports)));
+            taken.extend(PIC_PORTS.map(|ports| ("the pair of 8259s", ports)));
         }
         let claims = [
             ("debug-port", "the debug port", partition.debug_port, 1),

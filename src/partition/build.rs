@@ -29,7 +29,7 @@ use super::{BOOT, COUNTERS, Course, Function, Partition, Share};
 use crate::arch::svm::nested::TablePool;
 use crate::arch::svm::vmrun::{World, io_permissions};
 use crate::arch::x86::paging::OutOfMemory;
-use crate::machine::Receiver;
+use crate::machine::{Chips, Receiver};
 use crate::order::{Ordered, Rank};
 use crate::report::record;
 
@@ -96,6 +96,7 @@ pub(crate) fn build(
     if configured.test_device {
         let place = format_args!("partition {name}");
         record(Record { message: Message::TestDevice, place: &place, what: None, remedy: None });
+        receiver.chips(Chips::add_pics);
     }
     let mut platform = Platform::new(
         index,

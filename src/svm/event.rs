@@ -58,6 +58,8 @@ impl Fault {
 pub enum Event {
     /// An external interrupt.
     Interrupt(Vector),
+    /// An external interrupt with a vector that another controller than the local APIC gave, which may be any.
+    External(u8),
     /// A non-maskable interrupt.
     Nmi,
     /// An exception.
@@ -69,6 +71,7 @@ impl Event {
     pub const fn encode(self) -> u64 {
         match self {
             Self::Interrupt(vector) => VALID | TYPE_INTERRUPT << TYPE_SHIFT | vector.get() as u64,
+            Self::External(vector) => VALID | TYPE_INTERRUPT << TYPE_SHIFT | vector as u64,
             Self::Nmi => VALID | TYPE_NMI << TYPE_SHIFT | 2,
             Self::Exception(Fault { vector, error_code: None }) => {
                 VALID | TYPE_EXCEPTION << TYPE_SHIFT | vector as u64
@@ -102,6 +105,7 @@ pub const fn interrupted_delivery(exit_int_info: u64, virtual_interrupt_pending:
     let number = (exit_int_info & 0xff) as u8;
     match (exit_int_info >> TYPE_SHIFT & 7, Vector::new(number)) {
         (TYPE_INTERRUPT, Some(vector)) => Some(Event::Interrupt(vector)),
+        (TYPE_INTERRUPT, None) => Some(Event::External(number)),
         (TYPE_EXCEPTION, Some(vector)) if !virtual_interrupt_pending => Some(Event::Interrupt(vector)),
         (TYPE_NMI, _) => Some(Event::Nmi),
         (TYPE_EXCEPTION, None) if number != BREAKPOINT && number != OVERFLOW => {
@@ -125,6 +129,7 @@ mod tests {
     #[test]
     fn encodings_by_bit() {
         assert_eq!(Event::Interrupt(vector(0x50)).encode(), 0x8000_0050);
+        assert_eq!(Event::External(0x08).encode(), 0x8000_0008);
         assert_eq!(Event::Nmi.encode(), 0x8000_0202);
         assert_eq!(Event::Exception(Fault::INVALID_OPCODE).encode(), 0x8000_0306);
         assert_eq!(Event::Exception(Fault::GENERAL_PROTECTION).encode(), 0x8000_0b0d);
@@ -176,13 +181,20 @@ mod tests {
     }
 
     #[test]
+    fn an_external_interrupt_comes_back_whatever_its_vector() {
+        for number in 0..=u8::MAX {
+            let event = interrupted_delivery(Event::External(number).encode(), false);
+            assert_eq!(event.map(Event::encode), Some(Event::External(number).encode()), "{number}");
+        }
+    }
+
+    #[test]
     fn reserved_types_and_impossible_vectors_are_dropped() {
         for kind in [1, 4, 5, 6, 7] {
             for number in 0..=255 {
                 assert_eq!(interrupted_delivery(VALID | kind << TYPE_SHIFT | number, false), None);
             }
         }
-        assert_eq!(interrupted_delivery(VALID | 8, false), None);
         assert_eq!(interrupted_delivery(VALID | TYPE_EXCEPTION << TYPE_SHIFT | 31, false), None);
     }
 }

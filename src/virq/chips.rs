@@ -6,6 +6,7 @@ use core::cmp::Reverse;
 
 use super::inject::{Event, Exited, Injection, Interruptibility, Offer};
 use super::message::{Delivery, Destination, Ipi, IpiTarget};
+use super::pic::Pics;
 use super::pins::{Contributor, PinSet};
 use super::vioapic::{self, Completion, RteChanged, VirtualIoapic};
 use super::vlapic::{self, ApicMode, GeneralProtection, LapicModel, VirtualLapic};
@@ -115,7 +116,12 @@ impl Local {
 
     /// An entry that may have to do more than to offer a vector.
     #[cold]
-    fn decide(&mut self, pending: Option<Vector>, cpu: Interruptibility) -> Injection {
+    fn decide(
+        &mut self,
+        pending: Option<Vector>,
+        pics: &mut Option<Pics>,
+        cpu: Interruptibility,
+    ) -> Injection {
         let Self { lapic, offer } = self;
         if lapic.has_nmi() && cpu.nmi_blocked {
             lapic.collapse_nmis();
@@ -126,6 +132,13 @@ impl Local {
         }
         if injection.special.is_some_and(|special| special.event == Some(Event::Nmi)) {
             lapic.take_nmi();
+        }
+        if let Some(pics) = pics
+            && lapic.has_external()
+            && !lapic.awaits_startup()
+        {
+            injection = offer.add_external(injection, cpu, || pics.acknowledge());
+            lapic.drive_lint0(pics.output());
         }
         injection
     }
@@ -150,6 +163,8 @@ pub struct VirtualChips {
     model: LapicModel,
     locals: Vec<Local>,
     ioapic: VirtualIoapic,
+    /// The 8259 pair, of guests that have one, drives LINT0 of the boot CPU.
+    pics: Option<Pics>,
     /// Who executes nothing and is roused by no interrupt.
     deaf: VcpuSet,
 }
@@ -158,7 +173,15 @@ impl VirtualChips {
     /// The chips of a partition with this many virtual CPUs, 1 to [`MAX_VCPUS`], after power-up.
     pub fn new(vcpus: u8, model: LapicModel) -> Self {
         let locals = (0..vcpus.clamp(1, MAX_VCPUS)).map(|index| Local::new(index, model)).collect();
-        Self { model, locals, ioapic: VirtualIoapic::new(), deaf: VcpuSet::EMPTY }
+        Self { model, locals, ioapic: VirtualIoapic::new(), pics: None, deaf: VcpuSet::EMPTY }
+    }
+
+    /// Adds an 8259 pair, as firmware leaves it: initialised, and let through at the boot CPU's LINT0.
+    pub fn add_pics(&mut self) {
+        self.pics = Some(Pics::new());
+        if let Some(boot) = self.locals.first_mut() {
+            boot.lapic.open_lint0();
+        }
     }
 
     /// The chips after power-up once more, in the same memory.
@@ -168,6 +191,9 @@ impl VirtualChips {
         }
         self.ioapic = VirtualIoapic::new();
         self.deaf = VcpuSet::EMPTY;
+        if self.pics.is_some() {
+            self.add_pics();
+        }
     }
 
     /// The IO-APIC, for reports.
@@ -218,6 +244,32 @@ impl VirtualChips {
     /// Takes the pin from whoever asserts it, at the end of a line's life: deasserted, nothing in service.
     pub fn release_pin(&mut self, pin: Pin) {
         self.ioapic.release(pin);
+    }
+
+    // The 8259 pair.
+
+    /// Input `irq` of the 8259 pair goes high or low. Returns who is to look.
+    pub fn drive_irq(&mut self, irq: u8, high: bool) -> VcpuSet {
+        self.with_pics(|pics| pics.set_input(irq, high)).map_or(VcpuSet::EMPTY, |((), told)| told)
+    }
+
+    /// A read of one of the 8259 pair's ports; ones where there is no pair. Who is to look.
+    pub fn pic_read(&mut self, port: u16) -> (u8, VcpuSet) {
+        self.with_pics(|pics| pics.read(port)).unwrap_or((u8::MAX, VcpuSet::EMPTY))
+    }
+
+    /// A write to one of the 8259 pair's ports. Who is to look.
+    pub fn pic_write(&mut self, port: u16, value: u8) -> VcpuSet {
+        self.with_pics(|pics| pics.write(port, value)).map_or(VcpuSet::EMPTY, |((), told)| told)
+    }
+
+    fn with_pics<R>(&mut self, body: impl FnOnce(&mut Pics) -> R) -> Option<(R, VcpuSet)> {
+        let pics = self.pics.as_mut()?;
+        let result = body(pics);
+        let Local { lapic, .. } = self.locals.first_mut()?;
+        lapic.drive_lint0(pics.output());
+        let told = if lapic.has_external() { VcpuSet::EMPTY.with(Vcpu(0)) } else { VcpuSet::EMPTY };
+        Some((result, told))
     }
 
     // Messages.
@@ -389,14 +441,14 @@ impl VirtualChips {
     /// What `vcpu`'s next entry carries. A non-maskable interrupt in it counts as taken. `cpu` is asked only if it matters.
     #[inline]
     pub fn before_entry(&mut self, vcpu: Vcpu, cpu: impl FnOnce() -> Interruptibility) -> Injection {
-        let Some(local) = self.local(vcpu) else { return Injection::default() };
+        let Some(local) = self.locals.get_mut(usize::from(vcpu.0)) else { return Injection::default() };
         let pending = local.lapic.pending();
         if !local.lapic.has_more_than_vectors()
             && let Some(injection) = local.offer.propose(pending)
         {
             return injection;
         }
-        local.decide(pending, cpu())
+        local.decide(pending, &mut self.pics, cpu())
     }
 
     /// Evaluates `vcpu`'s exit; to be called before anything else is done about it. Returns pins to complete
@@ -419,7 +471,7 @@ impl VirtualChips {
     pub fn rest(&mut self, vcpu: Vcpu, interrupts_enabled: bool) -> Rest {
         let Some(Local { lapic, .. }) = self.local(vcpu) else { return Rest::ForEver };
         let listens = interrupts_enabled && !lapic.awaits_startup();
-        if lapic.is_roused() || listens && lapic.pending().is_some() {
+        if lapic.is_roused() || listens && (lapic.pending().is_some() || lapic.has_external()) {
             self.deaf = self.deaf.without(vcpu);
             return Rest::Wakes;
         }

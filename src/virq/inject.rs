@@ -10,6 +10,8 @@
 //! it at the next entry, and a raised task priority withdraws it: a guest cannot change its priority without
 //! an exit. Only when an exit shows that the offer was taken does the vector move from IRR to ISR.
 
+use bitflags::bitflags;
+
 use crate::irq::Vector;
 
 /// What an exit tells about the two channels.
@@ -28,6 +30,8 @@ pub struct Interruptibility {
     pub nmi_blocked: bool,
     /// The CPU is in the shadow of STI or of a load of SS, in which nothing is delivered (APM2 15.21.5).
     pub shadow: bool,
+    /// RFLAGS.IF is set.
+    pub interrupts_enabled: bool,
     /// The caller itself forces an event at this entry (an exception, or one that an exit interrupted).
     pub event_taken: bool,
 }
@@ -39,17 +43,24 @@ pub enum Event {
     Interrupt(Vector),
     /// A non-maskable interrupt.
     Nmi,
+    /// An interrupt that the 8259 pair gave the vector of: any there is, and nothing that ends it is the local APIC's.
+    External(u8),
 }
 
-/// What keeps a waiting non-maskable interrupt out, hence what is to cause an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NmiWindow {
-    /// The end of the present handler: the next IRET.
-    Iret,
-    /// Another event that goes first: the first instruction of its handler, not yet executed.
-    Delivery,
-    /// A shadow: the next instruction boundary.
-    Instruction,
+bitflags! {
+    /// What is to cause an exit, for the sake of something that cannot go in now. At most one of the first three, all of which a
+    /// non-maskable interrupt waits for.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Windows: u8 {
+        /// The end of the present handler of a non-maskable interrupt: the next IRET.
+        const IRET = 1 << 0;
+        /// Another event that goes first: the first instruction of its handler, not yet executed.
+        const DELIVERY = 1 << 1;
+        /// A shadow: the next instruction boundary.
+        const INSTRUCTION = 1 << 2;
+        /// Interrupts that are off: the first boundary at which the CPU takes one, as that of an 8259 pair waits for.
+        const INTERRUPTS = 1 << 3;
+    }
 }
 
 /// What the next entry carries.
@@ -66,8 +77,8 @@ pub struct Injection {
 pub struct Special {
     /// Forced on the CPU.
     pub event: Option<Event>,
-    /// Wanted exit, for a non-maskable interrupt that cannot go in now.
-    pub nmi_window: Option<NmiWindow>,
+    /// Wanted exits.
+    pub windows: Windows,
     /// An INIT arrived: there is to be no entry before a start-up message.
     pub reset: bool,
 }
@@ -112,26 +123,47 @@ impl Offer {
     /// Decides the next entry from the vector that waits, the non-maskable interrupt that waits, and the
     /// state of the CPU.
     pub fn decide(&mut self, pending: Option<Vector>, nmi_waits: bool, cpu: Interruptibility) -> Injection {
-        let Interruptibility { nmi_blocked, shadow, event_taken } = cpu;
+        let Interruptibility { nmi_blocked, shadow, event_taken, .. } = cpu;
         // An interrupted delivery goes before everything: the guest's CPU had begun with it. If the caller
         // forces an event of its own, it has to wait here.
         let interrupted = if event_taken { None } else { self.undelivered.take() };
-        let nmi_window = match (nmi_waits, nmi_blocked) {
-            (false, _) => None,
-            (true, true) => Some(NmiWindow::Iret),
-            (true, false) if event_taken || interrupted.is_some() => Some(NmiWindow::Delivery),
-            (true, false) if shadow => Some(NmiWindow::Instruction),
-            (true, false) => None,
+        let windows = match (nmi_waits, nmi_blocked) {
+            (false, _) => Windows::empty(),
+            (true, true) => Windows::IRET,
+            (true, false) if event_taken || interrupted.is_some() => Windows::DELIVERY,
+            (true, false) if shadow => Windows::INSTRUCTION,
+            (true, false) => Windows::empty(),
         };
         let event = match interrupted {
             Some(vector) => Some(Event::Interrupt(vector)),
-            None if nmi_waits && nmi_window.is_none() => Some(Event::Nmi),
+            None if nmi_waits && windows.is_empty() => Some(Event::Nmi),
             None => None,
         };
         // While a delivery is held back no other one may begin: there is room to remember one.
         self.offered = if self.undelivered.is_some() { None } else { pending };
-        let special = Special { event, nmi_window, reset: false };
+        let special = Special { event, windows, reset: false };
         Injection { offer: self.offered, special: (special != Special::default()).then_some(special) }
+    }
+
+    /// Adds the interrupt of an 8259 pair that waits to an entry, if it can go in now: after all else that is forced, by the entry or
+    /// by the caller. `acknowledge` is asked for its vector then.
+    pub fn add_external(
+        &mut self,
+        entry: Injection,
+        cpu: Interruptibility,
+        acknowledge: impl FnOnce() -> u8,
+    ) -> Injection {
+        let Interruptibility { shadow, interrupts_enabled, event_taken, .. } = cpu;
+        let Injection { offer, special } = entry;
+        let mut special = special.unwrap_or_default();
+        if !interrupts_enabled || shadow || event_taken || special.event.is_some() {
+            special.windows |= Windows::INTERRUPTS;
+            return Injection { offer, special: Some(special) };
+        }
+        special.event = Some(Event::External(acknowledge()));
+        // An exit in the middle of its delivery names the vector, which is not to be mistaken for that of an offer.
+        special.windows.set(Windows::INTERRUPTS, self.offered.take().is_some());
+        Injection { offer: None, special: Some(special) }
     }
 }
 
@@ -139,7 +171,8 @@ impl Offer {
 mod tests {
     use super::*;
 
-    const FREE: Interruptibility = Interruptibility { nmi_blocked: false, shadow: false, event_taken: false };
+    const FREE: Interruptibility =
+        Interruptibility { nmi_blocked: false, shadow: false, interrupts_enabled: true, event_taken: false };
     const STANDS: Exited = Exited { offer_stands: true, interrupted: None };
     const TAKEN: Exited = Exited { offer_stands: false, interrupted: None };
 
@@ -147,8 +180,8 @@ mod tests {
         injection.special?.event
     }
 
-    fn window(injection: Injection) -> Option<NmiWindow> {
-        injection.special?.nmi_window
+    fn windows(injection: Injection) -> Windows {
+        injection.special.unwrap_or_default().windows
     }
 
     fn v(raw: u8) -> Vector {
@@ -220,14 +253,13 @@ mod tests {
         offer.decide(Some(v(0x51)), false, FREE);
         offer.exited(Exited { offer_stands: false, interrupted: Some(v(0x51)) });
         let own = Interruptibility { event_taken: true, ..FREE };
-        let later = Some(NmiWindow::Delivery);
-        let held_back =
-            Injection { offer: None, special: Some(Special { nmi_window: later, ..Special::default() }) };
+        let special = Special { windows: Windows::DELIVERY, ..Special::default() };
+        let held_back = Injection { offer: None, special: Some(special) };
         assert_eq!(offer.decide(Some(v(0x71)), true, own), held_back);
         assert_eq!(offer.exited(TAKEN), None);
         let injection = offer.decide(None, true, FREE);
         assert_eq!(event(injection), Some(Event::Interrupt(v(0x51))));
-        assert_eq!(window(injection), Some(NmiWindow::Delivery));
+        assert_eq!(windows(injection), Windows::DELIVERY);
         assert_eq!(event(offer.decide(None, true, FREE)), Some(Event::Nmi));
     }
 
@@ -236,18 +268,62 @@ mod tests {
         for nmi_blocked in [false, true] {
             for shadow in [false, true] {
                 for event_taken in [false, true] {
-                    let cpu = Interruptibility { nmi_blocked, shadow, event_taken };
+                    let cpu = Interruptibility { nmi_blocked, shadow, event_taken, ..FREE };
                     assert_eq!(Offer::new().decide(None, false, cpu), Injection::default());
                     let injection = Offer::new().decide(None, true, cpu);
                     let expected = match (nmi_blocked, event_taken, shadow) {
-                        (true, _, _) => (None, Some(NmiWindow::Iret)),
-                        (false, true, _) => (None, Some(NmiWindow::Delivery)),
-                        (false, false, true) => (None, Some(NmiWindow::Instruction)),
-                        (false, false, false) => (Some(Event::Nmi), None),
+                        (true, _, _) => (None, Windows::IRET),
+                        (false, true, _) => (None, Windows::DELIVERY),
+                        (false, false, true) => (None, Windows::INSTRUCTION),
+                        (false, false, false) => (Some(Event::Nmi), Windows::empty()),
                     };
-                    assert_eq!((event(injection), window(injection)), expected);
+                    assert_eq!((event(injection), windows(injection)), expected);
                 }
             }
         }
+    }
+    #[test]
+    fn an_external_interrupt_goes_in_last_and_only_when_the_cpu_takes_interrupts() {
+        let external = |offer: &mut Offer, pending, nmi, cpu| {
+            let entry = offer.decide(pending, nmi, cpu);
+            let mut acknowledged = false;
+            let entry = offer.add_external(entry, cpu, || {
+                acknowledged = true;
+                8
+            });
+            let special = entry.special.unwrap();
+            assert_eq!(special.event == Some(Event::External(8)), acknowledged);
+            (entry.offer, special.event, special.windows)
+        };
+        let in_now = (None, Some(Event::External(8)), Windows::empty());
+        assert_eq!(external(&mut Offer::new(), None, false, FREE), in_now);
+        for cpu in [
+            Interruptibility { shadow: true, ..FREE },
+            Interruptibility { interrupts_enabled: false, ..FREE },
+            Interruptibility { event_taken: true, ..FREE },
+        ] {
+            assert_eq!(
+                external(&mut Offer::new(), Some(v(0x51)), false, cpu),
+                (Some(v(0x51)), None, Windows::INTERRUPTS)
+            );
+        }
+        assert_eq!(
+            external(&mut Offer::new(), None, true, FREE),
+            (None, Some(Event::Nmi), Windows::INTERRUPTS)
+        );
+    }
+
+    #[test]
+    fn an_offer_waits_behind_an_external_interrupt_whose_delivery_may_be_interrupted() {
+        let mut offer = Offer::new();
+        let entry = offer.decide(Some(v(0x51)), false, FREE);
+        let entry = offer.add_external(entry, FREE, || 0x51);
+        let special = entry.special.unwrap();
+        assert_eq!((entry.offer, special.event), (None, Some(Event::External(0x51))));
+        assert_eq!(special.windows, Windows::INTERRUPTS, "what was offered is to be offered again");
+        // The window's own virtual interrupt stands.
+        assert_eq!(offer.exited(Exited { offer_stands: true, interrupted: Some(v(0x51)) }), None);
+        assert_eq!(event(offer.decide(Some(v(0x51)), false, FREE)), Some(Event::Interrupt(v(0x51))));
+        assert_eq!(offer.exited(TAKEN), Some(v(0x51)), "the local APIC's own");
     }
 }

@@ -41,6 +41,7 @@ mod chips;
 mod doorbell;
 mod inject;
 mod message;
+mod pic;
 mod pins;
 mod vectors;
 mod vioapic;
@@ -48,8 +49,9 @@ mod vlapic;
 
 pub use self::chips::{MAX_VCPUS, Outcome, Rest, Settled, Vcpu, VcpuSet, VirtualChips};
 pub use self::doorbell::{Doorbell, Requests};
-pub use self::inject::{Event, Exited, Injection, Interruptibility, NmiWindow, Offer, Special};
+pub use self::inject::{Event, Exited, Injection, Interruptibility, Offer, Special, Windows};
 pub use self::message::{Delivery, Destination, Ipi, IpiTarget, Message};
+pub use self::pic::Pics;
 pub use self::pins::{Contributor, PinSet, Pins};
 pub use self::vioapic::{Completion, Effect as IoapicEffect, PINS, RteChanged, VirtualIoapic};
 pub use self::vlapic::{

@@ -65,7 +65,7 @@ pub struct LapicModel {
 }
 
 /// One virtual local APIC: version 0x14, six local vectors, EOI-broadcast suppression, no TSC-deadline timer,
-/// no extended register space, no ExtINT. The identifier is fixed at creation.
+/// no extended register space, no ExtINT but by LINT0 where an 8259 pair drives it. The identifier is fixed at creation.
 ///
 /// Vectors 16 to 31, which the architecture lets a local APIC deliver, count as illegal like those below 16:
 /// they are the numbers of exceptions, and an interrupt that the world switch reports as "vector 14 was being
@@ -96,6 +96,8 @@ pub struct VirtualLapic {
     /// it.
     nmis: u8,
     startup: Startup,
+    /// The level of LINT0, which an 8259 pair drives.
+    lint0: bool,
 }
 
 /// The local vector table.
@@ -111,6 +113,9 @@ struct LocalVectors {
 
 impl LocalVectors {
     const MASKED: u32 = 1 << 16;
+    const DELIVERY_MODE: u32 = 0b111 << 8;
+    /// The delivery mode in which an 8259 pair gives the vector.
+    const EXTINT: u32 = 0b111 << 8;
     const RESET: Self = Self {
         timer: Self::MASKED,
         thermal: Self::MASKED,
@@ -173,7 +178,13 @@ impl VirtualLapic {
             timer: Timer::RESET,
             nmis: 0,
             startup: Startup { init: false, waiting: !bootstrap, page: None },
+            lint0: false,
         }
+    }
+
+    /// Lets the 8259 pair at LINT0 through, as a PC's firmware does for its boot CPU.
+    pub const fn open_lint0(&mut self) {
+        self.lvt.lint0 = LocalVectors::EXTINT;
     }
 
     /// What INIT does (APM2 16.3.2, table 16-2), and clearing APIC_BASE.EN. Identity, mode, and what waits
@@ -197,6 +208,7 @@ impl VirtualLapic {
             timer,
             nmis: _,
             startup: _,
+            lint0: _,
         } = self;
         *tpr = 0;
         *ppr = 0;
@@ -411,10 +423,23 @@ impl VirtualLapic {
         self.nmis != 0
     }
 
-    /// Whether something is up beside vectors: a non-maskable interrupt waits, or the CPU waits for a start-up message.
+    /// The 8259 pair asserts LINT0, or does not any more.
+    pub const fn drive_lint0(&mut self, high: bool) {
+        self.lint0 = high;
+    }
+
+    /// Whether the CPU is to acknowledge an interrupt of the 8259 pair: LINT0 lets it through, or the chip is out of the way.
+    pub fn has_external(&self) -> bool {
+        let open =
+            self.lvt.lint0 & (LocalVectors::MASKED | LocalVectors::DELIVERY_MODE) == LocalVectors::EXTINT;
+        self.lint0 && (open || self.mode() == ApicMode::Disabled)
+    }
+
+    /// Whether something may be up beside vectors: a non-maskable interrupt waits, the CPU waits for a start-up message, or
+    /// LINT0 is asserted.
     #[inline]
     pub(super) const fn has_more_than_vectors(&self) -> bool {
-        self.nmis != 0 || self.startup.waiting
+        self.nmis | self.startup.waiting as u8 | self.lint0 as u8 != 0
     }
 
     /// While the CPU services a non-maskable interrupt, all that arrive collapse into one (APM2 8.2.3).

@@ -514,6 +514,7 @@ fn happen(world: &mut World, dice: &mut Dice) {
             let state = Interruptibility {
                 nmi_blocked: dice.one_in(4),
                 shadow: dice.one_in(8),
+                interrupts_enabled: dice.one_in(2),
                 event_taken: dice.one_in(8),
             };
             world.step(vcpu, state, !dice.one_in(3), dice.one_in(8));

@@ -3,11 +3,10 @@
 use core::num::NonZeroU64;
 
 use levelhead::border::Ports;
-use levelhead::border::ports::PortWrite;
+use levelhead::border::ports::{PortRead, PortWrite};
 use levelhead::device::cmos::{Cmos, WallClock};
 use levelhead::device::{TestRegister, Uart};
 use levelhead::irq::Pin;
-use levelhead::pci::config_ports::PortRead;
 use levelhead::pci::{ConfigPorts, Width as ConfigWidth};
 use levelhead::vcpu::Width;
 
@@ -34,13 +33,16 @@ impl Pieces {
     fn read(&mut self, port: u16, (width, config_width): (Width, ConfigWidth)) -> PortRead {
         let byte = width == Width::Byte;
         PortRead::Value(match port {
+            0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 if byte && self.test.is_some() => {
+                return PortRead::Pic(port);
+            }
             0xe0..=0xe3 if self.test.is_some() => self.test.unwrap().read(port - 0xe0, width),
             0x3f8..=0x3ff if byte => u32::from(self.uart.read(port - 0x3f8)),
             0x70 | 0x71 if byte => u32::from(self.cmos.read(port - 0x70, NOW)),
             0x40..=0x42 if byte => 0,
             _ if byte && self.debug == Some(port) => 0xe9,
             0x600 | 0x601 if byte => 0,
-            0xcf8..=0xcff => return self.config.read(port, config_width),
+            0xcf8..=0xcff => return self.config.read(port, config_width).into(),
             _ => width.mask() as u32,
         })
     }
@@ -56,6 +58,9 @@ impl Pieces {
             }
             0x2000..=0x2017 if self.test.is_some() => {
                 PortWrite::Line { pin: Pin(port as u8), high: value != 0 }
+            }
+            0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 if byte && self.test.is_some() => {
+                PortWrite::Pic { port, value: value as u8 }
             }
             0x3f8..=0x3ff if byte => match self.uart.write(port - 0x3f8, value as u8) {
                 Some(text) => PortWrite::Text(text),
@@ -113,11 +118,12 @@ fn a_write_reaches_one_owner_and_is_seen_nowhere_else() {
         let (mut ports, mut pieces) = platform(dice);
         for _ in 0..2000 {
             let widths = dice.pick(&WIDTHS);
-            let port = match dice.below(5) {
+            let port = match dice.below(6) {
                 0 => dice.any() as u16,
                 1 => dice.pick(&[0xe9, 0xf3, 0xf4, 0xf5, 0xfffb, 0xfffc, 0xffff, 0]),
-                2 => dice.pick(&[0xdc, 0x1ff8, 0x2010]) + dice.below(0x10) as u16,
-                3 => dice.pick(&[0x3f0, 0x5f8]) + dice.below(0x18) as u16,
+                2 => dice.pick(&[0x20, 0x9f, 0x4cf]) + dice.below(3) as u16,
+                3 => dice.pick(&[0xdc, 0x1ff8, 0x2010]) + dice.below(0x10) as u16,
+                4 => dice.pick(&[0x3f0, 0x5f8]) + dice.below(0x18) as u16,
                 _ => 0xcf0 + dice.below(0x18) as u16,
             };
             let value = dice.hostile() as u32;

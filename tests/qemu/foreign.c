@@ -4,7 +4,7 @@
  * CF8/CFC), counts the interrupts of every `edu` it finds, prints on COM1 and port 0xe9, and ends by port 0xf4.
  *
  * Words of its command line: `pin=N` names the IO-APIC pin where the q35 rule (20 + slot % 4) does not hold,
- * `lines=1` plays with the lines of the test device, `paging=pse` and `paging=pae` turn paging on, `exit=N` is what it ends with instead of 16.
+ * `lines=1` plays with the lines of the test device and with the 8259s, `paging=pse` and `paging=pae` turn paging on, `exit=N` is what it ends with instead of 16.
  */
 #include <stdint.h>
 
@@ -16,6 +16,8 @@
 #define IPI_VECTOR 0x41
 #define EDGE_VECTOR 0x51
 #define LEVEL_VECTOR 0x61
+#define PIC_VECTOR 0x2b
+#define PIC_IRQ 11u
 #define EDGE_PIN 13u
 #define LEVEL_PIN 14u
 #define RTE_LEVEL 0x8000u
@@ -51,14 +53,15 @@ __asm__(".pushsection .multiboot, \"a\"\n"
         "entry timer_entry, timer_interrupt\n"
         "entry ipi_entry, ipi_interrupt\n"
         "entry edge_entry, edge_interrupt\n"
+        "entry pic_entry, pic_interrupt\n"
         "entry level_entry, level_interrupt\n"
         "entry other_entry, other_interrupt\n"
         ".lcomm stack, 16384\n"
         ".set stack_top, stack + 16384\n");
 
-void device_entry(void), timer_entry(void), ipi_entry(void), edge_entry(void), level_entry(void), other_entry(void);
+void device_entry(void), timer_entry(void), ipi_entry(void), edge_entry(void), level_entry(void), pic_entry(void), other_entry(void);
 
-static volatile uint32_t interrupts, spurious, ticks, ipis, edges, levels;
+static volatile uint32_t interrupts, spurious, ticks, ipis, edges, levels, pics;
 /* What the next handlers of the level do before the EOI: leave the line high, or lower and raise it. */
 static volatile uint32_t leave, retrigger;
 static uint32_t edu;
@@ -158,6 +161,14 @@ void ipi_interrupt(void)
     end_of_interrupt();
 }
 
+/* The 8259s' interrupt ends at both of them, and not at the local APIC. */
+void pic_interrupt(void)
+{
+    pics++;
+    out8(0xa0, 0x20);
+    out8(0x20, 0x20);
+}
+
 /* The test device's line to a pin. */
 static void set_line(uint32_t pin, uint8_t high) { out8((uint16_t)(0x2000 + pin), high); }
 
@@ -216,6 +227,7 @@ static void set_up_tables(void)
                                : vector == IPI_VECTOR   ? ipi_entry
                                : vector == EDGE_VECTOR  ? edge_entry
                                : vector == LEVEL_VECTOR ? level_entry
+                               : vector == PIC_VECTOR   ? pic_entry
                                                         : other_entry;
         uint32_t at = (uint32_t)target;
         gates[vector] = (uint64_t)(at >> 16) << 48 | 0x8e00ull << 32 | 8 << 16 | (at & 0xffff);
@@ -397,6 +409,56 @@ static void demand_counts(uint32_t edges_wanted, uint32_t levels_wanted, const c
     demand(edges == edges_wanted && levels == levels_wanted, what);
 }
 
+static void demand_pics(uint32_t wanted, const char *what)
+{
+    for (int n = 0; n < 1000; n++)
+        __asm__ volatile("pause");
+    demand(pics == wanted, what);
+}
+
+static void pulse_pic(void)
+{
+    set_line(PIC_IRQ, 1);
+    set_line(PIC_IRQ, 0);
+}
+
+/* The test device's lines are inputs of the 8259s too, whose output goes through the local APIC's LINT0. */
+static void play_with_8259s(void)
+{
+    out8(0x4d0, 0), out8(0x4d1, 0); /* Edges. */
+    pulse_pic();
+    demand_pics(0, "an interrupt that the 8259s mask");
+    out8(0x21, 0xfb), out8(0xa1, 0xff & ~(1 << (PIC_IRQ - 8)));
+    demand_pics(0, "an interrupt that LINT0 masks");
+    store(LOCAL_APIC + 0x350, 0x700);
+    demand_pics(1, "an edge that was kept behind both masks");
+    pulse_pic();
+    demand_pics(2, "an edge");
+
+    __asm__ volatile("cli");
+    pulse_pic();
+    store(LOCAL_APIC + 0x310, 0);
+    store(LOCAL_APIC + 0x300, 1u << 18 | 1u << 14 | IPI_VECTOR);
+    demand_pics(2, "interrupts are off");
+    __asm__ volatile("sti");
+    demand_pics(3, "both controllers at once");
+    demand(ipis == 1, "both controllers at once, and the local APIC's is lost");
+    ipis = 0;
+
+    __asm__ volatile("cli");
+    pulse_pic();
+    __asm__ volatile("sti\n hlt");
+    demand_pics(4, "an interrupt that ends a halt");
+
+    out8(0x20, 0x0b);
+    demand(in8(0x20) == 0 && in8(0x21) == 0xfb, "what the 8259s say");
+    store(LOCAL_APIC + 0x350, 1u << 16);
+    silence_8259s();
+    pulse_pic();
+    demand_pics(4, "an interrupt of silenced 8259s");
+    print("foreign: the pair of 8259s\n");
+}
+
 static void play_with_lines(void)
 {
     write_entry(EDGE_PIN, EDGE_VECTOR);
@@ -488,8 +550,10 @@ void kernel(uint32_t magic, const struct multiboot *info)
     mask_all_pins();
     __asm__ volatile("sti");
 
-    if (option(line, "lines=", 0))
+    if (option(line, "lines=", 0)) {
         play_with_lines();
+        play_with_8259s();
+    }
     uint32_t devices = 0;
     for (uint32_t slot = 0; slot < 32; slot++) {
         uint32_t id = config(slot, 0, 0);

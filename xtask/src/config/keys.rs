@@ -228,7 +228,8 @@ pub const TEST_DEVICE: Key = Key {
     default: Some("`false`"),
     range: || "`true` or `false`".into(),
     meaning: "whether it has what KVM's unit tests need of QEMU's test device: a line to each IO-APIC input, which an OUT to \
-              `0x2000` and the input's number raises or lowers, and a register at `0xe0`. Nothing but tests has a use for it",
+              `0x2000` and the input's number raises or lowers, and a register at `0xe0`; and a pair of 8259s behind the first 16 \
+              lines. Nothing but tests has a use for it",
     example: "test-device = true",
     messages: &[Message::TestDevice, Message::PortTaken],
 };

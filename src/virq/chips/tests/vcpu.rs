@@ -1,6 +1,7 @@
 //! What a virtual CPU sees: messages from others, what its entries carry, its timer.
 
 use super::*;
+use crate::virq::Windows;
 
 #[test]
 fn shorthands_and_broadcasts_reach_whom_they_name() {
@@ -208,4 +209,77 @@ fn a_cpu_the_partition_does_not_have_answers_nothing() {
         assert_eq!(chips.rest(absent, true), Rest::ForEver);
         assert_eq!((chips.deadline(absent), chips.take_startup(absent)), (None, None));
     }
+}
+
+/// A CPU that takes interrupts.
+const OPEN: Interruptibility =
+    Interruptibility { nmi_blocked: false, shadow: false, interrupts_enabled: true, event_taken: false };
+
+fn external(chips: &mut VirtualChips, cpu: Interruptibility) -> (Option<Event>, bool) {
+    let special = chips.before_entry(BOOT, || cpu).special.unwrap_or_default();
+    (special.event, special.windows == Windows::INTERRUPTS)
+}
+
+#[test]
+fn an_8259_pair_interrupts_the_boot_cpu_as_firmware_left_it() {
+    let mut machine = Machine::<2>::new(only_eoi);
+    let chips = &mut machine.chips;
+    assert!(chips.drive_irq(11, true).is_empty(), "there is none");
+    assert_eq!(chips.pic_read(0x21).0, u8::MAX);
+    for _ in 0..2 {
+        chips.add_pics();
+        assert_eq!(chips.rest(BOOT, true), Rest::Sleeps);
+        assert_eq!(chips.drive_irq(11, true).only(), Some(BOOT));
+        let _ = chips.drive_irq(11, false);
+        assert_eq!(chips.rest(BOOT, false), Rest::Sleeps);
+        assert_eq!(chips.rest(BOOT, true), Rest::Wakes);
+        let closed = Interruptibility { interrupts_enabled: false, ..OPEN };
+        assert_eq!(external(chips, closed), (None, true));
+        let other = chips.before_entry(Vcpu(1), || OPEN).special.unwrap_or_default();
+        assert_eq!((other.event, other.windows), (None, Windows::empty()), "it is the boot CPU's alone");
+        assert_eq!(external(chips, OPEN), (Some(Event::External(0x73)), false));
+        assert_eq!(external(chips, OPEN), (None, false), "once");
+        assert!(chips.pic_write(0xa0, 0x20).is_empty());
+        chips.renew();
+        assert_eq!(chips.pic_read(0xa1).0, 0);
+    }
+}
+
+#[test]
+fn an_8259_pair_is_let_through_by_lint0_or_by_a_local_apic_that_is_out_of_the_way() {
+    let mut machine = Machine::<1>::new(only_eoi);
+    let chips = &mut machine.chips;
+    chips.add_pics();
+    let lint0 = |chips: &mut VirtualChips, entry| _ = chips.lapic_write(BOOT, 0x350, 4, entry, 0);
+    for (entry, open) in [(0x1_0700, false), (0x400, false), (0, false), (0x51, false), (0x700, true)] {
+        lint0(chips, entry);
+        assert_eq!(!chips.drive_irq(4, true).is_empty(), open, "{entry:#x}");
+        assert_eq!(chips.rest(BOOT, true) == Rest::Wakes, open);
+        let found = external(chips, OPEN);
+        assert_eq!(found, if open { (Some(Event::External(0x0c)), false) } else { (None, false) });
+        let _ = chips.drive_irq(4, false);
+    }
+    lint0(chips, 0x1_0000);
+    let _ = chips.pic_write(0x20, 0x20);
+    assert!(chips.drive_irq(4, true).is_empty());
+    let _ = chips.write_msr(BOOT, 0x1b, 0xfee0_0100, 0).unwrap();
+    assert_eq!(external(chips, OPEN), (Some(Event::External(0x0c)), false));
+}
+
+#[test]
+fn an_8259_pair_waits_for_a_cpu_that_waits_to_be_started() {
+    let mut machine = Machine::<1>::new(only_eoi);
+    let chips = &mut machine.chips;
+    chips.add_pics();
+    let _ = chips.lapic_write(BOOT, 0x300, 4, 0x500, 0);
+    assert!(chips.take_init(BOOT));
+    let _ = chips.lapic_write(BOOT, 0x350, 4, 0x700, 0);
+    let _ = chips.drive_irq(4, true);
+    assert_eq!(external(chips, OPEN), (None, false));
+    let _ = chips.lapic_write(BOOT, 0x300, 4, 0x605, 0);
+    assert_eq!(chips.take_startup(BOOT), Some(5));
+    // INIT has masked LINT0, and start-up leaves it so.
+    let _ = chips.lapic_write(BOOT, 0xf0, 4, 0x1ff, 0);
+    let _ = chips.lapic_write(BOOT, 0x350, 4, 0x700, 0);
+    assert_eq!(external(chips, OPEN), (Some(Event::External(0x0c)), false));
 }
