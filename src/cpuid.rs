@@ -43,6 +43,8 @@ const KVM_SIGNATURE: [u8; 12] = *b"KVMKVMKVM\0\0\0";
 pub struct GuestView {
     /// The virtual local APIC's identifier.
     pub apic_id: u32,
+    /// Whether APIC_BASE has it enabled: a disabled one is not there (APM2 16.3.1).
+    pub apic_enabled: bool,
     /// How many virtual CPUs the guest has, 1 to 255: each one core of one thread in one package, whose identifiers count
     /// from 0.
     pub vcpus: u32,
@@ -74,6 +76,8 @@ const LAST_EXTENDED: u32 = 0x8000_0021;
 
 // Leaf 1.
 const L1_ECX_APIC_X2: u32 = 1 << 21;
+/// The local APIC, in EDX of leaf 1 and of leaf 0x8000_0001.
+const EDX_APIC: u32 = 1 << 9;
 const L1_ECX_OSXSAVE: u32 = 1 << 27;
 const L1_ECX_HYPERVISOR: u32 = 1 << 31;
 /// FMA, XSAVE, AVX, F16C.
@@ -160,18 +164,20 @@ pub fn filter(leaf: u32, subleaf: u32, host: Leaf, view: &GuestView) -> Leaf {
 const fn features(host: Leaf, view: &GuestView) -> Leaf {
     let os_xsave = if view.cr4 & cr4::OSXSAVE != 0 { L1_ECX_OSXSAVE } else { 0 };
     let passed = if view.xsave { L1_ECX } else { L1_ECX & !L1_ECX_NEEDS_XSAVE };
+    let shown = if view.apic_enabled { L1_EDX } else { L1_EDX & !EDX_APIC };
     Leaf {
         eax: host.eax,
         // Initial APIC identifier, logical processors, CLFLUSH size, brand index.
         ebx: view.apic_id << 24 | (view.vcpus & 0xff) << 16 | host.ebx & 0xffff,
         ecx: host.ecx & passed | L1_ECX_APIC_X2 | L1_ECX_HYPERVISOR | os_xsave,
-        edx: host.edx & L1_EDX | if view.vcpus > 1 { L1_EDX_HTT } else { 0 },
+        edx: host.edx & shown | if view.vcpus > 1 { L1_EDX_HTT } else { 0 },
     }
 }
 
 const fn extended_features(host: Leaf, view: &GuestView) -> Leaf {
     let legacy = if view.vcpus > 1 { E1_ECX_CMP_LEGACY } else { 0 };
-    Leaf { ecx: host.ecx & E1_ECX | legacy, edx: host.edx & E1_EDX, ..host }
+    let shown = if view.apic_enabled { E1_EDX } else { E1_EDX & !EDX_APIC };
+    Leaf { ecx: host.ecx & E1_ECX | legacy, edx: host.edx & shown, ..host }
 }
 
 const fn structured_features(subleaf: u32, host: Leaf, view: &GuestView) -> Leaf {
@@ -239,6 +245,7 @@ mod tests {
     const ALL: Leaf = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
     const VIEW: GuestView = GuestView {
         apic_id: 5,
+        apic_enabled: true,
         vcpus: 1,
         cr4: 0,
         xsave: true,
@@ -305,6 +312,16 @@ mod tests {
         assert_eq!(ask(0, 0).eax, 0xd);
         assert_eq!(filter(0, 0, Leaf { eax: 7, ..none }, &VIEW).eax, 7);
         assert_eq!(ask(0x8000_0000, 0).eax, 0x8000_0021);
+    }
+
+    #[test]
+    fn a_local_apic_that_is_disabled_is_not_there() {
+        let view = GuestView { apic_enabled: false, ..VIEW };
+        for leaf in [1, 0x8000_0001] {
+            let (with, without) = (ask(leaf, 0), filter(leaf, 0, ALL, &view));
+            assert_eq!(without, Leaf { edx: with.edx & !EDX_APIC, ..with }, "{leaf:#x}");
+            assert_ne!(with.edx & EDX_APIC, 0);
+        }
     }
 
     #[test]

@@ -252,6 +252,7 @@ impl VirtualCpu {
         let host = Leaf { eax: host.eax, ebx: host.ebx, ecx: host.ecx, edx: host.edx };
         let view = GuestView {
             apic_id: self.id.0.into(),
+            apic_enabled: self.apic_enabled,
             vcpus: self.partition.vcpus().into(),
             cr4: vmcb.cr4(),
             xsave: has_xcr0(),

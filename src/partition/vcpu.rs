@@ -57,6 +57,8 @@ pub(crate) struct VirtualCpu {
     pub(crate) exits: Exits,
     /// Where the guest has put this one's local APIC, as its chip has it: only its own writes move it.
     pub(crate) local_apic: GuestPhys,
+    /// Whether it is enabled there, or by MSR.
+    pub(crate) apic_enabled: bool,
     /// MTRRdefType as the guest wrote it; the memory types themselves are the nested tables' business.
     pub(crate) mtrr_def_type: u64,
     /// Where an instruction was last tried again, and how often.
@@ -85,6 +87,7 @@ impl VirtualCpu {
             decoded: DecodeCache::new(),
             exits: Exits::default(),
             local_apic: GuestPhys::new(0),
+            apic_enabled: true,
             mtrr_def_type: 0,
             again: (0, 0),
             awaited: None,
@@ -106,11 +109,13 @@ impl VirtualCpu {
         self.partition.receiver.chips(body)
     }
 
-    /// The guest may have moved its local APIC.
+    /// The guest may have moved its local APIC, enabled or disabled it.
     pub(crate) fn local_apic_moved(&mut self) {
         let id = self.id;
-        let page = self.chips(|chips| chips.lapic(id).map(VirtualLapic::mmio_base));
+        let (page, enabled) =
+            self.chips(|chips| (chips.lapic(id).map(VirtualLapic::mmio_base), chips.lapic_enabled(id)));
         self.local_apic = page.unwrap_or(GuestPhys::new(u64::MAX));
+        self.apic_enabled = enabled;
     }
 
     /// Raises the pins of what was delivered beside an interrupt's own way, or records what came to light there, which is nearly

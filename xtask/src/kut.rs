@@ -188,7 +188,8 @@ fn prepare(tree: &Tree, machine: &Machine, folder: &Path, test: &Test, cpus: u8)
     let path = folder.join(&test.file);
     let kernel = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let mib = test.memory_mib().min(MOST_MIB);
-    let environment = format!("NR_CPUS={cpus}\nMEMSIZE={mib}\nTEST_DEVICE=1\n");
+    let told = u8::from(test.has_test_device());
+    let environment = format!("NR_CPUS={cpus}\nMEMSIZE={mib}\nTEST_DEVICE={told}\n");
     let partition = Partition {
         name: NAME.to_owned(),
         cpus: (0..cpus).map(CpuId).collect(),

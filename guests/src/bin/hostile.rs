@@ -12,6 +12,7 @@
 #![expect(unsafe_code, reason = "misbehaviour")]
 
 use core::arch::asm;
+use core::arch::x86_64::{__cpuid, __cpuid_count};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use guests::cpu::{
@@ -45,7 +46,8 @@ const SURVIVED: [Deed; 7] = [
 ];
 
 /// What a guest survives under Levelhead. A bare machine has other registers and ports, and would obey.
-const SURVIVED_UNDER_LEVELHEAD: [Deed; 9] = [
+const SURVIVED_UNDER_LEVELHEAD: [Deed; 10] = [
+    ("apic-off", apic_off),
     ("bad-msr", bad_msr),
     ("bad-port", bad_port),
     ("unknown-hypercall", unknown_hypercall),
@@ -181,7 +183,7 @@ fn odd_instructions() {
         }
     }
     for leaf in [0, 1, 7, 0xd, 0x4000_0000, 0x4000_0001, 0x4000_00ff, 0x8000_0000, 0x8000_000a, u32::MAX] {
-        core::arch::x86_64::__cpuid_count(leaf, u32::MAX);
+        __cpuid_count(leaf, u32::MAX);
     }
 }
 
@@ -291,6 +293,24 @@ fn apic_garbage() {
             }
         }
     }
+    lapic::init();
+    one_interrupt();
+}
+
+/// Disables the local APIC: neither its registers nor CPUID show it, and enabled again it works as before.
+fn apic_off() {
+    const APIC_BASE: u32 = 0x1b;
+    const ENABLED_XAPIC: u64 = 0xfee0_0900;
+    const APIC: u32 = 1 << 9;
+    let is_shown = || [1, 0x8000_0001].map(|leaf| __cpuid(leaf).edx & APIC != 0);
+    check!(is_shown() == [true; 2], "CPUID shows no local APIC");
+    // SAFETY: interrupts are off, and nothing is sent or awaited until it is enabled again.
+    unsafe { cpu::wrmsr(APIC_BASE, 0xfee0_0100) };
+    check!(is_shown() == [false; 2], "CPUID shows a local APIC that is disabled");
+    check!(lapic::window().read32(0x30) == u32::MAX, "a local APIC that is disabled answers");
+    // SAFETY: where it was, in the first mode.
+    unsafe { cpu::wrmsr(APIC_BASE, ENABLED_XAPIC) };
+    check!(is_shown() == [true; 2], "CPUID shows no local APIC that was enabled again");
     lapic::init();
     one_interrupt();
 }
@@ -577,7 +597,7 @@ fn every_leaf() {
     let named = (0..0x20).chain(0x4000_0000..0x4000_0010).chain(0x8000_0000..0x8000_0030);
     for leaf in named.chain((0..500).map(|_| any() as u32)) {
         for subleaf in (0..4).chain([any() as u32, u32::MAX]) {
-            let answer = core::arch::x86_64::__cpuid_count(leaf, subleaf);
+            let answer = __cpuid_count(leaf, subleaf);
             check!(leaf != FEATURES || answer.ecx & SVM == 0, "CPUID offers SVM");
         }
     }
@@ -807,7 +827,7 @@ fn illegal_cr0() {
     // SAFETY: caches are not in the way of anything, and nothing after it is expected to run.
     unsafe { asm!("mov {0}, cr0", "or {0}, 0x20000000", "mov cr0, {0}", out(reg) _) };
     // A hypervisor looks at the register when the guest comes back to it.
-    core::arch::x86_64::__cpuid(0);
+    __cpuid(0);
 }
 
 fn spin_cli() {
