@@ -364,7 +364,7 @@ impl VirtualCpu {
     fn follow(&mut self, machine: &Machine, outcome: Outcome, cr8: u64) {
         self.priority_is(cr8);
         if let Some(changed) = outcome.rte {
-            machine.settle(self.here(), self.partition.index, changed.pin);
+            machine.look(self.here(), changed.pin);
         }
         let others = outcome.kicked.without(self.id);
         if !others.is_empty() {

@@ -268,12 +268,20 @@ impl Machine {
         self.follow(here, here.partition, receiver, pin, settled);
     }
 
-    /// Lets a pin of partition number `partition` deliver what it holds.
+    /// Lets a pin of partition number `partition` deliver what it still holds after its completion.
     #[inline]
     pub(crate) fn settle(&self, here: Here, partition: u8, vpin: Pin) {
         if let Some(receiver) = self.receivers.get(usize::from(partition)) {
             let settled = receiver.chips(|chips| chips.settle(vpin));
             self.follow(here, partition, receiver, vpin, settled);
+        }
+    }
+
+    /// Lets a pin of the partition at work deliver what it holds, after its entry was written.
+    pub(crate) fn look(&self, here: Here, vpin: Pin) {
+        if let Some(receiver) = self.receivers.get(usize::from(here.partition)) {
+            let settled = receiver.chips(|chips| chips.look(vpin));
+            self.follow(here, here.partition, receiver, vpin, settled);
         }
     }
 

@@ -87,8 +87,9 @@ pub struct Settled {
 /// What a guest's access asks of the run loop.
 ///
 /// The order matters. For `rte`: first tell the lines behind the pin that its mask bit changed, since an unmask may be
-/// the completion that deasserts it (I38, N9). For `completed`: complete the line behind each pin, which may deassert
-/// it. Then [`settle`](VirtualChips::settle) the pins of both, which delivers what is still asserted.
+/// the completion that deasserts it (I38, N9); then [`look`](VirtualChips::look) at the pin. For `completed`: complete the line behind
+/// each pin, which may deassert it; then [`settle`](VirtualChips::settle) the pin. Both deliver what is still asserted. They differ
+/// where another virtual CPU is between the two steps of a completion: a pin that was looked at then says nothing yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Outcome {
@@ -222,7 +223,7 @@ impl VirtualChips {
     #[inline(always)]
     pub fn assert_pin(&mut self, pin: Pin, contributor: Contributor) -> Settled {
         self.ioapic.assert(pin, contributor);
-        self.settle(pin)
+        self.look(pin)
     }
 
     /// `contributor` deasserts `pin`.
@@ -231,10 +232,17 @@ impl VirtualChips {
         self.ioapic.deassert(pin, contributor);
     }
 
+    /// Sends what `pin` has to send after a completion of what is behind it, if anything.
+    #[inline(always)]
+    pub fn settle(&mut self, pin: Pin) -> Settled {
+        self.ioapic.completed(pin);
+        self.look(pin)
+    }
+
     /// Sends what `pin` has to send, if anything. Remote IRR goes up only when somebody took it; otherwise
     /// the pin keeps its message for the next call.
     #[inline(always)]
-    pub fn settle(&mut self, pin: Pin) -> Settled {
+    pub fn look(&mut self, pin: Pin) -> Settled {
         let Some(message) = self.ioapic.pending(pin) else { return Settled::default() };
         let takers = self.route(message.destination, message.delivery, message.trigger);
         let completion_due = !takers.is_empty() && self.ioapic.accepted(pin, message) == Completion::Now;
@@ -414,7 +422,7 @@ impl VirtualChips {
     fn settle_all(&mut self) -> Outcome {
         let mut outcome = Outcome { timer_changed: true, ..Outcome::default() };
         for pin in (0..vioapic::PINS).map(Pin) {
-            let Settled { takers, completion_due } = self.settle(pin);
+            let Settled { takers, completion_due } = self.look(pin);
             outcome.kicked = outcome.kicked.union(takers);
             if completion_due {
                 outcome.completed.insert(pin);

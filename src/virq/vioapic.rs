@@ -86,6 +86,9 @@ pub struct VirtualIoapic {
     pins: [PinState; PINS as usize],
     /// Remote IRR.
     in_service: PinSet,
+    /// Levels that were accepted, until what is behind the pin is completed, which is later than the EOI: till then a pin that is
+    /// still asserted says nothing new.
+    uncompleted: PinSet,
     /// Edges that came while unmasked and that nobody has accepted yet.
     latched: PinSet,
     /// Edge-triggered messages that were accepted, and that no CPU has taken yet.
@@ -101,6 +104,7 @@ impl VirtualIoapic {
         Self {
             pins: [RESET; PINS as usize],
             in_service: PinSet::EMPTY,
+            uncompleted: PinSet::EMPTY,
             latched: PinSet::EMPTY,
             edge_accepted: PinSet::EMPTY,
             index: 0,
@@ -154,7 +158,7 @@ impl VirtualIoapic {
         }
     }
 
-    /// What the pin would send now: a level while asserted and not in service, an edge that was latched.
+    /// What the pin would send now: a level while asserted and the last one completed, an edge that was latched.
     #[inline]
     pub fn pending(&self, pin: Pin) -> Option<Message> {
         let state = self.pin(pin)?;
@@ -164,7 +168,7 @@ impl VirtualIoapic {
         }
         let trigger = trigger(rte);
         let due = match trigger {
-            TriggerMode::Level => state.contributions != 0 && !self.in_service.contains(pin),
+            TriggerMode::Level => state.contributions != 0 && !self.uncompleted.contains(pin),
             TriggerMode::Edge => self.latched.contains(pin),
         };
         if !due {
@@ -190,6 +194,7 @@ impl VirtualIoapic {
             (Delivery::Fixed(vector) | Delivery::LowestPriority(vector), TriggerMode::Level) => {
                 state.accepted_vector = vector;
                 self.in_service.insert(pin);
+                self.uncompleted.insert(pin);
                 Completion::AtEoi
             }
             (Delivery::Fixed(vector) | Delivery::LowestPriority(vector), TriggerMode::Edge) => {
@@ -207,7 +212,7 @@ impl VirtualIoapic {
 
     /// A local APIC broadcast the EOI of a level interrupt: Remote IRR goes down on every pin that was
     /// *accepted* with this vector, whatever its entry says by now. Returns those pins. The caller completes
-    /// what is behind them, which may deassert them, and then settles them.
+    /// what is behind them, which may deassert them, and then says so ([`completed`](Self::completed)).
     #[inline]
     pub fn eoi(&mut self, vector: u8) -> PinSet {
         let mut completed = PinSet::EMPTY;
@@ -218,6 +223,12 @@ impl VirtualIoapic {
         }
         self.in_service = self.in_service.without(completed);
         completed
+    }
+
+    /// What is behind the pin was completed after its EOI. If the pin is still asserted, that is a new level.
+    #[inline]
+    pub fn completed(&mut self, pin: Pin) {
+        self.uncompleted.remove(pin);
     }
 
     /// The guest wrote the EOI register. Hardware compares with the entry as it is now; a guest that has
@@ -256,6 +267,7 @@ impl VirtualIoapic {
         if let Some(state) = self.pins.get_mut(usize::from(pin.0)) {
             state.contributions = 0;
             self.in_service.remove(pin);
+            self.uncompleted.remove(pin);
             self.latched.remove(pin);
             self.edge_accepted.remove(pin);
         }

@@ -249,7 +249,9 @@ impl World {
         self.complete(outcome.completed, completes);
         if let Some(changed) = outcome.rte {
             assert!(matches!(completes, Completes::AtMost(pin) if pin == changed.pin));
-            self.settle(changed.pin);
+            if self.chips.look(changed.pin).completion_due {
+                assert!(!self.chips.look(changed.pin).completion_due, "{:?} completes for ever", changed.pin);
+            }
         }
         self.see_accepted();
     }

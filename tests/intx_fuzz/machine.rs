@@ -123,6 +123,7 @@ enum Todo<'t> {
     },
     /// The entries of a partition may be written by others again.
     Written(usize),
+    Look(usize, Pin),
     Settle(usize, Pin),
     Raise(Delivery<'t>),
 }
@@ -563,7 +564,7 @@ impl<'t> Machine<'t> {
     fn follow(&mut self, cpu: usize, outcome: Outcome) {
         self.done(cpu, outcome.completed);
         let partition = self.cpus[cpu].partition;
-        self.first(cpu, outcome.rte.map(|rte| Todo::Settle(partition, rte.pin)));
+        self.first(cpu, outcome.rte.map(|rte| Todo::Look(partition, rte.pin)));
     }
 
     fn done(&mut self, cpu: usize, pins: PinSet) {
@@ -634,6 +635,12 @@ impl<'t> Machine<'t> {
                 self.deliver(cpu, deliveries);
             }
             Todo::Written(partition) => self.partitions[partition].writer = None,
+            Todo::Look(partition, pin) => {
+                let settled = self.board.chips[partition].look(pin);
+                if settled.completion_due {
+                    self.partitions[partition].due.push(pin);
+                }
+            }
             Todo::Settle(partition, pin) => {
                 let settled = self.board.chips[partition].settle(pin);
                 if settled.completion_due {

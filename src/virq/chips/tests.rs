@@ -64,7 +64,7 @@ impl<const N: usize> Machine<N> {
         self.complete(outcome.completed);
         // No line here waits for an unmask, so the pin is looked at right away.
         if let Some(changed) = outcome.rte {
-            let settled = self.chips.settle(changed.pin);
+            let settled = self.chips.look(changed.pin);
             if settled.completion_due {
                 self.complete(PinSet::of(changed.pin));
             }
@@ -78,9 +78,10 @@ impl<const N: usize> Machine<N> {
             self.chips.deassert_pin(pin, LINE);
             if self.wire == Some(pin) {
                 self.assert(pin, LINE);
-            } else {
-                let settled = self.chips.settle(pin);
-                assert!(!settled.completion_due);
+            }
+            let settled = self.chips.settle(pin);
+            if settled.completion_due {
+                self.complete(PinSet::of(pin));
             }
         }
     }
@@ -480,6 +481,50 @@ fn t9_both_halves_rewritten_in_service_complete_exactly_once() {
     machine.out(PIN, true);
     assert_eq!(machine.taken, [(0, 0x41), (1, 0x51)]);
     assert_eq!(machine.completed, [PIN.0, PIN.0], "one for each acceptance");
+}
+
+/// One CPU has sent its EOI and still completes the line when another writes the entry: the level is no new one.
+#[test]
+fn t9_an_entry_written_between_an_eoi_and_its_completion_sends_nothing() {
+    fn handler(machine: &mut Machine<2>, vcpu: Vcpu, _: usize) {
+        let outcome = machine.chips.lapic_write(vcpu, 0xb0, 4, 0, 0);
+        assert!(!machine.remote_irr(PIN), "the guest sees that its EOI has arrived");
+        machine.redirect_high(PIN, 1);
+        machine.redirect_low(PIN, LEVEL | 0x61);
+        assert!(!machine.remote_irr(PIN), "it was sent again");
+        machine.complete(outcome.completed);
+    }
+    let mut machine = Machine::<2>::new(handler);
+    machine.redirect_low(PIN, LEVEL | 0x51);
+    machine.assert(PIN, LINE);
+    machine.run();
+    assert_eq!(machine.taken, [(0, 0x51)]);
+    // What is asserted after the completion is delivered, by the entry of now.
+    machine.assert(PIN, LINE);
+    machine.run();
+    assert_eq!((machine.taken, machine.completed), (vec![(0, 0x51), (1, 0x61)], vec![PIN.0, PIN.0]));
+}
+
+/// Who still asserts a pin when one of its levels is completed is delivered then, and not before.
+#[test]
+fn a_sharer_that_asserts_before_the_completion_of_another_is_delivered_after_it() {
+    fn handler(machine: &mut Machine<1>, vcpu: Vcpu, before: usize) {
+        let outcome = machine.chips.lapic_write(vcpu, 0xb0, 4, 0, 0);
+        if before == 0 {
+            machine.line(PIN, true);
+            assert!(!machine.remote_irr(PIN), "it was sent before the completion");
+            machine.complete(outcome.completed);
+            assert!(machine.remote_irr(PIN), "it is lost");
+        } else {
+            machine.line(PIN, false);
+            machine.complete(outcome.completed);
+        }
+    }
+    let mut machine = Machine::<1>::new(handler);
+    machine.redirect_low(PIN, LEVEL | 0x51);
+    machine.assert(PIN, LINE);
+    machine.run();
+    assert_eq!(machine.taken.len(), 2);
 }
 
 #[test]

@@ -192,6 +192,8 @@ fn a_level_is_sent_while_any_contributor_holds_it_and_never_while_in_service() {
     assert_eq!(chip.eoi(0x51), PinSet::of(PIN));
     assert_eq!(chip.eoi(0x51), PinSet::EMPTY);
     chip.deassert(PIN, FIRST);
+    assert_eq!(chip.pending(PIN), None, "what was served is not completed yet");
+    chip.completed(PIN);
     assert!(chip.pending(PIN).is_some(), "the second contributor still asserts it");
     chip.deassert(PIN, SECOND);
     assert_eq!(chip.pending(PIN), None);
@@ -223,6 +225,7 @@ fn i39_an_entry_rewritten_in_service_completes_by_the_accepted_vector() {
     assert_eq!(chip.pending(PIN), None);
     assert_eq!(chip.eoi(0x51), PinSet::EMPTY);
     assert_eq!(chip.eoi(0x41), PinSet::of(PIN));
+    chip.completed(PIN);
     assert_eq!(chip.pending(PIN).unwrap().delivery, Delivery::Fixed(0x51));
 }
 
@@ -263,6 +266,7 @@ fn switching_to_edge_ends_the_service_and_says_so_once() {
     assert!(!chip.rte(PIN).unwrap().remote_irr());
     assert!(!write_low(&mut chip, PIN, 0x51 | LEVEL | MASKED).completion_due);
     assert_eq!(chip.eoi(0x51), PinSet::EMPTY);
+    chip.completed(PIN);
     write_low(&mut chip, PIN, 0x51 | LEVEL);
     assert!(chip.pending(PIN).is_some(), "the level was there all the time");
 }
