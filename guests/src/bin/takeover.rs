@@ -2,13 +2,16 @@
 //!
 //! `do=WORDS`, separated by commas, says what is done one after the other:
 //! * `work`: raises interrupts and serves them until the device is gone;
-//! * `hang`: the handler of one interrupt leaves the device asserting and spins, with interrupts off, for `ticks=N` of the time
-//!   stamp counter, after which the device must be gone;
+//! * `hang`: the handler of one interrupt leaves the device asserting and spins, with interrupts off, until the device is gone, and
+//!   then for `ticks=N` of the time stamp counter;
 //! * `die`: ends in the handler of an interrupt, with the device asserting; `crash` the same by a triple fault;
 //! * `doom`: takes the device over and crashes in the handler of an interrupt, and takes it again as often as it loses it before;
 //! * `storm`: never satisfies the device, which so interrupts again at each EOI, and in each of its interrupts takes the notifier
 //!   away, masks, triggers, and undoes it all, until the device is gone;
 //! * `rest`: lets `ticks=N` pass;
+//! * `watch`: waits until the device is at work in partition `other=N`, and not by the clock, since another CPU may stand still
+//!   for long: until `deliveries=N` (1) of its interrupts were delivered there, and until `resets=N` (0) ended because its
+//!   guest did. It takes `control = true` to know;
 //! * `take`: takes the device over. What it asserts then is delivered once, and nothing if it does not; `masked=1` holds the pin
 //!   back first. `handovers=N` is how many deliveries have ended by then because the device changed hands;
 //! * `testdev`: takes everything over that has no interrupt pin, among it a `pci-testdev`, which then counts accesses;
@@ -122,6 +125,7 @@ fn main() {
             "doom" => doom(device),
             "storm" => storm(device),
             "rest" => rest(),
+            "watch" => watch(),
             "take" => take(device),
             "testdev" => take_without_pin(&interface),
             "rounds" => rounds(device),
@@ -203,8 +207,9 @@ fn handler(_: &mut Frame) {
     match HANDLING.get() {
         Handling::Serve => serve(device),
         Handling::Hang => {
+            // As long as the device is here there is no exit at which the hypervisor could find its guest.
+            check!(wait::yielding(|| device.status() == NOBODY), "hang: the device is still here");
             spin();
-            check!(device.status() == NOBODY, "hang: the device is still here");
         }
         Handling::Die => report::pass(),
         Handling::Crash => triple_fault_by(0, 0),
@@ -256,6 +261,18 @@ fn spin() {
 
 fn rest() {
     spin();
+}
+
+fn watch() {
+    let number = |name, default| u64::from(cmdline::number(name).unwrap_or(default));
+    let source = Source((number("other", 0) + 1) << 8);
+    // What was delivered here is in the same books.
+    let own = if FOUND.load(Relaxed) == 0 { 0 } else { source.ledger().delivered };
+    let (deliveries, resets) = (own + number("deliveries", 1), number("resets", 0));
+    until("watch", || {
+        let ledger = source.ledger();
+        ledger.delivered >= deliveries && ledger.completed_reset >= resets
+    });
 }
 
 fn work(device: Shared) {
