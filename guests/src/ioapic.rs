@@ -5,6 +5,8 @@ use crate::cpu::Mmio;
 
 const SELECT: usize = 0x00;
 const DATA: usize = 0x10;
+/// The EOI register, of version 0x20 and above.
+const EOI: usize = 0x40;
 
 const VERSION: u32 = 0x01;
 /// First redirection table register; two per pin, low half first.
@@ -45,6 +47,11 @@ pub fn version() -> u8 {
     read(VERSION) as u8
 }
 
+/// Completes `vector` at every level-triggered pin that sends it, whoever has it in service.
+pub fn eoi(vector: u8) {
+    registers().write32(EOI, vector.into());
+}
+
 /// A pin that leads to a PCI device's interrupt line.
 #[derive(Clone, Copy, Debug)]
 pub struct Pin {
@@ -74,6 +81,12 @@ impl Pin {
     /// Sends the line to the CPU `destination` from now on, without holding it back meanwhile.
     pub fn aim(self, destination: u32) {
         write(self.register + 1, destination << 24);
+    }
+
+    /// The pin with an entry that sends `vector`, once that is written.
+    #[must_use]
+    pub fn sending(self, vector: u8) -> Self {
+        Self { low: self.low & !0xff | u32::from(vector), ..self }
     }
 
     /// Holds the line back.

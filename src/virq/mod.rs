@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! assert_pin(pin, contributor)        the pin is the OR of its contributors
-//!   VirtualIoapic::pending            level: asserted, unmasked, Remote IRR clear; edge: latched
+//!   VirtualIoapic::pending            level: asserted, unmasked, the last one completed; edge: latched
 //!   VirtualLapic::matches, receive    physical, logical flat, logical cluster, x2APIC logical; TMR, then IRR
 //!   VirtualIoapic::accepted           Remote IRR, only if somebody took the message
 //! before_entry(vcpu, ..)              the highest vector of a class above the processor priority is offered

@@ -13,11 +13,12 @@
 //! * `do=serve` (all of it), `do=stuck` (the first device is never served nor its interrupt completed, on a pin of its own),
 //!   `do=stuck-line` (the same on a shared pin and line, which then nobody else gets through), `do=storm` (the first
 //!   device is never satisfied), `do=hang` (its handler spins for `ticks=N` of the time stamp counter, with interrupts off and
-//!   the device asserted), `do=die` (the guest ends there).
+//!   the device asserted), `do=die` (the guest ends there);
+//! * `until=told`: it hangs until the second device's notifier, which is a counter, is triggered by somebody who may.
 #![no_std]
 #![no_main]
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts, halt_until_interrupt, timestamp};
 use guests::edu::Edu;
@@ -50,6 +51,8 @@ static ENTRIES: AtomicU32 = AtomicU32::new(0);
 static FOR_NOTHING: AtomicU32 = AtomicU32::new(0);
 /// Whether serving a device raises the one before it.
 static CHAINED: AtomicBool = AtomicBool::new(false);
+/// How often a guest that hangs was told that it is over.
+static TOLD: AtomicU64 = AtomicU64::new(0);
 
 fn devices() -> impl Iterator<Item = (usize, Shared)> + Clone {
     DEVICES.iter().map_while(CpuCell::get).enumerate()
@@ -74,6 +77,7 @@ fn main() {
         Some("stuck") => stuck(rounds),
         Some("stuck-line") => stuck_line(),
         Some("storm") => storm(rounds),
+        Some("hang") if cmdline::value("until") == Some("told") => hang_until_told(),
         Some("hang") => interrupted("hang", hang),
         Some("die") => interrupted("die", |_| report::pass()),
         Some(other) => {
@@ -250,6 +254,22 @@ fn hang(frame: &mut Frame) {
     }
     say!("hang: over");
     serve(frame);
+}
+
+/// The same until it is told, which takes neither an exit nor time of its own to notice.
+fn hang_until_told() {
+    let Some(interface) = Interface::find("hang") else { return };
+    let (_, second) = first_two();
+    let source = Source::of(&interface, second.edu.function);
+    source.notify_counter(&TOLD);
+    interrupted("hang", |frame| {
+        while TOLD.load(Relaxed) == 0 {
+            core::hint::spin_loop();
+        }
+        say!("hang: over");
+        serve(frame);
+    });
+    source.unmask();
 }
 
 fn first_two() -> (Shared, Shared) {

@@ -39,20 +39,22 @@ fn play(ready: &Ready<'_>, machine: &Machine, accel: &str) -> Result<Vec<String>
     }
 }
 
-/// Compares the lines that hold one of `alike`.
+/// Compares, for each text of `alike`, the lines that hold it. Where partitions' lines stand among each other's is chance.
 fn compare(alike: &[String], single: &[String], multi: &[String]) -> Result<(), String> {
-    let lines = |console: &[String]| -> Vec<String> {
-        let named = |line: &&String| alike.iter().any(|text| line.contains(text.as_str()));
-        console.iter().filter(named).cloned().collect()
-    };
-    let (one, several) = (lines(single), lines(multi));
-    if one.is_empty() {
-        return Err(format!("no line holds any of {alike:?}, which are to be compared"));
+    for text in alike {
+        let lines = |console: &[String]| -> Vec<String> {
+            console.iter().filter(|line| line.contains(text.as_str())).cloned().collect()
+        };
+        let (one, several) = (lines(single), lines(multi));
+        if one.is_empty() {
+            return Err(format!("no line holds {text:?}, which is to be compared"));
+        }
+        if one != several {
+            let (one, several) = (one.join("\n"), several.join("\n"));
+            return Err(format!("with {ONE}:\n{one}\nand with {SEVERAL}:\n{several}"));
+        }
     }
-    if one == several {
-        return Ok(());
-    }
-    Err(format!("with {ONE}:\n{}\nand with {SEVERAL}:\n{}", one.join("\n"), several.join("\n")))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -73,5 +75,16 @@ mod tests {
             assert!(compare(&alike, &single, &lines(other)).is_err(), "{other}");
         }
         assert!(compare(&alike, &lines("a"), &lines("b")).is_err(), "nothing is nothing to compare");
+    }
+
+    #[test]
+    fn lines_of_several_are_each_in_their_own_order() {
+        let alike = ["[a]".to_owned(), "[b]".to_owned()];
+        let single = lines("[a] 1\n[a] 2\n[b] 1");
+        compare(&alike, &single, &lines("[b] 1\n[a] 1\n[a] 2")).unwrap();
+        for other in ["[a] 2\n[a] 1\n[b] 1", "[a] 1\n[a] 2", "[a] 1\n[b] 1", "[a] 1\n[a] 2\n[b] 1\n[b] 1"] {
+            assert!(compare(&alike, &single, &lines(other)).is_err(), "{other}");
+        }
+        assert!(compare(&alike, &lines("[a] 1"), &lines("[a] 1")).is_err(), "each of them must be there");
     }
 }
