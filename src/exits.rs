@@ -224,19 +224,16 @@ impl VirtualCpu {
     }
 
     /// Moves RIP past an instruction that exits by itself.
-    #[inline]
-    fn skip(&mut self, what: Intercepted) -> Result<(), Trouble> {
-        if let Some(next) = self.world.vmcb.next_rip() {
-            self.world.vmcb.continue_at(next);
-            return Ok(());
-        }
-        self.skip_by_length(what)
-    }
-
     #[inline(never)]
-    fn skip_by_length(&mut self, what: Intercepted) -> Result<(), Trouble> {
-        let length = intercepted_length(&self.current_code()?, self.world.vmcb.code_size(), what)?;
-        self.world.vmcb.retire(length);
+    fn skip(&mut self, what: Intercepted) -> Result<(), Trouble> {
+        let next = match self.world.vmcb.next_rip() {
+            Some(next) => next,
+            None => {
+                let length = intercepted_length(&self.current_code()?, self.world.vmcb.code_size(), what)?;
+                self.world.vmcb.rip().wrapping_add(length.into())
+            }
+        };
+        self.world.vmcb.continue_at(next);
         Ok(())
     }
 

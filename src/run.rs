@@ -167,7 +167,8 @@ fn interruptibility(vmcb: &mut Vmcb, entry: &mut Entry) -> Interruptibility {
         nmi_blocked: entry.nmi.blocks(vmcb),
         shadow: vmcb.interrupt_shadow(),
         interrupts_enabled: vmcb.rflags() & rflags::IF != 0,
-        event_taken: entry.forced.is_some(),
+        // An emulated instruction may have left its trap to be injected.
+        event_taken: entry.forced.is_some() || vmcb.injection_pending(),
     }
 }
 
@@ -338,7 +339,8 @@ enum Wait {
     Dead,
 }
 
-/// Sleeps until something wakes the guest.
+/// Sleeps until something wakes the guest. Out of line: within the loop it would cost every exit registers.
+#[inline(never)]
 fn halt(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) -> Wait {
     loop {
         if !vcpu.answer(machine) {
@@ -347,6 +349,8 @@ fn halt(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) -> 
         let (id, enabled) = (vcpu.id, vcpu.world.vmcb.rflags() & rflags::IF != 0);
         match vcpu.chips(|chips| chips.rest(id, enabled)) {
             Rest::Wakes => return Wait::Over,
+            // A guest that single-steps traps behind HLT.
+            _ if vcpu.world.vmcb.injection_pending() => return Wait::Over,
             Rest::Sleeps => {}
             Rest::ForEver => return Wait::Dead,
         }

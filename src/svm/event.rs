@@ -24,6 +24,8 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// #DB.
+    pub const DEBUG: Self = Self { vector: exception::DB, error_code: None };
     /// #UD.
     pub const INVALID_OPCODE: Self = Self { vector: exception::UD, error_code: None };
     /// #GP(0).

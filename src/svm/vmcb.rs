@@ -11,9 +11,9 @@ use bitflags::bitflags;
 
 use crate::addr::{GuestPhys, HostPhys};
 use crate::irq::Vector;
-use crate::svm::event::Event;
+use crate::svm::event::{Event, Fault};
 use crate::vcpu::{CodeSize, Gpr, GuestRegs};
-use crate::x86::{PAT_RESET, cr0, cr4, efer, rflags};
+use crate::x86::{PAT_RESET, cr0, cr4, dr6, efer, rflags};
 
 use intercepts::{EVERY_EXCEPTION, INTERCEPT_CR8_WRITE, INTERCEPT_EXCEPTIONS};
 pub use intercepts::{Misc1, Misc2};
@@ -550,7 +550,7 @@ impl Vmcb {
     }
 
     /// Completes an emulated instruction of `length` bytes: RIP moves on and what only covered this instruction
-    /// (interrupt shadow, RFLAGS.RF) ends.
+    /// (interrupt shadow, RFLAGS.RF) ends. A guest that single-steps traps behind it, at the next entry.
     #[inline]
     pub const fn retire(&mut self, length: u8) {
         self.continue_at(self.save.rip.wrapping_add(length as u64));
@@ -560,8 +560,22 @@ impl Vmcb {
     #[inline]
     pub const fn continue_at(&mut self, next_rip: u64) {
         self.save.rip = self.code_size().truncate(next_rip);
-        self.save.rflags &= !rflags::RF;
         self.control.int_state &= !INTERRUPT_SHADOW;
+        if self.save.rflags & (rflags::RF | rflags::TF) != 0 {
+            self.resume_or_trap();
+        }
+    }
+
+    /// The end of an instruction for which breakpoints were off, or behind which the guest has a trap (APM2 13.1.4). A trap flag
+    /// that is not the guest's own, see [`NmiMask`](super::NmiMask), traps by itself.
+    #[cold]
+    #[inline(never)]
+    const fn resume_or_trap(&mut self) {
+        self.save.rflags &= !rflags::RF;
+        if self.save.rflags & rflags::TF != 0 && self.control.exception_intercepts != EVERY_EXCEPTION {
+            self.set_dr6(self.save.dr6 | dr6::BS);
+            self.inject(Event::Exception(Fault::DEBUG));
+        }
     }
 }
 

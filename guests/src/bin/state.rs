@@ -1,5 +1,5 @@
 //! Checks that nothing of a CPU's state changes across exits: FPU, SSE and AVX registers, XCR0, debug address registers,
-//! segment bases, and every general register.
+//! segment bases, and every general register; and that instructions which exit trap like all others when they are single-stepped.
 //!
 //! Patterns are loaded, exits of every kind are provoked (CPUID, port, MSR, device memory, task priority, and the
 //! periodic timer in between), and the state is compared. On a bare machine nothing exits, and the same must hold.
@@ -12,12 +12,13 @@ use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use guests::cpu::{disable_interrupts, enable_interrupts, rdmsr, wrmsr};
+use guests::cpu::{disable_interrupts, enable_interrupts, rdmsr, under_levelhead, wrmsr};
 use guests::interrupts::{Frame, handle};
 use guests::{check, cmdline, lapic, say, wait};
 
 guests::guest!("state", main);
 
+const DEBUG: u8 = 1;
 const TIMER: u8 = 0x50;
 const FS_BASE: u32 = 0xc000_0100;
 const GS_BASE: u32 = 0xc000_0101;
@@ -30,6 +31,7 @@ const LEAF1_AVX: u32 = 1 << 28;
 const XCR0_AVX: u64 = 0b111;
 
 static TICKS: AtomicU32 = AtomicU32::new(0);
+static TRAPS: AtomicU32 = AtomicU32::new(0);
 
 /// An FXSAVE area (APM2 11.4.4).
 #[repr(C, align(16))]
@@ -39,12 +41,14 @@ fn main() {
     let rounds = cmdline::number("rounds").unwrap_or(500);
     lapic::init();
     handle(TIMER, tick);
+    handle(DEBUG, trap);
     enable_interrupts();
     lapic::start_timer_periodic(TIMER, 5_000);
     fpu(rounds);
     avx(rounds);
     registers(rounds);
     bases(rounds);
+    single_steps(rounds);
     check!(wait::until(|| TICKS.load(Relaxed) > 0), "the timer never interrupted");
     lapic::stop_timer();
     disable_interrupts();
@@ -54,6 +58,15 @@ fn main() {
 fn tick(_: &mut Frame) {
     TICKS.fetch_add(1, Relaxed);
     lapic::eoi();
+}
+
+fn trap(frame: &mut Frame) {
+    const SINGLE_STEP: u64 = 1 << 14;
+    let dr6: u64;
+    // SAFETY: reads and forgets which debug exceptions there were (APM2 13.1.1.3).
+    unsafe { asm!("mov {dr6}, dr6", "mov dr6, {none}", dr6 = out(reg) dr6, none = in(reg) 0xffff_0ff0_u64) };
+    check!(dr6 & SINGLE_STEP != 0, "a debug exception at {:#x} with DR6 {dr6:#x}", frame.rip);
+    TRAPS.fetch_add(1, Relaxed);
 }
 
 /// A byte that differs by round and place.
@@ -239,4 +252,45 @@ fn bases(rounds: u32) {
         }
     }
     say!("segment bases and debug registers {rounds}/{rounds} ok");
+}
+
+/// One trap behind each instruction from the one that sets the trap flag to the one that clears it, whether it exits or not; HLT's ends
+/// the halt.
+fn single_steps(rounds: u32) {
+    const INSTRUCTIONS: u32 = 13;
+    // QEMU's own CPU halts first.
+    let expected = if under_levelhead() { INSTRUCTIONS } else { INSTRUCTIONS - 1 };
+    for round in 0..rounds {
+        TRAPS.store(0, Relaxed);
+        // SAFETY: nothing but reads, and a port that nobody has; the flags are as they were in the end, and every register that
+        // changes is declared.
+        unsafe {
+            asm!(
+                "push rbx",
+                "pushfq",
+                "or qword ptr [rsp], 0x100",
+                "popfq",
+                "xor ecx, ecx",
+                "cpuid",
+                "mov ecx, 0x1b",
+                "rdmsr",
+                "mov edx, 0x80",
+                "out dx, al",
+                "mov eax, [{registers}]",
+                "mov cr8, {zero}",
+                "hlt",
+                "nop",
+                "pushfq",
+                "and qword ptr [rsp], -0x101",
+                "popfq",
+                "pop rbx",
+                registers = in(reg) lapic::window().address(0x30),
+                zero = in(reg) 0_u64,
+                out("rax") _, out("rcx") _, out("rdx") _,
+            );
+        }
+        let traps = TRAPS.load(Relaxed);
+        check!(traps == expected, "single steps: round {round}: {traps} traps, not {expected}");
+    }
+    say!("single steps {rounds}/{rounds} ok");
 }

@@ -211,6 +211,30 @@ fn retiring_an_instruction_ends_its_shadow() {
 }
 
 #[test]
+fn a_guest_that_single_steps_traps_behind_an_emulated_instruction() {
+    for (flags, traps) in
+        [(0, false), (rflags::RF, false), (rflags::TF, true), (rflags::TF | rflags::RF, true)]
+    {
+        let mut block = started();
+        block.exited();
+        block.set_rflags(flags | rflags::ALWAYS_ONE);
+        block.set_dr6(0xffff_0ff1);
+        block.retire(2);
+        assert_eq!(block.control.event_inject, if traps { 0x8000_0301 } else { 0 });
+        assert_eq!(block.dr6(), 0xffff_0ff1 | if traps { dr6::BS } else { 0 }, "what it found before stays");
+        assert_eq!(block.rflags(), flags & !rflags::RF | rflags::ALWAYS_ONE);
+
+        // The trap flag is the hypervisor's: the CPU traps for it.
+        block.exited();
+        block.set_dr6(0xffff_0ff0);
+        block.intercept_every_exception(true);
+        block.retire(2);
+        assert!(!block.injection_pending());
+        assert_eq!(block.dr6(), 0xffff_0ff0);
+    }
+}
+
+#[test]
 fn code_sizes() {
     let mut block = started();
     for (attributes, lma, size) in [
