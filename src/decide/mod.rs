@@ -52,6 +52,12 @@ pub const FIRST_LINE_VECTOR: u8 = 0x40;
 /// guest's platform.
 pub const MAX_SOURCES: u8 = Contributor::SOURCES;
 
+/// The same of a machine with this configuration: where a guest has a test device, that needs a number too.
+fn most_sources(config: &Config) -> u8 {
+    let tested = config.partitions.iter().any(|partition| partition.test_device);
+    MAX_SOURCES - u8::from(tested)
+}
+
 const _: () = assert!(config::MAX_CPUS <= MAX_VCPUS as usize, "each has a virtual CPU");
 
 /// Something that keeps the machine from being started as configured.
@@ -276,6 +282,7 @@ pub fn decide(config: &Config, images: usize, facts: Option<&Facts>) -> Plan {
         moving: BarPlacer::new(BAR_WINDOW),
         places: Vec::new(),
         sources: 0,
+        most_sources: most_sources(config),
         vectors: Vec::new(),
         memory_left: facts.map(|facts| facts.free_bytes),
         findings: Vec::new(),
@@ -360,6 +367,7 @@ struct Planner<'a> {
     moving: BarPlacer,
     places: Vec<(Bdf, Result<Placement, BarIndex>)>,
     sources: u8,
+    most_sources: u8,
     /// The lines in use, each with its vector.
     vectors: Vec<(Gsi, Vector)>,
     memory_left: Option<u64>,
@@ -560,7 +568,7 @@ impl Planner<'_> {
         let first = cpus.first().and_then(|(_, apic)| u8::try_from(apic.0).ok());
         let Some(destination) = first else { return Ok(Intx::Refused) };
         let vector = self.vector(route.gsi).ok_or_else(|| {
-            let what = format!("more than {MAX_SOURCES} devices with INTx");
+            let what = format!("more than {} devices with INTx", self.most_sources);
             (path.key("bdf"), Message::DeviceLimit, what)
         })?;
         let swizzles = swizzles(facts, device.bdf, source);
@@ -583,7 +591,7 @@ impl Planner<'_> {
 
     /// The vector for one more device on the line; `None` if there are too many.
     fn vector(&mut self, gsi: Gsi) -> Option<Vector> {
-        if self.sources >= MAX_SOURCES {
+        if self.sources >= self.most_sources {
             return None;
         }
         self.sources += 1;

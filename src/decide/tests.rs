@@ -416,19 +416,32 @@ fn more_sources_than_contributors_are_refused() {
     let of = |range: core::ops::Range<u32>| -> Vec<Device> {
         range.map(|n| device(n, &devices[n as usize], (n % 16) as u8)).collect()
     };
-    let mut last = of(16..30);
-    last.push(device(40, "00:1f.1", 20));
-    let system = config(&[partition("a", 0, &of(0..16)), partition("b", 1, &last)]);
-    let plan = decide(&system, 1, Some(&facts));
-    let records: Vec<_> = plan.findings.iter().map(|finding| finding.refusal.to_string()).collect();
-    assert_eq!(records.len(), 1, "{records:?}");
-    assert!(
-        records[0].starts_with("ERROR Config/device-limit: partition[1].device[14].bdf: "),
-        "{records:?}"
-    );
-    match plan.partitions[1].devices[13].intx {
-        Intx::Line(line) => assert_eq!((line.vector.get(), line.destination), (0x5d, 4)),
-        ref other => panic!("{other:?}"),
+    // A test device takes the number of one of them.
+    for (sources, test_device) in [(31, false), (30, true)] {
+        for most in [sources, sources + 1] {
+            let mut last = of(16..most - 1);
+            last.push(device(40, "00:1f.1", 20));
+            let second = Partition { test_device, ..partition("b", 1, &last) };
+            let plan = decide(&config(&[partition("a", 0, &of(0..16)), second]), 1, Some(&facts));
+            let refused = plan.findings.iter().map(|finding| finding.refusal.to_string());
+            let refused: Vec<_> =
+                refused.filter(|record| !record.starts_with("WARN  Config/test-device: ")).collect();
+            if most == sources {
+                assert!(refused.is_empty(), "{refused:?}");
+                continue;
+            }
+            assert_eq!(refused.len(), 1, "{refused:?}");
+            let at = sources - 16;
+            let (place, limit) =
+                (format!("partition[1].device[{at}].bdf: "), format!("more than {sources} devices"));
+            assert!(refused[0].contains(&place) && refused[0].contains(&limit), "{refused:?}");
+            match plan.partitions[1].devices[at as usize - 1].intx {
+                Intx::Line(line) => {
+                    assert_eq!((u32::from(line.vector.get()), line.destination), (0x40 + sources - 1, 4));
+                }
+                ref other => panic!("{other:?}"),
+            }
+        }
     }
 }
 

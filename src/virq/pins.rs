@@ -9,8 +9,8 @@ pub struct Contributor(u8);
 impl Contributor {
     /// How many there are.
     pub const COUNT: u8 = 32;
-    /// How many of them, the first ones, are interrupt sources.
-    pub const SOURCES: u8 = Self::COUNT - 2;
+    /// How many of them, the first ones, may be interrupt sources; the last of these where no guest has a test device.
+    pub const SOURCES: u8 = Self::COUNT - 1;
     /// The test device.
     pub const TEST_DEVICE: Self = Self(Self::COUNT - 2);
     /// What else the hypervisor itself plays for the guest.

@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use levelhead::addr::HostPhys;
 use levelhead::config::{
-    self, Config, Console, Device, Image, ImageIndex, KeyPath, MAX_GSIS, MAX_IMAGE_NAME_BYTES, MAX_IMAGES,
-    MAX_MEMORY_END, MIN_MEMORY_AT, MaskPolicy, Module, Partition, Rule, Standby, VIRTUAL_PINS,
+    self, Config, Console, Device, EXIT_PORT_BYTES, Image, ImageIndex, KeyPath, MAX_GSIS,
+    MAX_IMAGE_NAME_BYTES, MAX_IMAGES, MAX_MEMORY_END, MIN_MEMORY_AT, MaskPolicy, Module, Partition, Rule,
+    Standby, VIRTUAL_PINS,
 };
 use levelhead::guest::{self, GuestMemory, HOLE_START};
 use levelhead::irq::{CpuId, Gsi, Pin};
@@ -220,7 +221,7 @@ fn partition(table: &mut Table<'_, '_>, images: &mut Images<'_>) -> (Partition, 
         cmdline: table.optional(&keys::CMDLINE, text).unwrap_or_default(),
         console: table.optional(&keys::CONSOLE, console).unwrap_or_default(),
         debug_port: table.optional(&keys::DEBUG_PORT, port),
-        exit_port: table.optional(&keys::EXIT_PORT, port),
+        exit_port: table.optional(&keys::EXIT_PORT, exit_port),
         test_device: table.optional(&keys::TEST_DEVICE, flag).unwrap_or(false),
         user_hypercalls: table.optional(&keys::USER_HYPERCALLS, flag).unwrap_or(false),
         control: table.optional(&keys::CONTROL, flag).unwrap_or(false),
@@ -323,6 +324,11 @@ fn within(value: &DeValue<'_>, bounds: RangeInclusive<u32>) -> Read<u32> {
 
 fn port(value: &DeValue<'_>) -> Read<u16> {
     number(value, format_args!("{:#x}", u16::MAX))
+}
+
+/// The first of several. Whether all of them are ports the library judges.
+fn exit_port(value: &DeValue<'_>) -> Read<u16> {
+    number(value, format_args!("{:#x}", u16::MAX - EXIT_PORT_BYTES + 1))
 }
 
 fn address(value: &DeValue<'_>) -> Read<HostPhys> {

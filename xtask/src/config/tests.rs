@@ -309,7 +309,7 @@ fn each_mistake_is_told_with_its_place_and_remedy() {
         ),
         (
             &good_with("exit-port = 0x1_0000"),
-            "7:13: ERROR Config/wrong-value: partition[0].exit-port: 0x10000 is out of range; to do: write a number from 0 to 0xffff".into(),
+            "7:13: ERROR Config/wrong-value: partition[0].exit-port: 0x10000 is out of range; to do: write a number from 0 to 0xfffc".into(),
         ),
         (
             &good_with("exit-port = 0x3f8"),
