@@ -11,7 +11,7 @@ use levelhead::cpuid::{self, GuestView, Leaf};
 use levelhead::decide::BAR_WINDOW;
 use levelhead::emulate::{
     Access, AccessKind, Code, DecodeError, GuestMemory, Intercepted, Paging, PagingRegisters, Segment,
-    Unsupported, WalkError, cr8_write, intercepted_length, string_io,
+    Unsupported, WalkError, cr8_write, intercepted_length, plain_length, string_io,
 };
 use levelhead::hypercall::{ABI_VERSION, feature};
 use levelhead::intx::{MaskReasons, count};
@@ -223,18 +223,35 @@ impl VirtualCpu {
         self.code().map_err(Trouble::from)
     }
 
-    /// Moves RIP past an instruction that exits by itself.
-    #[inline(never)]
+    /// Moves RIP past an instruction that exits by itself: by what the CPU says, by the bytes themselves, or by a decode.
+    #[inline(always)]
     fn skip(&mut self, what: Intercepted) -> Result<(), Trouble> {
         let next = match self.world.vmcb.next_rip() {
             Some(next) => next,
             None => {
-                let length = intercepted_length(&self.current_code()?, self.world.vmcb.code_size(), what)?;
+                let length = match self.plain_length(what) {
+                    Some(length) => length,
+                    None => self.prefixed_length(what)?,
+                };
                 self.world.vmcb.rip().wrapping_add(length.into())
             }
         };
         self.world.vmcb.continue_at(next);
         Ok(())
+    }
+
+    #[inline(always)]
+    fn plain_length(&self, what: Intercepted) -> Option<u8> {
+        let vmcb = &self.world.vmcb;
+        let (linear, user) = (vmcb.linear_rip(), vmcb.cpl() == 3);
+        let first = self.pages.peek(&self.partition.ram, self.paging(), linear, user)?;
+        plain_length(first, what)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn prefixed_length(&mut self, what: Intercepted) -> Result<u8, Trouble> {
+        Ok(intercepted_length(&self.current_code()?, self.world.vmcb.code_size(), what)?)
     }
 
     // Out of line, like the other exits that are not an interrupt's: in `handle` they would cost every EOI registers.

@@ -101,22 +101,23 @@ impl Intercepted {
     }
 }
 
-/// The length of the instruction that exited, in bytes.
+/// The length of the instruction that exited, in bytes, by its first four, of which the first is in the lowest place; `None` if
+/// they do not tell.
 ///
 /// Compilers and assemblers write these instructions without prefixes: that form, which is the same in every mode,
-/// is recognised by its bytes, and only another one costs a decode.
-#[inline]
-pub fn intercepted_length(code: &Code, size: CodeSize, what: Intercepted) -> Result<u8, DecodeError> {
+/// is recognised by its bytes, and only another one costs a decode ([`intercepted_length`]).
+#[inline(always)]
+pub const fn plain_length(first: u32, what: Intercepted) -> Option<u8> {
     let (number, length) = what.encoding();
     // Bytes that could not be read are zero, which the last one of an encoding is not.
-    if (code.as_u128() as u32 ^ number) << (32 - 8 * u32::from(length)) == 0 {
-        return Ok(length);
-    }
-    prefixed_length(code, size, what)
+    if (first ^ number) << (32 - 8 * length as u32) == 0 { Some(length) } else { None }
 }
 
-#[cold]
-fn prefixed_length(code: &Code, size: CodeSize, what: Intercepted) -> Result<u8, DecodeError> {
+/// The length of the instruction that exited, in bytes.
+pub fn intercepted_length(code: &Code, size: CodeSize, what: Intercepted) -> Result<u8, DecodeError> {
+    if let Some(length) = plain_length(code.as_u128() as u32, what) {
+        return Ok(length);
+    }
     let instruction = decode(code, size)?;
     if what.is(instruction.mnemonic()) { Ok(length(&instruction)) } else { Err(DecodeError::Changed) }
 }

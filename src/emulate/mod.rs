@@ -21,7 +21,8 @@ mod walk;
 pub use cache::DecodeCache;
 pub use fetch::{Code, fetch};
 pub use insn::{
-    Cr8Write, DecodeError, Intercepted, Segment, StringIo, cr8_write, intercepted_length, string_io, warm_up,
+    Cr8Write, DecodeError, Intercepted, Segment, StringIo, cr8_write, intercepted_length, plain_length,
+    string_io, warm_up,
 };
 pub use mmio::{MmioOp, Outcome};
 pub use pages::CodePages;
