@@ -290,6 +290,33 @@ impl VirtualChips {
         if let Delivery::LowestPriority(_) = delivery {
             return self.arbitrate(destination, delivery, trigger);
         }
+        match destination.only() {
+            Some(id) => self.route_to(id, delivery, trigger),
+            None => self.route_to_all(destination, delivery, trigger),
+        }
+    }
+
+    /// Offers a message to the local APIC with this identifier, which is its virtual CPU's number.
+    #[inline(always)]
+    fn route_to(&mut self, id: u32, delivery: Delivery, trigger: TriggerMode) -> VcpuSet {
+        let Ok(vcpu) = u8::try_from(id).map(Vcpu) else { return VcpuSet::EMPTY };
+        let mut takers = VcpuSet::EMPTY;
+        if let Some(Local { lapic, .. }) = self.local(vcpu)
+            && lapic.mode() != ApicMode::Disabled
+            && lapic.receive(delivery, trigger)
+        {
+            takers.insert(vcpu);
+        }
+        takers
+    }
+
+    #[inline(never)]
+    fn route_to_all(
+        &mut self,
+        destination: Destination,
+        delivery: Delivery,
+        trigger: TriggerMode,
+    ) -> VcpuSet {
         let mut takers = VcpuSet::EMPTY;
         for (vcpu, lapic) in self.numbered() {
             if lapic.matches(destination) && lapic.receive(delivery, trigger) {

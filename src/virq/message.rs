@@ -39,6 +39,12 @@ impl Destination {
         Self { id: id as u32, mode, broadcast: id == u8::MAX }
     }
 
+    /// The identifier of the one local APIC that is addressed, if it is addressed by that.
+    #[inline]
+    pub(super) fn only(self) -> Option<u32> {
+        (!self.broadcast && self.mode == DestinationMode::Physical).then_some(self.id)
+    }
+
     /// The 32-bit destination of a local APIC in x2APIC mode; all-ones addresses everyone, in
     /// either mode (APM2 16.14).
     pub const fn x2apic(id: u32, mode: DestinationMode) -> Self {

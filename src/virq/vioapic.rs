@@ -73,6 +73,10 @@ pub enum Completion {
 struct PinState {
     /// As the guest wrote it; the read-only bits are kept aside and are clear here.
     rte: Rte,
+    /// What `rte` sends, if anything: it is written now and then, and sends with every interrupt.
+    message: Option<Message>,
+    /// Whether `rte` takes edges: unmasked, and edge-triggered in effect.
+    takes_edges: bool,
     /// Who asserts the pin, one bit per contributor.
     contributions: u32,
     /// The vector of the last accepted message. The guest may rewrite its entry while that one is in service.
@@ -97,10 +101,32 @@ pub struct VirtualIoapic {
     id: u32,
 }
 
+impl PinState {
+    /// A pin whose entry reads `rte`, which nobody asserts.
+    const fn new(rte: Rte) -> Self {
+        Self {
+            rte,
+            message: message(rte),
+            takes_edges: takes_edges(rte),
+            contributions: 0,
+            accepted_vector: 0,
+        }
+    }
+
+    /// The guest wrote the entry; what the wire and the local APICs know stays.
+    const fn rewrite(&mut self, rte: Rte) {
+        *self = Self {
+            contributions: self.contributions,
+            accepted_vector: self.accepted_vector,
+            ..Self::new(rte)
+        };
+    }
+}
+
 impl VirtualIoapic {
     /// The chip after reset: every pin masked and deasserted.
     pub const fn new() -> Self {
-        const RESET: PinState = PinState { rte: Rte::RESET, contributions: 0, accepted_vector: 0 };
+        const RESET: PinState = PinState::new(Rte::RESET);
         Self {
             pins: [RESET; PINS as usize],
             in_service: PinSet::EMPTY,
@@ -145,7 +171,7 @@ impl VirtualIoapic {
         let rises = state.contributions == 0;
         state.contributions |= contributor.bit();
         // A rising edge on a masked pin is lost (82093AA 3.2.4, interrupt mask).
-        if rises && !state.rte.is_masked() && trigger(state.rte) == TriggerMode::Edge {
+        if rises && state.takes_edges {
             self.latched.insert(pin);
         }
     }
@@ -162,28 +188,12 @@ impl VirtualIoapic {
     #[inline]
     pub fn pending(&self, pin: Pin) -> Option<Message> {
         let state = self.pin(pin)?;
-        let rte = state.rte;
-        if rte.is_masked() {
-            return None;
-        }
-        let trigger = trigger(rte);
-        let due = match trigger {
+        let message = state.message?;
+        let due = match message.trigger {
             TriggerMode::Level => state.contributions != 0 && !self.uncompleted.contains(pin),
             TriggerMode::Edge => self.latched.contains(pin),
         };
-        if !due {
-            return None;
-        }
-        let delivery = match rte.delivery_mode() {
-            FIXED => Delivery::Fixed(rte.vector_field()),
-            LOWEST_PRIORITY => Delivery::LowestPriority(rte.vector_field()),
-            NMI => Delivery::Nmi,
-            INIT => Delivery::Init,
-            // SMI and ExtINT have no receiver in a guest; the other modes are reserved.
-            _ => return None,
-        };
-        let destination = Destination::xapic(rte.destination(), rte.destination_mode());
-        Some(Message { delivery, destination, trigger })
+        due.then_some(message)
     }
 
     /// `message`, which [`pending`](Self::pending) has just shown, was taken by at least one local APIC.
@@ -343,7 +353,7 @@ impl VirtualIoapic {
         } else {
             u64::from(before.high()) << 32 | u64::from(value & RTE_LOW_WRITABLE)
         });
-        state.rte = after;
+        state.rewrite(after);
         let asserted = state.contributions != 0;
 
         // Switching to edge drops Remote IRR. Guests written for chips without an EOI register rely on it. So does
@@ -397,6 +407,28 @@ const fn carries_vector(rte: Rte) -> bool {
 /// no EOI would ever come back (82093AA 3.2.4, delivery mode).
 const fn trigger(rte: Rte) -> TriggerMode {
     if carries_vector(rte) { rte.trigger() } else { TriggerMode::Edge }
+}
+
+/// Whether a rising wire is what counts at this entry.
+const fn takes_edges(rte: Rte) -> bool {
+    !rte.is_masked() && matches!(trigger(rte), TriggerMode::Edge)
+}
+
+/// What an entry sends, unless it is masked or has no receiver.
+const fn message(rte: Rte) -> Option<Message> {
+    if rte.is_masked() {
+        return None;
+    }
+    let delivery = match rte.delivery_mode() {
+        FIXED => Delivery::Fixed(rte.vector_field()),
+        LOWEST_PRIORITY => Delivery::LowestPriority(rte.vector_field()),
+        NMI => Delivery::Nmi,
+        INIT => Delivery::Init,
+        // SMI and ExtINT have no receiver in a guest; the other modes are reserved.
+        _ => return None,
+    };
+    let destination = Destination::xapic(rte.destination(), rte.destination_mode());
+    Some(Message { delivery, destination, trigger: trigger(rte) })
 }
 
 /// Which half of which entry a register is. The pin may be one the chip does not have.
