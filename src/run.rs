@@ -257,7 +257,7 @@ fn interrupted(vmcb: &Vmcb, entry: &mut Entry, offer_stands: bool) -> Option<Vec
 
 /// Handles the vectors of one window, from the highest to the lowest.
 #[inline]
-pub(crate) fn take(machine: &'static Machine, vcpu: &mut VirtualCpu, arrived: Arrived) {
+pub(crate) fn take(machine: &'static Machine, vcpu: &mut VirtualCpu, arrived: Arrived<'_>) {
     for vector in arrived {
         if take_line(machine, vcpu.here(), vector) {
             vcpu.partition.counters.count_interrupt();
@@ -268,7 +268,7 @@ pub(crate) fn take(machine: &'static Machine, vcpu: &mut VirtualCpu, arrived: Ar
 }
 
 /// Handles the vectors of a CPU without a guest, as [`take`] does for one with: other partitions' lines may lead to it.
-pub(crate) fn serve(machine: &'static Machine, arrived: Arrived) {
+pub(crate) fn serve(machine: &'static Machine, arrived: Arrived<'_>) {
     // Nobody's, so that whoever takes a delivery is told.
     let here = Here { partition: u8::MAX, vcpu: BOOT };
     for vector in arrived {

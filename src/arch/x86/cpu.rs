@@ -61,29 +61,28 @@ pub(crate) struct ThisCpu {
     shared: &'static PerCpu,
 }
 
-/// The vectors that arrived in one window, taken from highest to lowest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Arrived {
-    words: [u64; 4],
+/// The vectors that arrived and were not yet taken, from the highest to the lowest. While it exists no window is open.
+#[derive(Debug)]
+#[must_use = "what is not taken waits until something else arrives"]
+pub(crate) struct Arrived<'a> {
+    pending: &'a [AtomicU64; 4],
 }
 
-impl Iterator for Arrived {
+impl Iterator for Arrived<'_> {
     type Item = Vector;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Vector> {
-        let [low, second, third, high] = &mut self.words;
-        let (base, word) = match (*high, *third, *second) {
-            (0, 0, 0) => (0, low),
-            (0, 0, _) => (64, second),
-            (0, _, _) => (128, third),
-            _ => (192, high),
-        };
-        // Below 64, so that both halves of the number stay apart.
-        let bit = word.checked_ilog2()?;
-        *word ^= 1 << bit;
-        // The stubs of exceptions never set a bit, so new() does not refuse.
-        Vector::new(base | bit as u8)
+        let [low, second, third, high] = self.pending;
+        [(192, high), (128, third), (64, second), (0, low)].into_iter().find_map(|(base, word)| {
+            let bits = word.load(Ordering::Relaxed);
+            // Below 64, so that both halves of the number stay apart.
+            let bit = bits.checked_ilog2()?;
+            // Only stubs on this CPU write these words, and only inside a window: plain load and store suffice.
+            word.store(bits ^ 1 << bit, Ordering::Relaxed);
+            // The stubs of exceptions never set a bit, so new() does not refuse.
+            Vector::new(base | bit as u8)
+        })
     }
 }
 
@@ -146,35 +145,20 @@ impl ThisCpu {
         self.shared.nmi_count.load(Ordering::Relaxed)
     }
 
-    /// Opens the interrupt window for a moment and takes what arrived.
+    /// Opens the interrupt window for a moment; what has arrived.
     #[inline]
-    pub(crate) fn window(&mut self) -> Arrived {
+    pub(crate) fn window(&mut self) -> Arrived<'_> {
         // SAFETY: the IDT, GS base and interrupt stacks are set up (initialise), and `&mut self` says that no other
         // window is open on this CPU.
         unsafe { lh_window_open() };
-        self.take()
+        Arrived { pending: &self.shared.pending }
     }
 
-    /// Sleeps until an interrupt or an NMI arrives, and takes what arrived.
-    pub(crate) fn idle(&mut self) -> Arrived {
+    /// Sleeps until an interrupt or an NMI arrives; what has arrived.
+    pub(crate) fn idle(&mut self) -> Arrived<'_> {
         // SAFETY: as for `window`: tables are set up, and no other window is open.
         unsafe { lh_window_idle() };
-        self.take()
-    }
-
-    #[inline]
-    fn take(&mut self) -> Arrived {
-        // Only stubs on this CPU write these words, and only inside a window: plain load and store suffice.
-        let words = core::array::from_fn(|index| {
-            self.shared.pending.get(index).map_or(0, |word| {
-                let value = word.load(Ordering::Relaxed);
-                if value != 0 {
-                    word.store(0, Ordering::Relaxed);
-                }
-                value
-            })
-        });
-        Arrived { words }
+        Arrived { pending: &self.shared.pending }
     }
 }
 
