@@ -269,7 +269,7 @@ impl Machine {
     }
 
     /// Lets a pin of partition number `partition` deliver what it still holds after its completion.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn settle(&self, here: Here, partition: u8, vpin: Pin) {
         if let Some(receiver) = self.receivers.get(usize::from(partition)) {
             let settled = receiver.chips(|chips| chips.settle(vpin));

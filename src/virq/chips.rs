@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use super::inject::{Event, Exited, Injection, Interruptibility, Offer};
-use super::message::{Delivery, Destination, Ipi, IpiTarget};
+use super::message::{Delivery, Destination, Ipi, IpiTarget, Message};
 use super::pic::Pics;
 use super::pins::{Contributor, PinSet};
 use super::vioapic::{self, Completion, RteChanged, VirtualIoapic};
@@ -223,7 +223,7 @@ impl VirtualChips {
     #[inline(always)]
     pub fn assert_pin(&mut self, pin: Pin, contributor: Contributor) -> Settled {
         self.ioapic.assert(pin, contributor);
-        self.look(pin)
+        self.ioapic.pending(pin).map_or(Settled::default(), |message| self.send_from(pin, message))
     }
 
     /// `contributor` deasserts `pin`.
@@ -243,7 +243,20 @@ impl VirtualChips {
     /// the pin keeps its message for the next call.
     #[inline(always)]
     pub fn look(&mut self, pin: Pin) -> Settled {
-        let Some(message) = self.ioapic.pending(pin) else { return Settled::default() };
+        match self.ioapic.pending(pin) {
+            // What a pin has to send after a completion is another source's, or a device's next interrupt: seldom anything.
+            Some(message) => self.speak_again(pin, message),
+            None => Settled::default(),
+        }
+    }
+
+    #[inline(never)]
+    fn speak_again(&mut self, pin: Pin, message: Message) -> Settled {
+        self.send_from(pin, message)
+    }
+
+    #[inline(always)]
+    fn send_from(&mut self, pin: Pin, message: Message) -> Settled {
         let takers = self.route(message.destination, message.delivery, message.trigger);
         let completion_due = !takers.is_empty() && self.ioapic.accepted(pin, message) == Completion::Now;
         Settled { takers, completion_due }
