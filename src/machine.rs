@@ -194,7 +194,7 @@ impl Machine {
     /// Both ends of the lines, for one call into the table on somebody's behalf. No chips are held meanwhile.
     #[inline(always)]
     pub(crate) fn wires(&self, actor: Actor) -> Wires<'_> {
-        Wires::new(&self.io_apics, &self.config, &self.dis_intx, self.receivers, actor)
+        Wires { machine: self, actor, _line: Hold::begin(Rank::Line) }
     }
 
     /// Raises the pins of what was delivered, whoever's they are, and wakes those who take it.
@@ -377,32 +377,19 @@ impl Machine {
 
 /// Both ends of the lines. Whoever has one may be inside a line; see [`Machine::wires`].
 pub(crate) struct Wires<'a> {
-    io_apics: &'a Ordered<IoApics>,
-    config: &'a HostConfig,
-    dis_intx: &'a [Option<DisIntx>],
-    receivers: &'a [Receiver],
+    machine: &'a Machine,
     actor: Actor,
     _line: Hold,
 }
 
 impl<'a> Wires<'a> {
-    /// Both ends: the chips, configuration space, the writers of DisINTx, and where interrupts go.
-    #[inline(always)]
-    pub(crate) fn new(
-        io_apics: &'a Ordered<IoApics>,
-        config: &'a HostConfig,
-        dis_intx: &'a [Option<DisIntx>],
-        receivers: &'a [Receiver],
-        actor: Actor,
-    ) -> Self {
-        Self { io_apics, config, dis_intx, receivers, actor, _line: Hold::begin(Rank::Line) }
-    }
-
     /// The receiver and the pin that `target` names.
     #[inline(always)]
     fn pin(&self, target: Notifier) -> Option<(&'a Receiver, Pin)> {
         match target {
-            Notifier::Pin { partition, vpin } => Some((self.receivers.get(usize::from(partition))?, vpin)),
+            Notifier::Pin { partition, vpin } => {
+                Some((self.machine.receivers.get(usize::from(partition))?, vpin))
+            }
             Notifier::None | Notifier::Poll { .. } => None,
         }
     }
@@ -411,30 +398,30 @@ impl<'a> Wires<'a> {
 impl LineIo for Wires<'_> {
     #[inline]
     fn mask_rte(&mut self, gsi: Gsi) {
-        self.io_apics.with(|chips| chips.set_mask(gsi, true));
+        self.machine.io_apics.with(|chips| chips.set_mask(gsi, true));
     }
 
     #[inline]
     fn unmask_rte(&mut self, gsi: Gsi) {
-        self.io_apics.with(|chips| chips.set_mask(gsi, false));
+        self.machine.io_apics.with(|chips| chips.set_mask(gsi, false));
     }
 
     fn directed_eoi(&mut self, gsi: Gsi, vector: Vector) {
-        self.io_apics.with(|chips| chips.directed_eoi(gsi, vector));
+        self.machine.io_apics.with(|chips| chips.directed_eoi(gsi, vector));
     }
 
     // Out of line, like the next: only function gates come here, and the search would be spread over every path.
     #[inline(never)]
     fn set_disintx(&mut self, bdf: u16, set: bool) {
-        let writer = self.dis_intx.iter().flatten().find(|writer| writer.bdf().requester_id() == bdf);
+        let writer = self.machine.dis_intx.iter().flatten().find(|writer| writer.bdf().requester_id() == bdf);
         if let Some(writer) = writer {
-            writer.write(self.config, set);
+            writer.write(&self.machine.config, set);
         }
     }
 
     #[inline(never)]
     fn intx_status(&mut self, bdf: u16) -> Sample {
-        Sample::from_command_status(self.config.read32(Bdf::from_requester_id(bdf), Offset::COMMAND))
+        Sample::from_command_status(self.machine.config.read32(Bdf::from_requester_id(bdf), Offset::COMMAND))
     }
 
     #[inline]
