@@ -11,7 +11,9 @@ use core::fmt;
 use core::hint::spin_loop;
 
 use levelhead::hypercall::answer;
-use levelhead::intx::{Actor, Completion, Control, MaskReasons, Notifier, Replacing, SourceId, count};
+use levelhead::intx::{
+    Actor, Completion, Control, Deliveries, MaskReasons, Notifier, Replacing, SourceId, count,
+};
 use levelhead::irq::{Gsi, Vector};
 use levelhead::message::{Message, Record};
 use levelhead::ownership::{Claim, Refused};
@@ -295,9 +297,10 @@ fn acknowledge(machine: &Machine, here: Here, vector: Vector) {
 /// Handles the vector of a line; whether it is one's. Each source is silenced before the vector's EOI at the local APIC, so
 /// that nothing can arrive twice.
 fn take_line(machine: &'static Machine, here: Here, vector: Vector) -> bool {
-    let Some(mut deliveries) = machine.lines.assert(vector, &mut machine.wires(Actor::Device)) else {
+    let mut deliveries = Deliveries::none();
+    if !machine.lines.assert(vector, &mut machine.wires(Actor::Device), &mut deliveries) {
         return false;
-    };
+    }
     machine.apic.eoi();
     if deliveries.is_empty() {
         report::finding(machine, vector);

@@ -290,7 +290,11 @@ impl Machine {
     fn window(&self) -> bool {
         let taken = self.board.with(Board::take_vector);
         if taken {
-            let deliveries = self.table.assert(vector(), &mut &self.board).expect("the handler is permanent");
+            let mut deliveries = Deliveries::none();
+            assert!(
+                self.table.assert(vector(), &mut &self.board, &mut deliveries),
+                "the handler is permanent"
+            );
             self.board.with(Board::lapic_eoi);
             self.raise(deliveries);
         }

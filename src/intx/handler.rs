@@ -140,18 +140,14 @@ impl Handler {
     /// The line's vector arrived. With its event spelled out here the compiler keeps the rules of that event alone;
     /// the same goes for [`Handler::complete`], the other half of every interrupt.
     #[inline]
-    pub(super) fn assert(&self, io: &mut impl LineIo) -> Deliveries<'_> {
-        let mut deliveries = Deliveries::none();
-        self.state.with(|state| self.run(state, Event::Wire { metered: false }, &mut deliveries, io));
-        deliveries
+    pub(super) fn assert<'t>(&'t self, io: &mut impl LineIo, deliveries: &mut Deliveries<'t>) {
+        self.state.with(|state| self.run(state, Event::Wire { metered: false }, deliveries, io));
     }
 
     /// [`Handler::assert`] for a line on which somebody has a storm budget: apart, so that the others do not pay for it.
     #[inline(never)]
-    pub(super) fn assert_metered(&self, io: &mut impl LineIo) -> Deliveries<'_> {
-        let mut deliveries = Deliveries::none();
-        self.state.with(|state| self.run(state, Event::Wire { metered: true }, &mut deliveries, io));
-        deliveries
+    pub(super) fn assert_metered<'t>(&'t self, io: &mut impl LineIo, deliveries: &mut Deliveries<'t>) {
+        self.state.with(|state| self.run(state, Event::Wire { metered: true }, deliveries, io));
     }
 
     /// The guest completed.
@@ -374,7 +370,8 @@ pub struct Deliveries<'t> {
 }
 
 impl<'t> Deliveries<'t> {
-    pub(super) const fn none() -> Self {
+    /// Nothing to deliver.
+    pub const fn none() -> Self {
         Self { handler: None, to_make: SharerSet::EMPTY, entered: [Entered::NOWHERE; MAX_SHARERS] }
     }
 

@@ -333,23 +333,37 @@ impl LineTable {
         true
     }
 
-    /// The permanent handler: the CPU took `vector`. `None` if no line has it.
+    /// The permanent handler: the CPU took `vector`. Puts what is to be delivered into `deliveries`, where it stays: as a value
+    /// it would be copied twice on its way. Whether a line has the vector.
     ///
     /// On return every source that asserts is silenced, so the local APIC may be given its EOI; then each delivery's
     /// virtual pin is raised.
-    #[inline]
-    pub fn assert(&self, vector: Vector, io: &mut impl LineIo) -> Option<Deliveries<'_>> {
-        let entry = *self.by_vector.get(usize::from(vector.get()))?;
+    #[inline(always)]
+    pub fn assert<'t>(
+        &'t self,
+        vector: Vector,
+        io: &mut impl LineIo,
+        deliveries: &mut Deliveries<'t>,
+    ) -> bool {
+        let Some(&entry) = self.by_vector.get(usize::from(vector.get())) else { return false };
         match self.lines.get(usize::from(entry)) {
-            Some(handler) => Some(handler.assert(io)),
-            None => self.assert_metered(entry, io),
+            Some(handler) => handler.assert(io, deliveries),
+            None => return self.assert_metered(entry, io, deliveries),
         }
+        true
     }
 
     #[cold]
-    fn assert_metered(&self, entry: u8, io: &mut impl LineIo) -> Option<Deliveries<'_>> {
-        let handler = self.lines.get(usize::from(entry.checked_sub(Self::METERED)?))?;
-        Some(handler.assert_metered(io))
+    fn assert_metered<'t>(
+        &'t self,
+        entry: u8,
+        io: &mut impl LineIo,
+        deliveries: &mut Deliveries<'t>,
+    ) -> bool {
+        let index = entry.checked_sub(Self::METERED).map(usize::from);
+        let Some(handler) = index.and_then(|index| self.lines.get(index)) else { return false };
+        handler.assert_metered(io, deliveries);
+        true
     }
 
     /// What stands in `by_vector` for a line: its number, the same and [`LineTable::METERED`], or

@@ -399,7 +399,11 @@ impl<'t> Machine<'t> {
             return false;
         }
         self.board.lines[line].pending = None;
-        let deliveries = self.table.assert(vector(line), &mut self.board).expect("the handler is permanent");
+        let mut deliveries = Deliveries::none();
+        assert!(
+            self.table.assert(vector(line), &mut self.board, &mut deliveries),
+            "the handler is permanent"
+        );
         self.board.lapic_eoi(line);
         self.deliver(cpu, deliveries);
         true

@@ -214,8 +214,11 @@ impl<'t> World<'t> {
                     return false;
                 }
                 self.expect_wire();
-                let deliveries =
-                    self.table.assert(vector(), &mut self.board).expect("the handler is permanent");
+                let mut deliveries = Deliveries::none();
+                assert!(
+                    self.table.assert(vector(), &mut self.board, &mut deliveries),
+                    "the handler is permanent"
+                );
                 self.keep(deliveries);
                 self.board.lapic_eoi();
             }

@@ -66,6 +66,12 @@ fn replace(table: &LineTable, control: Control, source: SourceId, new: Notifier,
     replacement.control
 }
 
+/// What is to be delivered after `vector`, if a line has it.
+fn asserted<'t>(table: &'t LineTable, vector: Vector, io: &mut impl LineIo) -> Option<Deliveries<'t>> {
+    let mut deliveries = Deliveries::none();
+    table.assert(vector, io, &mut deliveries).then_some(deliveries)
+}
+
 #[test]
 fn i28_a_vector_finds_its_line_and_no_other_vector_does() {
     let (mut table, _) = new_table();
@@ -73,7 +79,7 @@ fn i28_a_vector_finds_its_line_and_no_other_vector_does() {
     table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
     table.assign(Gsi(22), vector(0x61), Gate::RteMask, owned_by(0), io).unwrap();
     for raw in 32..=u8::MAX {
-        assert_eq!(table.assert(vector(raw), io).is_some(), raw == 0x51 || raw == 0x61);
+        assert_eq!(asserted(&table, vector(raw), io).is_some(), raw == 0x51 || raw == 0x61);
     }
     let interrupts: Vec<_> = table.line_reports().map(|line| line.interrupts).collect();
     assert_eq!(interrupts, [1, 1]);
@@ -88,7 +94,7 @@ fn i1_ten_thousand_replacements_under_fire_are_one_registration() {
         let target = if round % 3 == 0 { Notifier::None } else { pin(0, (round % 24) as u8) };
         let replacing = table.replace(control, source, target, Completion::Handover).unwrap();
         // The device asserts in the middle of the replacement.
-        let deliveries: Vec<Delivery<'_>> = table.assert(vector(0x51), io).unwrap().collect();
+        let deliveries: Vec<Delivery<'_>> = asserted(&table, vector(0x51), io).unwrap().collect();
         assert!(deliveries.iter().all(|delivery| delivery.target() == target));
         drop(deliveries);
         control = replacing.poll(io).expect("nobody is in flight to the old notifier").control;
@@ -103,7 +109,7 @@ fn i1_ten_thousand_replacements_under_fire_are_one_registration() {
         table.line_reports().next().unwrap().registrations,
         Registrations { installed: 1, removed: 1 }
     );
-    assert!(table.assert(vector(0x51), io).is_none());
+    assert!(asserted(&table, vector(0x51), io).is_none());
 }
 
 /// An EOI that was under way since an older delivery meets the next one before its pin is raised: completed now, the pin would
@@ -114,7 +120,7 @@ fn t8_i46_an_eoi_that_overtakes_its_delivery_completes_nothing() {
     let io = &mut Quiet::default();
     let source = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
     replace(&table, control, source, pin(0, 21), io);
-    let mut deliveries = table.assert(vector(0x51), io).unwrap();
+    let mut deliveries = asserted(&table, vector(0x51), io).unwrap();
     let delivery = deliveries.next().unwrap();
     io.pins_are_low = true;
     assert!(table.complete(source, pin(0, 21), io).is_empty());
@@ -133,7 +139,7 @@ fn i5_the_replacement_waits_for_the_delivery_in_flight_and_lowers_its_pin() {
     let io = &mut Quiet::default();
     let source = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
     let control = replace(&table, control, source, pin(0, 21), io);
-    let mut deliveries = table.assert(vector(0x51), io).unwrap();
+    let mut deliveries = asserted(&table, vector(0x51), io).unwrap();
     let delivery = deliveries.next().unwrap();
     assert_eq!((delivery.source(), delivery.target()), (source, pin(0, 21)));
     let replacing = table.replace(control, source, pin(1, 5), Completion::Handover).unwrap();
@@ -151,7 +157,7 @@ fn deliveries_that_nobody_makes_hold_no_replacement_up() {
     let io = &mut Quiet::default();
     let source = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
     let control = replace(&table, control, source, pin(0, 21), io);
-    drop(table.assert(vector(0x51), io).unwrap());
+    drop(asserted(&table, vector(0x51), io).unwrap());
     replace(&table, control, source, pin(1, 5), io);
 }
 
@@ -186,7 +192,8 @@ fn a_poll_counter_is_notified_and_completed_like_a_pin() {
     let source = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
     let poll = Notifier::Poll { counter: 0 };
     replace(&table, control, source, poll, io);
-    let targets: Vec<_> = table.assert(vector(0x51), io).unwrap().map(|delivery| delivery.target()).collect();
+    let targets: Vec<_> =
+        asserted(&table, vector(0x51), io).unwrap().map(|delivery| delivery.target()).collect();
     assert_eq!(targets, [poll]);
     assert_eq!(io.rte_masked, Some(true));
     assert!(table.complete(source, poll, io).is_empty());
@@ -293,7 +300,7 @@ fn n6_a_vector_finds_its_line_with_a_storm_budget_and_the_budget_counts() {
     let control = replace(&table, control, limited, pin(0, 2), io);
     for (source, raw, delivered) in [(plain, 0x51, 5), (limited, 0x61, 2)] {
         for _ in 0..5 {
-            for delivery in table.assert(vector(raw), io).unwrap() {
+            for delivery in asserted(&table, vector(raw), io).unwrap() {
                 assert!(table.complete(source, delivery.target(), io).is_empty());
             }
         }
@@ -305,9 +312,9 @@ fn n6_a_vector_finds_its_line_with_a_storm_budget_and_the_budget_counts() {
     // The last one released takes the vector with it, and the next one on the line has no budget.
     replace(&table, control, limited, Notifier::None, io);
     assert!(table.release(limited, io));
-    assert!(table.assert(vector(0x61), io).is_none());
+    assert!(asserted(&table, vector(0x61), io).is_none());
     table.assign(Gsi(22), vector(0x61), Gate::RteMask, owned_by(0), io).unwrap();
-    assert!(table.assert(vector(0x61), io).is_some());
+    assert!(asserted(&table, vector(0x61), io).is_some());
 }
 
 #[test]
@@ -320,7 +327,7 @@ fn a_poll_counter_is_notified_once_until_its_owner_says_that_it_is_done() {
     for round in 1..=3 {
         assert_eq!(io.rte_masked, Some(false));
         let targets: Vec<_> =
-            table.assert(vector(0x51), io).unwrap().map(|delivery| delivery.target()).collect();
+            asserted(&table, vector(0x51), io).unwrap().map(|delivery| delivery.target()).collect();
         assert_eq!(targets, [counter]);
         assert_eq!(io.rte_masked, Some(true));
         // Nobody's EOI, and no other counter, is meant.
@@ -396,7 +403,7 @@ fn take_all(table: &LineTable, io: &mut Wired) -> [u32; 2] {
     let mut delivered = [0; 2];
     while io.sends() {
         let before = delivered;
-        for delivery in table.assert(vector(0x51), io).unwrap() {
+        for delivery in asserted(&table, vector(0x51), io).unwrap() {
             delivered[usize::from(delivery.source().0)] += 1;
         }
         assert!(delivered != before || !io.sends(), "a vector that silences nobody");
@@ -487,14 +494,19 @@ fn hand_over(gate: Gate, when: Moment) -> [u32; 2] {
     let mut in_flight = None;
     match when {
         Moment::Accepted => {}
-        Moment::InFlight => in_flight = table.assert(vector(0x51), io).unwrap().next(),
-        Moment::InService => table.assert(vector(0x51), io).unwrap().for_each(|delivery| count(&delivery)),
+        Moment::InFlight => in_flight = asserted(&table, vector(0x51), io).unwrap().next(),
+        Moment::InService => {
+            asserted(&table, vector(0x51), io).unwrap().for_each(|delivery| count(&delivery))
+        }
     }
     table.mask(source, MaskReasons::HANDOVER, io);
     assert!(!io.sends(), "silenced before anything else");
     let mut replacing = table.replace(control, source, pin(1, 7), Completion::Handover).unwrap();
     if when == Moment::Accepted {
-        assert!(table.assert(vector(0x51), io).unwrap().next().is_none(), "the stale vector reaches nobody");
+        assert!(
+            asserted(&table, vector(0x51), io).unwrap().next().is_none(),
+            "the stale vector reaches nobody"
+        );
     }
     if let Some(delivery) = in_flight {
         replacing = replacing.poll(io).expect_err("the pin is not high yet");
@@ -511,7 +523,7 @@ fn hand_over(gate: Gate, when: Moment) -> [u32; 2] {
     // Opened: the chip sends again, or Status is found set.
     table.unmask(source, MaskReasons::HANDOVER, io).1.for_each(|delivery| count(&delivery));
     while io.sends() {
-        table.assert(vector(0x51), io).unwrap().for_each(|delivery| count(&delivery));
+        asserted(&table, vector(0x51), io).unwrap().for_each(|delivery| count(&delivery));
     }
     // The EOI of the old owner's guest comes late, and completes nothing.
     assert!(table.complete(source, pin(0, 5), io).is_empty());
