@@ -94,13 +94,13 @@ impl Switch {
     /// An assertion: delivered, or marked. Returns the receiver it met.
     fn deliver(&self) -> Notifier {
         let entered = self.slot.enter();
-        if entered.target.is_none() {
+        if entered.target().is_none() {
             self.slot.leave_mark(entered);
         } else {
-            self.receiver(entered.target).notify();
+            self.receiver(entered.target()).notify();
             self.slot.leave(entered);
         }
-        entered.target
+        entered.target()
     }
 
     /// Replaces the notifier. A poll that fails changes nothing, so it is as if it had come later: one poll at any point

@@ -308,8 +308,9 @@ impl Handler {
     ) {
         let Some(slot) = self.slots.get(sharer.index()) else { return };
         let entered = slot.enter();
-        let effects = line.step(Event::Notified { sharer, target: entered.target, parity: entered.parity });
-        if !entered.target.is_none() {
+        let (target, parity) = (entered.target(), entered.parity());
+        let effects = line.step(Event::Notified { sharer, target, parity });
+        if !target.is_none() {
             // The gate was closed for the delivery and stays so: there is nothing to carry out.
             deliveries.put(self, sharer, entered);
             return;
@@ -438,7 +439,7 @@ impl Delivery<'_> {
     /// Where the assertion goes; never [`Notifier::None`].
     #[inline]
     pub const fn target(&self) -> Notifier {
-        self.entered.target
+        self.entered.target()
     }
 
     /// Whose assertion it is. Sources on one virtual pin are OR-ed by the pin's owner.

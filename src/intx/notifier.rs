@@ -142,6 +142,8 @@ impl Word {
     /// 15 bits. A CPU is in at most one delivery of a slot and takes at most two counts for it, so 255 CPUs are far
     /// from carrying into a neighbour.
     const COUNT: u64 = 0x7fff;
+    /// Both counts.
+    const COUNTS: u64 = Self::COUNT << Self::EVEN_SHIFT | Self::COUNT << Self::ODD_SHIFT;
 
     const fn target(self) -> Notifier {
         Notifier::from_bits(self.0 as u32)
@@ -179,22 +181,36 @@ impl Control {
 
 /// A delivery's place in the counts of a slot. Plain data, so that it can be kept in a table until the delivery is made;
 /// [`NotifierSlot::leave`] must be called with it exactly once.
+///
+/// Target and parity stand as in the word at the instant of entry; the counts are what the delivery has added to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entered {
-    /// The notifier at the instant of entry. It stays valid until [`NotifierSlot::leave`].
-    pub target: Notifier,
-    /// The epoch at the instant of entry.
-    pub parity: Parity,
-    /// Whether a flip was met, so that the delivery stands in both counts.
-    both: bool,
-}
+pub struct Entered(Word);
 
 impl Entered {
     /// What stands in a table where no delivery does.
-    pub(super) const NOWHERE: Self = Self { target: Notifier::None, parity: Parity::Even, both: false };
+    pub(super) const NOWHERE: Self = Self(Word(0));
 
+    /// Counted with `charge` when the slot's word was `word`.
+    #[inline]
+    const fn new(word: Word, charge: u64) -> Self {
+        Self(Word(word.0 & !Word::COUNTS | charge))
+    }
+
+    /// The notifier at the instant of entry. It stays valid until [`NotifierSlot::leave`].
+    #[inline]
+    pub const fn target(self) -> Notifier {
+        self.0.target()
+    }
+
+    /// The epoch at the instant of entry.
+    #[inline]
+    pub const fn parity(self) -> Parity {
+        self.0.parity()
+    }
+
+    /// What is to be taken off the counts again.
     const fn charge(self) -> u64 {
-        if self.both { Parity::Even.one() + Parity::Odd.one() } else { self.parity.one() }
+        self.0.0 & Word::COUNTS
     }
 }
 
@@ -247,10 +263,10 @@ impl NotifierSlot {
         // Acquire: whatever the replacer prepared for the new target is visible to who reads that target.
         let word = Word(self.word.fetch_add(guess.one(), Ordering::Acquire));
         if word.parity() == guess {
-            return Entered { target: word.target(), parity: guess, both: false };
+            return Entered::new(word, guess.one());
         }
         let word = Word(self.word.fetch_add(guess.flipped().one(), Ordering::Acquire));
-        Entered { target: word.target(), parity: word.parity(), both: true }
+        Entered::new(word, Parity::Even.one() | Parity::Odd.one())
     }
 
     /// The delivery is made: the target may be retired as far as it is concerned.
@@ -404,7 +420,7 @@ mod tests {
     fn i3_an_empty_slot_is_entered_like_any_other() {
         let slot = NotifierSlot::new();
         let entered = slot.enter();
-        assert_eq!(entered.target, Notifier::None);
+        assert_eq!(entered.target(), Notifier::None);
         slot.leave(entered);
         assert_eq!(slot.snapshot(), NotifierSlot::new().snapshot());
     }
@@ -416,8 +432,8 @@ mod tests {
         let before = slot.enter();
         let retiring = slot.replace(Control::mint(), B);
         let after = slot.enter();
-        assert_eq!((before.target, after.target), (A, B));
-        assert_ne!(before.parity, after.parity);
+        assert_eq!((before.target(), after.target()), (A, B));
+        assert_ne!(before.parity(), after.parity());
         slot.leave(before);
         slot.leave(after);
         finish(retiring, &slot);

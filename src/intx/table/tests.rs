@@ -403,7 +403,7 @@ fn take_all(table: &LineTable, io: &mut Wired) -> [u32; 2] {
     let mut delivered = [0; 2];
     while io.sends() {
         let before = delivered;
-        for delivery in asserted(&table, vector(0x51), io).unwrap() {
+        for delivery in asserted(table, vector(0x51), io).unwrap() {
             delivered[usize::from(delivery.source().0)] += 1;
         }
         assert!(delivered != before || !io.sends(), "a vector that silences nobody");
