@@ -145,10 +145,9 @@ impl Receiver {
         self.chips.with(body)
     }
 
-    /// `vcpu` is about to look at what it has to do: what it was asked for since the last time.
-    #[inline]
-    pub(crate) fn answer(&self, vcpu: Vcpu) -> Requests {
-        self.doors.get(usize::from(vcpu.0)).map_or(Requests::NONE, |door| door.bell.answer())
+    /// Where `vcpu` is told to look; it answers before it does.
+    pub(crate) fn bell(&self, vcpu: Vcpu) -> Option<&Doorbell> {
+        self.doors.get(usize::from(vcpu.0)).map(|door| &door.bell)
     }
 
     /// The pins that wait for a completion without the guest. One completion a look bounds what a device that keeps

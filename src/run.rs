@@ -145,10 +145,9 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtu
 /// after an INIT.
 #[inline]
 fn prepare(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> bool {
-    let id = vcpu.id;
+    let (id, receiver) = (vcpu.id, vcpu.receiver);
     let vmcb = &mut vcpu.world.vmcb;
-    let injection =
-        vcpu.partition.receiver.chips(|chips| chips.before_entry(id, || interruptibility(vmcb, entry)));
+    let injection = receiver.chips(|chips| chips.before_entry(id, || interruptibility(vmcb, entry)));
     match injection.offer {
         Some(vector) => vmcb.set_virtual_interrupt(vector),
         None if vmcb.virtual_interrupt_pending() => vmcb.clear_virtual_interrupt(),

@@ -7,14 +7,14 @@ use levelhead::intx::{Deliveries, Notifier};
 use levelhead::irq::Pin;
 use levelhead::svm::Stale;
 use levelhead::vcpu::{Gpr, GuestRegs};
-use levelhead::virq::{PinSet, Requests, Vcpu, VirtualLapic};
+use levelhead::virq::{Doorbell, PinSet, Requests, Vcpu, VirtualLapic};
 
 use super::Partition;
 use super::ram::Word;
 use super::watch::Watch;
 use crate::arch::svm::vmrun::World;
 use crate::arch::x86::cpu::cpuid;
-use crate::machine::{Chips, Here, Machine};
+use crate::machine::{Chips, Here, Machine, Receiver};
 use crate::report;
 
 /// How often each kind of exit happened.
@@ -49,6 +49,9 @@ impl Exits {
 pub(crate) struct VirtualCpu {
     pub(crate) id: Vcpu,
     pub(crate) partition: &'static Partition,
+    /// The partition's receiving end, and this one's own bell there: at hand, as every exit needs them.
+    pub(crate) receiver: &'static Receiver,
+    bell: Option<&'static Doorbell>,
     pub(crate) world: World,
     /// Where the guest begins.
     pub(super) entry: EntryState,
@@ -81,6 +84,8 @@ impl VirtualCpu {
         let mut vcpu = Self {
             id,
             partition,
+            receiver: partition.receiver,
+            bell: partition.receiver.bell(id),
             world,
             entry,
             pages: CodePages::new(),
@@ -106,7 +111,7 @@ impl VirtualCpu {
     /// Runs `body` with the interrupt chips, alone: see [`Receiver::chips`](crate::machine::Receiver::chips).
     #[inline(always)]
     pub(crate) fn chips<R>(&self, body: impl FnOnce(&mut Chips) -> R) -> R {
-        self.partition.receiver.chips(body)
+        self.receiver.chips(body)
     }
 
     /// The guest may have moved its local APIC, enabled or disabled it.
@@ -173,19 +178,18 @@ impl VirtualCpu {
     /// be entered again.
     #[inline]
     pub(crate) fn answer(&mut self, machine: &Machine) -> bool {
-        let asked = self.partition.receiver.answer(self.id);
+        let asked = self.bell.map_or(Requests::NONE, Doorbell::answer);
         asked.is_empty() || self.attend(machine, asked)
     }
 
     #[inline(never)]
     fn attend(&mut self, machine: &Machine, asked: Requests) -> bool {
         if asked.contains(Requests::FORGET) {
-            let receiver = self.partition.receiver;
-            let change = receiver.changes();
+            let change = self.receiver.changes();
             Stale::EVERYTHING.forget(self.world.vmcb);
-            receiver.forgot(self.id, change);
+            self.receiver.forgot(self.id, change);
         }
-        let due = self.partition.receiver.take_due();
+        let due = self.receiver.take_due();
         if !due.is_empty() {
             self.complete(machine, due);
         }
