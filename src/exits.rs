@@ -22,7 +22,7 @@ use levelhead::vcpu::{Exit, Gpr, IoAccess, NestedFault, Width};
 use levelhead::virq::{Outcome, Requests};
 use levelhead::x86::{self, GeneralProtection, exception};
 
-use crate::arch::x86::cpu::{cpuid as host_cpuid, has_xcr0, tsc};
+use crate::arch::x86::cpu::{cpuid as host_cpuid, tsc};
 use crate::machine::Machine;
 use crate::partition::end::End;
 use crate::partition::platform::Platform;
@@ -269,7 +269,7 @@ impl VirtualCpu {
             apic_enabled: self.apic_enabled,
             vcpus: self.partition.vcpus().into(),
             cr4: vmcb.cr4(),
-            xsave: has_xcr0(),
+            xsave: self.xsave,
             abi_version: ABI_VERSION as u32,
             abi_features: feature::OFFERED as u32,
             tsc_khz: self.partition.tsc_khz,

@@ -13,7 +13,7 @@ use super::Partition;
 use super::ram::Word;
 use super::watch::Watch;
 use crate::arch::svm::vmrun::World;
-use crate::arch::x86::cpu::cpuid;
+use crate::arch::x86::cpu::{cpuid, has_xcr0};
 use crate::machine::{Chips, Here, Machine, Receiver};
 use crate::report;
 
@@ -62,6 +62,8 @@ pub(crate) struct VirtualCpu {
     pub(crate) local_apic: GuestPhys,
     /// Whether it is enabled there, or by MSR.
     pub(crate) apic_enabled: bool,
+    /// Whether the guest is told of XSAVE: of the CPUs, asked once.
+    pub(crate) xsave: bool,
     /// MTRRdefType as the guest wrote it; the memory types themselves are the nested tables' business.
     pub(crate) mtrr_def_type: u64,
     /// Where an instruction was last tried again, and how often.
@@ -93,6 +95,7 @@ impl VirtualCpu {
             exits: Exits::default(),
             local_apic: GuestPhys::new(0),
             apic_enabled: true,
+            xsave: has_xcr0(),
             mtrr_def_type: 0,
             again: (0, 0),
             awaited: None,
