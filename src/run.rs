@@ -91,8 +91,8 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtu
             }
         }
         vcpu.world.enter(cpu);
-        let exit = leave(machine, vcpu, &mut entry);
-        let next = match exit {
+        leave(machine, vcpu, &mut entry);
+        let next = match vcpu.world.vmcb.exit() {
             Exit::Interrupt => {
                 count(&mut vcpu.exits.interrupt);
                 let arrived = cpu.window();
@@ -221,16 +221,15 @@ fn prepare_special(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry, 
     true
 }
 
-/// Reads what the exit tells about events under way; says why the guest stopped.
+/// Reads what the exit tells about events under way.
 #[inline]
-fn leave(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> Exit {
+fn leave(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) {
     let vmcb = &mut vcpu.world.vmcb;
     let offer_stands = vmcb.virtual_interrupt_pending();
     let mut exited = Exited { offer_stands, interrupted: None };
     if vmcb.interrupted_a_delivery() {
         exited.interrupted = interrupted(vmcb, entry, offer_stands);
     }
-    let exit = vmcb.exit();
     vmcb.exited();
     // Nothing was offered and nothing struck: nothing for the chips to learn.
     if entry.offers || exited.interrupted.is_some() {
@@ -240,7 +239,6 @@ fn leave(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> Exit {
             vcpu.complete(machine, taken);
         }
     }
-    exit
 }
 
 /// The vector whose delivery the exit interrupted; another event is forced again by the loop itself. Out of line, as it is rare.
