@@ -38,8 +38,9 @@ const NMI_RETRY_TICKS: u64 = 50_000;
 /// How often it is doubled at most.
 const NMI_RETRY_DOUBLINGS: u32 = 10;
 
-/// How long an interrupt that was sent may take to be taken and given its EOI, in TSC ticks.
-const HELD_TICKS: u64 = 1 << 28;
+/// How long an interrupt that was sent may take to be taken and given its EOI, in TSC ticks: some seconds, as an emulator's CPU
+/// may stand still for a good part of one.
+const HELD_TICKS: u64 = 1 << 34;
 
 /// What an exit's handler leaves for the next entry.
 #[derive(Debug)]
