@@ -250,7 +250,7 @@ impl Line {
         self.state.doubted.remove(sharer);
         self.suspicion.forget(sharer);
         let mut effects = Effects { changed: true, ..Effects::default() };
-        self.settle(&mut effects);
+        self.settle(SharerSet::only(sharer), &mut effects);
         if self.state.gate != Gate::Function {
             effects.clear_disintx.insert(sharer);
         }
@@ -270,7 +270,7 @@ impl Line {
             effects.set_disintx.insert(sharer);
         }
         self.state.disintx.remove(sharer);
-        self.settle(&mut effects);
+        self.settle(SharerSet::EMPTY, &mut effects);
         Some(effects)
     }
 
@@ -330,7 +330,12 @@ impl Line {
                 }
             }
         }
-        self.settle(&mut effects);
+        // The vector alone changes nobody's reasons; that nobody claims it may change everybody's.
+        let changed = match event {
+            Event::Unclaimed => self.state.present,
+            _ => event.sharer().map_or(SharerSet::EMPTY, SharerSet::only),
+        };
+        self.settle(changed, &mut effects);
         effects
     }
 
@@ -566,42 +571,57 @@ impl Line {
         }
     }
 
-    /// Derives the gate from the reason sets and emits the difference. Idempotent.
+    /// Derives the gate from the reason sets and emits the difference. Idempotent. `changed` are those whose reasons may have
+    /// changed: where each function has a gate of its own, no other can have to move.
     #[inline(always)]
-    fn settle(&mut self, effects: &mut Effects) {
-        let mut union = MaskReasons::empty();
-        for sharer in self.state.present {
-            let Some(source) = self.state.sources.get(sharer.index()) else { continue };
-            union |= source.reasons;
-            if self.state.gate == Gate::Function {
-                let closed = self.state.disintx.contains(sharer);
-                if !source.reasons.is_empty() && !closed {
-                    self.state.disintx.insert(sharer);
-                    effects.set_disintx.insert(sharer);
-                } else if source.reasons.is_empty() && closed {
-                    // Not yet: whether to open or to deliver again is for Status to say.
-                    effects.sample.insert(sharer);
-                }
-            }
-        }
-        if self.state.held && !union.contains(MaskReasons::IN_SERVICE) {
-            self.state.held = false;
-            effects.directed_eoi = true;
-        }
+    fn settle(&mut self, changed: SharerSet, effects: &mut Effects) {
         let wanted = match self.state.gate {
-            _ if self.state.present.is_empty() => true,
-            Gate::Function => self.state.stopped,
-            Gate::RteMask => !union.is_empty(),
+            Gate::Function => {
+                self.settle_functions(changed, effects);
+                self.state.stopped
+            }
+            Gate::RteMask => !self.union().is_empty(),
             Gate::DirectedEoi => {
+                let union = self.union();
+                if self.state.held && !union.contains(MaskReasons::IN_SERVICE) {
+                    self.state.held = false;
+                    effects.directed_eoi = true;
+                }
                 let held_alone = self.state.held && union == MaskReasons::IN_SERVICE;
                 !union.is_empty() && !held_alone
             }
         };
+        let wanted = wanted || self.state.present.is_empty();
         if wanted != self.state.rte_masked {
             self.state.rte_masked = wanted;
             effects.mask_rte = wanted;
             effects.unmask_rte = !wanted;
         }
+    }
+
+    /// The gate of each of these functions.
+    #[inline(always)]
+    fn settle_functions(&mut self, changed: SharerSet, effects: &mut Effects) {
+        for sharer in changed.intersection(self.state.present) {
+            let Some(source) = self.state.sources.get(sharer.index()) else { continue };
+            let closed = self.state.disintx.contains(sharer);
+            if !source.reasons.is_empty() && !closed {
+                self.state.disintx.insert(sharer);
+                effects.set_disintx.insert(sharer);
+            } else if source.reasons.is_empty() && closed {
+                // Not yet: whether to open or to deliver again is for Status to say.
+                effects.sample.insert(sharer);
+            }
+        }
+    }
+
+    /// Why somebody on the line is silenced.
+    #[inline(always)]
+    fn union(&self) -> MaskReasons {
+        self.state.present.into_iter().fold(MaskReasons::empty(), |union, sharer| {
+            union
+                | self.state.sources.get(sharer.index()).map_or(MaskReasons::empty(), |source| source.reasons)
+        })
     }
 }
 
