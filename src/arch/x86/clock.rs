@@ -56,7 +56,7 @@ impl CmosClock {
 impl PmTimer {
     const HERTZ: u64 = 3_579_545;
     const MASK: u32 = 0x00ff_ffff;
-    /// Counts over which the TSC is measured: 10 ms.
+    /// Counts over which the TSC is measured: 10 ms, of which one count is less than 30 millionths.
     const COUNTS: u32 = 35_795;
 
     fn read(self) -> u32 {
@@ -78,25 +78,52 @@ impl Clock {
 
     /// Measures. It spins without PAUSE, at which an emulator looks for something else to do each time.
     fn ticks_per_ms(timer: PmTimer) -> Option<NonZeroU64> {
-        let counted = |from: u32| timer.read().wrapping_sub(from) & PmTimer::MASK;
-        // From one count to another, so that the first is a whole one.
-        let (before, start) = (timer.read(), tsc());
-        while counted(before) == 0 {
-            if tsc().wrapping_sub(start) > Self::PATIENCE {
-                return None;
-            }
-        }
-        let (first, begin) = (timer.read(), tsc());
+        let begin = Reading::take_closely(timer);
         loop {
-            let (counts, elapsed) = (counted(first), tsc().wrapping_sub(begin));
-            if counts >= PmTimer::COUNTS {
-                // Below 2^24 counts and, by patience, about 2^30 ticks: no overflow.
-                let per_second = elapsed.saturating_mul(PmTimer::HERTZ) / u64::from(counts);
-                return NonZeroU64::new(per_second / 1000);
+            let end = Reading::take(timer);
+            if end.counts_since(begin) >= PmTimer::COUNTS {
+                break;
             }
-            if elapsed > Self::PATIENCE {
+            if end.at.wrapping_sub(begin.at) > Self::PATIENCE {
                 return None;
             }
         }
+        let end = Reading::take_closely(timer);
+        // Below 2^24 counts and, by patience, some 2^30 ticks: no overflow.
+        let elapsed = end.at.wrapping_sub(begin.at);
+        let per_second =
+            elapsed.saturating_mul(PmTimer::HERTZ).checked_div(end.counts_since(begin).into())?;
+        NonZeroU64::new(per_second / 1000)
+    }
+}
+
+/// Both clocks read together.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    count: u32,
+    /// The TSC before the timer was read.
+    at: u64,
+    /// TSC ticks until it was.
+    within: u64,
+}
+
+impl Reading {
+    fn take(timer: PmTimer) -> Self {
+        let at = tsc();
+        let count = timer.read();
+        Self { count, at, within: tsc().wrapping_sub(at) }
+    }
+
+    /// The closest of a few: whoever runs this machine may let it stand still between the two clocks.
+    fn take_closely(timer: PmTimer) -> Self {
+        const ATTEMPTS: u32 = 8;
+        let first = Self::take(timer);
+        (1..ATTEMPTS)
+            .map(|_| Self::take(timer))
+            .fold(first, |best, reading| if reading.within < best.within { reading } else { best })
+    }
+
+    const fn counts_since(self, earlier: Self) -> u32 {
+        self.count.wrapping_sub(earlier.count) & PmTimer::MASK
     }
 }
