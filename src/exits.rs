@@ -382,7 +382,7 @@ impl VirtualCpu {
         }
         let others = outcome.kicked.without(self.id);
         if !others.is_empty() {
-            machine.kick(self.partition.receiver, others, Requests::LOOK);
+            machine.kick(self.receiver, others, Requests::LOOK);
         }
         if !outcome.completed.is_empty() {
             self.complete(machine, outcome.completed);

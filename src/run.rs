@@ -200,7 +200,7 @@ fn prepare_special(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry, 
         entry.nmi.step(vmcb);
     }
     if special.windows.contains(Windows::DELIVERY) {
-        machine.interrupt_itself(vcpu.partition.receiver, vcpu.id);
+        machine.interrupt_itself(vcpu.receiver, vcpu.id);
     }
     // The first boundary with interrupts on tells of the end of a shadow, and the timer where they stay off. The window needs a
     // pending virtual interrupt; it is intercepted before it is delivered, so its vector means nothing.
@@ -464,7 +464,7 @@ pub(crate) fn depart(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Vi
     if let Some(forcing) = vcpu.take_forcing() {
         retire(cpu, machine, vcpu, forcing, Actor::Hypervisor);
     }
-    vcpu.partition.receiver.departs(vcpu.id);
+    vcpu.receiver.departs(vcpu.id);
     vcpu.partition.left(vcpu.id, core::mem::take(&mut vcpu.exits));
 }
 

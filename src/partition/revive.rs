@@ -129,7 +129,7 @@ impl Partition {
 impl VirtualCpu {
     /// What is this virtual CPU's alone as at boot: registers, what is remembered of the guest.
     pub(crate) fn renew(&mut self, cpu: &ThisCpu) -> Result<(), Inconsistency> {
-        self.partition.receiver.returns(self.id);
+        self.receiver.returns(self.id);
         self.world.renew(cpu);
         begin(&mut self.world, self.id, &self.entry, self.partition.nested_root)?;
         self.pages = CodePages::new();
