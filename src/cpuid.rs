@@ -3,7 +3,7 @@
 //! An allow-list: features are passed by name, so that what a future CPU adds stays hidden until somebody decided
 //! about it. Hidden are, with the reason: what acts on the whole machine (SVM, MONITOR, performance counters,
 //! power management, RDPRU, INVLPGB, speculation controls), what needs registers that are neither switched nor
-//! emulated (CET, MPX, PKS, AMX, XSAVES, TSC-deadline), five-level paging, which the guest page walker refuses,
+//! emulated (CET, MPX, PKS, AMX, XSAVES), five-level paging, which the guest page walker refuses,
 //! and machine checks: the banks describe the machine, and their owner is the host. Pure functions; executing
 //! CPUID is the caller's.
 
@@ -76,10 +76,14 @@ const LAST_EXTENDED: u32 = 0x8000_0021;
 
 // Leaf 1.
 const L1_ECX_APIC_X2: u32 = 1 << 21;
+/// The timer of the virtual local APIC waits for a value of the TSC too; no CPU of AMD's says so of its own.
+const L1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 /// The local APIC, in EDX of leaf 1 and of leaf 0x8000_0001.
 const EDX_APIC: u32 = 1 << 9;
 const L1_ECX_OSXSAVE: u32 = 1 << 27;
 const L1_ECX_HYPERVISOR: u32 = 1 << 31;
+/// What every guest has, on any host.
+const L1_ECX_PLATFORM: u32 = L1_ECX_APIC_X2 | L1_ECX_TSC_DEADLINE | L1_ECX_HYPERVISOR;
 /// FMA, XSAVE, AVX, F16C.
 const L1_ECX_NEEDS_XSAVE: u32 = bits(&[12, 26, 28, 29]);
 /// SSE3, PCLMULQDQ, SSSE3, FMA, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, XSAVE, AVX, F16C, RDRAND.
@@ -169,7 +173,7 @@ const fn features(host: Leaf, view: &GuestView) -> Leaf {
         eax: host.eax,
         // Initial APIC identifier, logical processors, CLFLUSH size, brand index.
         ebx: view.apic_id << 24 | (view.vcpus & 0xff) << 16 | host.ebx & 0xffff,
-        ecx: host.ecx & passed | L1_ECX_APIC_X2 | L1_ECX_HYPERVISOR | os_xsave,
+        ecx: host.ecx & passed | L1_ECX_PLATFORM | os_xsave,
         edx: host.edx & shown | if view.vcpus > 1 { L1_EDX_HTT } else { 0 },
     }
 }
@@ -265,10 +269,7 @@ mod tests {
                 assert_eq!(register >> bit & 1, 0, "{name}");
             }
         };
-        hidden(
-            ask(1, 0).ecx,
-            &[(3, "MONITOR"), (5, "VMX"), (6, "SMX"), (15, "PDCM"), (24, "TSC-deadline"), (27, "OSXSAVE")],
-        );
+        hidden(ask(1, 0).ecx, &[(3, "MONITOR"), (5, "VMX"), (6, "SMX"), (15, "PDCM"), (27, "OSXSAVE")]);
         hidden(ask(1, 0).edx, &[(7, "MCE"), (14, "MCA"), (22, "ACPI"), (28, "HTT")]);
         hidden(ask(7, 0).ebx, &[(1, "TSC_ADJUST"), (2, "SGX"), (11, "RTM"), (14, "MPX"), (25, "PT")]);
         hidden(ask(7, 0).ecx, &[(4, "OSPKE"), (5, "WAITPKG"), (7, "CET_SS"), (16, "LA57"), (31, "PKS")]);
@@ -303,7 +304,11 @@ mod tests {
     fn what_the_platform_has_is_shown() {
         let none = Leaf::ZERO;
         let shown = filter(1, 0, none, &VIEW);
-        assert_eq!(shown.ecx, L1_ECX_APIC_X2 | L1_ECX_HYPERVISOR, "x2APIC and hypervisor, on any host");
+        assert_eq!(
+            shown.ecx,
+            1 << 21 | 1 << 24 | 1 << 31,
+            "x2APIC, TSC-deadline and hypervisor, on any host"
+        );
         assert_eq!(shown.ebx, 5 << 24 | 1 << 16);
         assert_eq!(ask(7, 0).ebx >> 20 & 1, 1, "SMAP");
         assert_eq!(ask(0x8000_0001, 0).edx >> 29 & 1, 1, "long mode");
@@ -404,7 +409,7 @@ mod tests {
         ) {
             let host = Leaf { eax: 0, ebx: 0, ecx, edx };
             let shown = filter(leaf, subleaf, host, &VIEW);
-            let own = if leaf == 1 { L1_ECX_APIC_X2 | L1_ECX_HYPERVISOR } else { 0 };
+            let own = if leaf == 1 { L1_ECX_PLATFORM } else { 0 };
             prop_assert_eq!(shown.ecx & !ecx & !own, 0);
             prop_assert_eq!(shown.edx & !edx, 0);
         }

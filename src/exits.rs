@@ -343,7 +343,7 @@ impl VirtualCpu {
         let value = self.world.frame.regs[Gpr::Rdx] << 32 | self.world.vmcb.rax() & 0xffff_ffff;
         // Judged first: an instruction that faults does not retire.
         if !msrs::is_local_apic(number) {
-            self.write_other_msr(number, value)?;
+            self.write_other_msr(machine, number, value)?;
             return self.skip(Intercepted::Wrmsr);
         }
         let id = self.id;
@@ -360,13 +360,19 @@ impl VirtualCpu {
     }
 
     #[inline(always)]
-    fn write_other_msr(&mut self, number: u32, value: u64) -> Result<(), Trouble> {
-        let written = msrs::write(number, value, &self.registers(), tsc())?;
+    fn write_other_msr(&mut self, machine: &Machine, number: u32, value: u64) -> Result<(), Trouble> {
+        let now = tsc();
+        let written = msrs::write(number, value, &self.registers(), now)?;
         let vmcb = &mut self.world.vmcb;
         match written {
             Written::Efer(real) => vmcb.set_efer(real),
             Written::Pat(value) => vmcb.set_pat(value),
-            Written::TscOffset(offset) => vmcb.set_tsc_offset(offset),
+            Written::TscOffset(offset) => {
+                vmcb.set_tsc_offset(offset);
+                let id = self.id;
+                self.chips(|chips| chips.set_ahead(id, offset, now));
+                program_timer(machine, self);
+            }
             Written::MtrrDefType(value) => self.mtrr_def_type = value,
             Written::Nothing => {}
         }

@@ -109,6 +109,8 @@ pub mod msr {
     pub const PAT: u32 = 0x277;
     /// Memory type where no range register says otherwise.
     pub const MTRR_DEF_TYPE: u32 = 0x2ff;
+    /// When the local APIC's timer is due in TSC-deadline mode (Intel SDM 3A 11.5.4.1).
+    pub const TSC_DEADLINE: u32 = 0x6e0;
     /// First register of a local APIC in x2APIC mode.
     pub const X2APIC_FIRST: u32 = 0x800;
     /// Last register of the x2APIC range.

@@ -206,6 +206,18 @@ pub fn timestamp() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// Leads the time-stamp counter elsewhere.
+pub fn set_timestamp(value: u64) {
+    const TSC: u32 = 0x10;
+    // SAFETY: every 64-bit CPU has it, and it takes any value.
+    unsafe { wrmsr(TSC, value) }
+}
+
+/// Whether the local APIC's timer can wait for the time-stamp counter (CPUID 1, ECX bit 24).
+pub fn has_tsc_deadline() -> bool {
+    __cpuid(1).ecx & 1 << 24 != 0
+}
+
 /// Whether the CPU has an x2APIC (CPUID 1, ECX bit 21).
 pub fn has_x2apic() -> bool {
     __cpuid(1).ecx & 1 << 21 != 0

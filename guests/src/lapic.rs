@@ -1,6 +1,8 @@
 //! The local APIC, by its memory window (xAPIC) or its model-specific registers (x2APIC): APM2 16.
 #![expect(unsafe_code, reason = "device memory and model-specific registers")]
 
+use core::sync::atomic::{Ordering::SeqCst, fence};
+
 use crate::cpu::{self, CpuCell, Mmio, rdmsr, wrmsr};
 use crate::{cmdline, fail};
 
@@ -47,10 +49,12 @@ const DIVIDE: u32 = 0x3e0;
 const MASKED: u32 = 1 << 16;
 /// Timer entry: the count starts again when it ends.
 const PERIODIC: u32 = 1 << 17;
+const DEADLINE: u32 = 1 << 18;
 
 const WINDOW: usize = 0xfee0_0000;
 
 const APIC_BASE: u32 = 0x1b;
+const TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC_ENABLED: u64 = 1 << 10;
 
 /// Commands for [`send`]; those without a vector of their own take one in the low 8 bits.
@@ -210,6 +214,21 @@ pub fn start_timer_once(vector: u8, count: u32) {
 /// Has the timer deliver `vector` every `count` ticks of its clock divided by 16.
 pub fn start_timer_periodic(vector: u8, count: u32) {
     start_timer(PERIODIC | u32::from(vector), count);
+}
+
+/// Has the timer deliver `vector` once, when the TSC has reached `deadline`; at once if it has.
+pub fn start_timer_at(vector: u8, deadline: u64) {
+    write(TIMER, DEADLINE | u32::from(vector));
+    // In xAPIC mode the entry is written to memory, which nothing orders before a register (Intel SDM 3A 11.5.4.1).
+    fence(SeqCst);
+    // SAFETY: whoever asks for a deadline has asked CPUID whether there is one; it touches no memory.
+    unsafe { wrmsr(TSC_DEADLINE, deadline) }
+}
+
+/// The deadline that has not come yet; 0 if there is none.
+pub fn timer_deadline() -> u64 {
+    // SAFETY: whoever reads a deadline has set one; reading it touches no memory.
+    unsafe { rdmsr(TSC_DEADLINE) }
 }
 
 /// Stops the timer.

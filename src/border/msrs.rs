@@ -37,10 +37,10 @@ pub enum Written {
     Nothing,
 }
 
-/// Whether `number` is the local APIC's to judge, which every EOI of x2APIC mode is.
+/// Whether `number` is the local APIC's to judge, which every EOI of x2APIC mode is, and in every mode the timer's deadline.
 #[inline]
 pub const fn is_local_apic(number: u32) -> bool {
-    matches!(number, msr::APIC_BASE | msr::X2APIC_FIRST..=msr::X2APIC_LAST)
+    matches!(number, msr::X2APIC_FIRST..=msr::X2APIC_LAST | msr::TSC_DEADLINE | msr::APIC_BASE)
 }
 
 /// RDMSR of any other `number`, when the host's time stamp is `now_tsc`.

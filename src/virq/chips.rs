@@ -419,7 +419,7 @@ impl VirtualChips {
         self.apply(vcpu, effect)
     }
 
-    /// A read of APIC_BASE or an x2APIC register by `vcpu`.
+    /// A read of APIC_BASE, the timer's deadline or an x2APIC register by `vcpu`.
     ///
     /// # Errors
     /// As [`VirtualLapic::read_msr`].
@@ -427,7 +427,7 @@ impl VirtualChips {
         self.lapic(vcpu).ok_or(GeneralProtection)?.read_msr(msr, now_tsc)
     }
 
-    /// A write to APIC_BASE or an x2APIC register by `vcpu`.
+    /// A write to APIC_BASE, the timer's deadline or an x2APIC register by `vcpu`.
     ///
     /// # Errors
     /// As [`VirtualLapic::write_msr`].
@@ -536,6 +536,13 @@ impl VirtualChips {
     #[inline]
     pub fn deadline(&self, vcpu: Vcpu) -> Option<u64> {
         self.lapic(vcpu).and_then(VirtualLapic::deadline)
+    }
+
+    /// `vcpu`'s TSC is ahead of the caller's time stamps by so much from now on, which may change its timer's deadline.
+    pub fn set_ahead(&mut self, vcpu: Vcpu, ahead_tsc: u64, now_tsc: u64) {
+        if let Some(Local { lapic, .. }) = self.local(vcpu) {
+            lapic.set_ahead(ahead_tsc, now_tsc);
+        }
     }
 
     /// Lets `vcpu`'s timer run up to `now_tsc`. Returns whether an interrupt came of it.

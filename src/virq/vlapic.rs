@@ -64,7 +64,7 @@ pub struct LapicModel {
     pub physical_address_bits: u8,
 }
 
-/// One virtual local APIC: version 0x14, six local vectors, EOI-broadcast suppression, no TSC-deadline timer,
+/// One virtual local APIC: version 0x14, six local vectors, EOI-broadcast suppression, TSC-deadline timer,
 /// no extended register space, no ExtINT but by LINT0 where an 8259 pair drives it. The identifier is fixed at creation.
 ///
 /// Vectors 16 to 31, which the architecture lets a local APIC deliver, count as illegal like those below 16:
@@ -92,6 +92,8 @@ pub struct VirtualLapic {
     icr: u64,
     lvt: LocalVectors,
     timer: Timer,
+    /// What the guest's TSC is ahead of the time stamps that callers bring along.
+    ahead_tsc: u64,
     /// Non-maskable interrupts that arrived and were not taken: at most one to take and one to latch behind
     /// it.
     nmis: u8,
@@ -176,6 +178,7 @@ impl VirtualLapic {
             icr: 0,
             lvt: LocalVectors::RESET,
             timer: Timer::RESET,
+            ahead_tsc: 0,
             nmis: 0,
             startup: Startup { init: false, waiting: !bootstrap, page: None },
             lint0: false,
@@ -206,6 +209,7 @@ impl VirtualLapic {
             icr,
             lvt,
             timer,
+            ahead_tsc: _,
             nmis: _,
             startup: _,
             lint0: _,
@@ -482,6 +486,18 @@ impl VirtualLapic {
     #[inline]
     pub fn deadline(&self) -> Option<u64> {
         if self.lvt.timer & LocalVectors::MASKED != 0 { None } else { self.timer.due_tsc() }
+    }
+
+    /// The guest's TSC is ahead of the caller's time stamps by so much from now on: a deadline comes sooner or later.
+    pub fn set_ahead(&mut self, ahead_tsc: u64, now_tsc: u64) {
+        self.ahead_tsc = ahead_tsc;
+        self.await_tsc(self.timer.deadline(), now_tsc);
+    }
+
+    /// Has the timer wait for the guest's TSC, unless it counts. What has passed already is due at once.
+    fn await_tsc(&mut self, deadline: u64, now_tsc: u64) {
+        self.timer.await_tsc(deadline, now_tsc, self.ahead_tsc);
+        self.advance_timer(now_tsc);
     }
 
     /// Lets the timer run up to `now_tsc`. Returns whether it put its vector into IRR.

@@ -612,7 +612,7 @@ const KEPT: [(u8, u32); 14] = [
     (SVR, 0x13ff),
     (ICR_LOW, 0xc_cfff),
     (ICR_HIGH, 0xff00_0000),
-    (LVT[0], 0x3_00ff),
+    (LVT[0], 0x7_00ff),
     (LVT[1], 0x1_07ff),
     (LVT[2], 0x1_07ff),
     (LVT[3], 0x1_a7ff),
@@ -638,9 +638,18 @@ impl Page {
         self.slot(SVR).is_some_and(|(svr, _)| *svr >> 8 & 1 == 0)
     }
 
+    /// Whether the timer counts nothing: its entry's bit 18.
+    fn awaits_tsc(&mut self) -> bool {
+        self.slot(LVT[0]).is_some_and(|(entry, _)| *entry >> 18 & 1 == 1)
+    }
+
     fn write(&mut self, register: u8, value: u32) {
+        let awaited_tsc = self.awaits_tsc();
         if let Some((slot, kept)) = self.slot(register) {
             *slot = value & kept;
+        }
+        if self.awaits_tsc() || awaited_tsc && register != TIMER_INITIAL {
+            self.slot(TIMER_INITIAL).into_iter().for_each(|(slot, _)| *slot = 0);
         }
         if self.disabled() {
             for register in LVT {
@@ -697,7 +706,7 @@ fn writable(register: u8) -> Option<u64> {
         EOI | ESR => 0,
         SVR => 0x13ff,
         ICR_LOW => 0xffff_ffff_000c_cfff,
-        0x32 => 0x3_10ff,
+        0x32 => 0x7_10ff,
         0x33 | 0x34 => 0x1_17ff,
         0x35 | 0x36 => 0x1_f7ff,
         0x37 => 0x1_10ff,

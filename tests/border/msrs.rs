@@ -9,6 +9,7 @@ use crate::dice::{Dice, fuzz};
 const CPU: Vcpu = Vcpu(0);
 const MODEL: LapicModel = LapicModel { x2apic: true, physical_address_bits: 40 };
 const APIC_BASE: u32 = 0x1b;
+const TSC_DEADLINE: u32 = 0x6e0;
 /// TSC, MTRRcap, PAT, MTRRdefType, EFER, PerfEvtSel0 to 3 and PerfCtr0 to 3, INT_PENDING: what is here beside the local APIC's.
 const READABLE: [u32; 14] = [
     0x10,
@@ -47,7 +48,7 @@ fn number(dice: &mut Dice) -> u32 {
         3 => 0x4000_0000 + dice.below(0x200) as u32,
         4 => 0x800 + dice.below(0x100) as u32,
         5 => dice.hostile() as u32,
-        6 => APIC_BASE,
+        6 => dice.pick(&[APIC_BASE, TSC_DEADLINE]),
         _ => dice.pick(&READABLE),
     }
 }
@@ -65,7 +66,8 @@ fn a_register_that_is_not_the_guests_faults_and_a_fault_changes_nothing() {
                 _ => dice.hostile(),
             };
             let x2apic = chips.lapic(CPU).is_some_and(|lapic| lapic.mode() == ApicMode::X2Apic);
-            let apic = number == APIC_BASE || x2apic && (0x800..0x900).contains(&number);
+            let always = [APIC_BASE, TSC_DEADLINE].contains(&number);
+            let apic = always || x2apic && (0x800..0x900).contains(&number);
             let read = if msrs::is_local_apic(number) {
                 chips.read_msr(CPU, number, now).map_err(|_| GeneralProtection)
             } else {

@@ -14,7 +14,8 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts, halt_until_interrupt, timestamp};
+use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts, halt_until_interrupt};
+use guests::cpu::{has_tsc_deadline, set_timestamp, timestamp};
 use guests::edu::{Edu, FACTORIAL_DONE};
 use guests::hypercall::{Interface, Source};
 use guests::interrupts::{Frame, Handler, handle};
@@ -34,6 +35,9 @@ const BIT: u32 = 1 << 4;
 
 /// How often the handlers were entered since the mode began.
 static ENTRIES: AtomicU32 = AtomicU32::new(0);
+
+/// When a deadline's interrupt was last taken, by the TSC.
+static TOOK_AT: AtomicU64 = AtomicU64::new(0);
 
 /// How often they were entered in all modes before.
 static SERVED: AtomicU64 = AtomicU64::new(0);
@@ -108,6 +112,7 @@ fn main() {
     timer_once(rounds.min(100));
     timer_periodic(rounds.min(100));
     timer_on_time();
+    timer_deadline(rounds.min(100));
     self_ipi(rounds);
     disable_interrupts();
 
@@ -371,6 +376,45 @@ fn timer_on_time() {
         );
     }
     say!("timer-on-time ok");
+}
+
+fn note_the_time(frame: &mut Frame) {
+    TOOK_AT.store(timestamp(), Relaxed);
+    count(frame);
+}
+
+/// The interrupt must come when the TSC has reached what was written, and never before; at once where it has already, or is
+/// led past it by the program itself.
+fn timer_deadline(rounds: u32) {
+    const FAR: u64 = 1 << 50;
+    if !has_tsc_deadline() {
+        say!("timer-deadline skipped: this CPU has none");
+        return;
+    }
+    ENTRIES.store(0, Relaxed);
+    handle(TIMER, note_the_time);
+    let wait_for = |round, deadline| {
+        check!(wait::until(|| ENTRIES.load(Relaxed) >= round), "timer-deadline: round {round}: no interrupt");
+        let took_at = TOOK_AT.load(Relaxed);
+        check!(took_at >= deadline, "timer-deadline: {deadline} was met at {took_at}");
+        check!(lapic::timer_deadline() == 0, "timer-deadline: it still waits after its interrupt");
+    };
+    for round in 1..=rounds {
+        let deadline = timestamp() + u64::from(round % 4) * 50_000;
+        lapic::start_timer_at(TIMER, deadline);
+        wait_for(round, deadline);
+    }
+    let deadline = timestamp() + FAR;
+    lapic::start_timer_at(TIMER, deadline);
+    wait::a_while();
+    let entries = ENTRIES.load(Relaxed);
+    check!(entries == rounds, "timer-deadline: {entries} interrupts, not {rounds}");
+    check!(lapic::timer_deadline() == deadline, "timer-deadline: it waits for something else");
+    set_timestamp(deadline);
+    wait_for(rounds + 1, deadline);
+    set_timestamp(timestamp() - FAR);
+    lapic::stop_timer();
+    say!("timer-deadline {rounds}/{rounds} ok");
 }
 
 fn self_ipi(rounds: u32) {

@@ -7,6 +7,7 @@
 
 use super::super::message::{Delivery, Destination, Ipi, IpiTarget};
 use super::base::ApicMode;
+use super::timer;
 use super::{
     ERROR_ILLEGAL_REGISTER, ERROR_SEND_ILLEGAL_VECTOR, Effect, GeneralProtection, LocalVectors, SVR_ENABLE,
     SVR_SUPPRESS_EOI_BROADCAST, VirtualLapic,
@@ -18,6 +19,7 @@ use crate::irq::{TriggerMode, Vector};
 pub const MMIO_BYTES: u64 = 0x1000;
 
 const MSR_APIC_BASE: u32 = 0x1b;
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
 const MSR_X2APIC_FIRST: u32 = 0x800;
 const MSR_X2APIC_LAST: u32 = 0x8ff;
 
@@ -58,9 +60,10 @@ const VERSION_VALUE: u32 = 0x14 | 5 << 16 | 1 << 24;
 const XAPIC_ID: u32 = 0xff << 24;
 /// Vector, enable, focus-processor checking (stored, without effect), EOI-broadcast suppression.
 const SVR_WRITABLE: u32 = 0xff | SVR_ENABLE | 1 << 9 | SVR_SUPPRESS_EOI_BROADCAST;
-/// Vector, mask, periodic. Bit 18, TSC-deadline, is not offered.
-const LVT_TIMER_WRITABLE: u32 = 0xff | LocalVectors::MASKED | LVT_TIMER_PERIODIC;
+/// Vector, mask, mode.
+const LVT_TIMER_WRITABLE: u32 = 0xff | LocalVectors::MASKED | LVT_TIMER_PERIODIC | LVT_TIMER_DEADLINE;
 const LVT_TIMER_PERIODIC: u32 = 1 << 17;
+const LVT_TIMER_DEADLINE: u32 = 1 << 18;
 /// Vector, delivery mode, mask.
 const LVT_MONITOR_WRITABLE: u32 = 0x7ff | LocalVectors::MASKED;
 /// Vector, delivery mode, polarity, trigger mode, mask.
@@ -177,26 +180,32 @@ impl VirtualLapic {
         }
     }
 
-    /// The guest reads APIC_BASE or one of the x2APIC registers.
+    /// The guest reads APIC_BASE, the timer's deadline, or one of the x2APIC registers.
     ///
     /// # Errors
-    /// Outside x2APIC mode, for write-only and absent registers, and for any other number.
+    /// Of the latter outside x2APIC mode, for write-only and absent ones, and for any other number.
     pub fn read_msr(&self, msr: u32, now_tsc: u64) -> Result<u64, GeneralProtection> {
         match self.x2apic_register(msr) {
             _ if msr == MSR_APIC_BASE => Ok(self.base.read()),
+            _ if msr == MSR_TSC_DEADLINE => Ok(self.timer.deadline()),
             None | Some(EOI | REMOTE_READ | DFR | ICR_HIGH) => Err(GeneralProtection),
             Some(ICR_LOW) => Ok(self.icr),
             Some(register) => self.read_register(register, now_tsc).map(u64::from).ok_or(GeneralProtection),
         }
     }
 
-    /// The guest writes APIC_BASE or one of the x2APIC registers.
+    /// The guest writes APIC_BASE, the timer's deadline, or one of the x2APIC registers.
     ///
-    /// # Errors Outside x2APIC mode, for read-only and absent registers, reserved bits, illegal changes of
+    /// # Errors
+    /// Of the latter outside x2APIC mode, for read-only and absent ones, reserved bits, illegal changes of
     /// mode, and for any other number. Nothing has changed then.
     pub fn write_msr(&mut self, msr: u32, value: u64, now_tsc: u64) -> Result<Effect, GeneralProtection> {
         if msr == MSR_APIC_BASE {
             return self.write_apic_base(value);
+        }
+        if msr == MSR_TSC_DEADLINE {
+            self.await_tsc(value, now_tsc);
+            return Ok(Effect::TimerChanged);
         }
         let register = self.x2apic_register(msr).ok_or(GeneralProtection)?;
         let legal = x2apic_legal_bits(register).ok_or(GeneralProtection)?;
@@ -297,7 +306,12 @@ impl VirtualLapic {
                 // What ran out under the old entry is still the old entry's.
                 self.advance_timer(now_tsc);
                 self.lvt.timer = self.local_vector(value, LVT_TIMER_WRITABLE);
-                self.timer.set_periodic(value & LVT_TIMER_PERIODIC != 0);
+                self.timer.set_mode(match value & (LVT_TIMER_DEADLINE | LVT_TIMER_PERIODIC) {
+                    0 => timer::Mode::OneShot,
+                    LVT_TIMER_PERIODIC => timer::Mode::Periodic,
+                    // Both bits are reserved.
+                    _ => timer::Mode::Deadline,
+                });
                 Effect::TimerChanged
             }
             LVT_THERMAL => {

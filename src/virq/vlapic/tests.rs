@@ -7,6 +7,7 @@ mod registers;
 
 const MODEL: LapicModel = LapicModel { x2apic: true, physical_address_bits: 40 };
 const MSR_APIC_BASE: u32 = 0x1b;
+const TSC_DEADLINE: u32 = 0x6e0;
 const BASE_XAPIC: u64 = 0xfee0_0900;
 const BASE_X2APIC: u64 = 0xfee0_0d00;
 const TPR: u64 = 0x80;
@@ -20,6 +21,7 @@ const TIMER_INITIAL: u64 = 0x380;
 const TIMER_CURRENT: u64 = 0x390;
 const TIMER_DIVIDE: u64 = 0x3e0;
 const MASKED: u64 = 1 << 16;
+const DEADLINE_MODE: u64 = 1 << 18;
 
 fn v(raw: u8) -> Vector {
     Vector::new(raw).unwrap()
@@ -420,4 +422,43 @@ fn an_illegal_timer_vector_is_an_error() {
     chip.mmio_write(TIMER_INITIAL, 4, 1, 0);
     assert!(!chip.advance_timer(1000));
     assert_eq!((errors(&mut chip), chip.pending()), (0x40, None));
+}
+
+#[test]
+fn a_deadline_of_the_tsc_is_a_register_of_either_mode() {
+    let mut chip = xapic();
+    assert_eq!(chip.read_msr(TSC_DEADLINE, 0), Ok(0));
+    assert_eq!(chip.write_msr(TSC_DEADLINE, 500, 0), Ok(Effect::TimerChanged));
+    assert_eq!((chip.read_msr(TSC_DEADLINE, 0), chip.deadline()), (Ok(0), None), "the timer counts");
+    chip.mmio_write(LVT_TIMER, 4, DEADLINE_MODE | 0xee, 0);
+    assert_eq!(chip.mmio_read(LVT_TIMER, 4, 0), DEADLINE_MODE | 0xee);
+    assert_eq!(chip.write_msr(TSC_DEADLINE, 500, 0), Ok(Effect::TimerChanged));
+    assert_eq!((chip.read_msr(TSC_DEADLINE, 499), chip.deadline()), (Ok(500), Some(500)));
+    assert_eq!(chip.mmio_read(TIMER_CURRENT, 4, 100), 0);
+    assert!(chip.advance_timer(500));
+    assert_eq!((chip.read_msr(TSC_DEADLINE, 500), chip.deadline()), (Ok(0), None));
+
+    let mut chip = x2apic(0);
+    assert_eq!(chip.write_msr(0x832, DEADLINE_MODE | 0xee, 0), Ok(Effect::TimerChanged));
+    chip.write_msr(TSC_DEADLINE, 500, 500).unwrap();
+    assert_eq!((chip.pending(), chip.deadline()), (Some(v(0xee)), None), "it has passed already");
+}
+
+#[test]
+fn a_deadline_moves_with_the_guests_tsc() {
+    let mut chip = xapic();
+    chip.mmio_write(LVT_TIMER, 4, DEADLINE_MODE | 0xee, 0);
+    chip.set_ahead(1000, 0);
+    assert_eq!(chip.deadline(), None, "nothing is waited for");
+    chip.write_msr(TSC_DEADLINE, 5000, 0).unwrap();
+    assert_eq!(chip.deadline(), Some(4000));
+    chip.set_ahead(0_u64.wrapping_sub(1000), 2000);
+    assert_eq!((chip.deadline(), chip.read_msr(TSC_DEADLINE, 0)), (Some(6000), Ok(5000)));
+    chip.set_ahead(3000, 2000);
+    assert_eq!((chip.pending(), chip.deadline()), (Some(v(0xee)), None));
+    chip.receive(Delivery::Init, TriggerMode::Edge);
+    chip.mmio_write(0xf0, 4, 0x1ff, 0);
+    chip.mmio_write(LVT_TIMER, 4, DEADLINE_MODE | 0xee, 0);
+    chip.write_msr(TSC_DEADLINE, 9000, 2000).unwrap();
+    assert_eq!(chip.deadline(), Some(6000), "INIT leaves the TSC alone");
 }

@@ -34,7 +34,7 @@ const PAGE: [(u64, u64, u64); 22] = [
     (0x280, 0, 0),
     (0x300, 0x000c_cfff, 0),
     (0x310, 0xff00_0000, 0),
-    (0x320, 0x0003_00ff, 0),
+    (0x320, 0x0007_00ff, 0),
     (0x330, 0x0001_07ff, 0),
     (0x340, 0x0001_07ff, 0),
     (0x350, 0x0001_a7ff, 0),
@@ -203,7 +203,7 @@ fn x2apic_registers() -> Vec<(u32, bool, Option<u64>)> {
         (0x80f, true, Some(0x13ff)),
         (0x828, true, Some(0)),
         (0x830, true, Some(0xffff_ffff_000c_cfff)),
-        (0x832, true, Some(0x0003_10ff)),
+        (0x832, true, Some(0x0007_10ff)),
         (0x833, true, Some(0x0001_17ff)),
         (0x834, true, Some(0x0001_17ff)),
         (0x835, true, Some(0x0001_f7ff)),
@@ -239,7 +239,7 @@ fn x2apic_faults_on_every_absent_register_wrong_direction_and_reserved_bit() {
 fn a_fault_changes_nothing() {
     let mut chip = x2apic(0);
     chip.write_msr(0x832, 0x51, 0).unwrap();
-    assert_eq!(chip.write_msr(0x832, 1 << 18 | 0x61, 0), Err(GeneralProtection), "no TSC-deadline mode");
+    assert_eq!(chip.write_msr(0x832, 1 << 19 | 0x61, 0), Err(GeneralProtection), "a reserved bit");
     assert_eq!(chip.read_msr(0x832, 0), Ok(0x51));
     chip.accept(v(0x51), TriggerMode::Level);
     chip.acknowledge(v(0x51));
