@@ -98,6 +98,8 @@ impl VirtualCpu {
                 }
                 let mut lifted = MaskReasons::OPERATOR;
                 if self.partition.control && !share.function.is_lost() {
+                    // Whosever fault it is.
+                    let _ = share.function.forgive_guest();
                     lifted |= MaskReasons::THROTTLE | MaskReasons::QUARANTINE;
                 }
                 let (_, deliveries) =

@@ -149,7 +149,7 @@ impl Worker<'_> {
         }
         if let (Some(source), Some(vpin)) = (source, share.vpin) {
             let target = Notifier::Pin { partition: taker.index, vpin };
-            control = self.drain(control, source, target);
+            control = self.drain(control, share, source, target);
         }
         self.hand_to(taker, share, &mut claim);
         if let Some(source) = source {
@@ -184,15 +184,15 @@ impl Worker<'_> {
     }
 
     /// Leads the notifier to its new target, and ends all that is left of the old one's time. The reasons go that the guest before
-    /// gave, or whose end it was; those that the device gave stay.
-    fn drain(&mut self, control: Control, source: SourceId, target: Notifier) -> Control {
+    /// gave, or whose end or fault it was; those that the device gave stay.
+    fn drain(&mut self, control: Control, share: &Share, source: SourceId, target: Notifier) -> Control {
         let (machine, by) = (self.machine, self.vcpu.here().guest());
         let control = match machine.lines.replace(control, source, target, Completion::Handover) {
             Ok(replacing) => run::drain(self.cpu, machine, self.vcpu, replacing, by),
             Err((control, _)) => control,
         };
         run::close_source(self.cpu, machine, self.vcpu, source);
-        let given = MaskReasons::OPERATOR | MaskReasons::RESET;
+        let given = MaskReasons::OPERATOR | MaskReasons::RESET | share.function.forgive_guest();
         let (_, deliveries) = machine.lines.unmask(source, given, &mut machine.wires(by));
         self.vcpu.deliver(machine, deliveries);
         control

@@ -117,6 +117,7 @@ impl<'a> Assigner<'a> {
             moves: device.moves,
             ownership: Ownership::new(owner),
             lost: AtomicBool::new(false),
+            unserved: AtomicBool::new(false),
             replacements: AtomicU64::new(0),
         })))
     }

@@ -27,7 +27,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use levelhead::addr::HostPhys;
 use levelhead::config::MAX_PARTITIONS;
 use levelhead::counters::{Counters, SLOTS, Slot};
-use levelhead::intx::SourceId;
+use levelhead::intx::{MaskReasons, SourceId};
 use levelhead::irq::Pin;
 use levelhead::ownership::Ownership;
 use levelhead::pci::{Bdf, IntPin};
@@ -70,6 +70,8 @@ pub(crate) struct Function {
     pub(crate) ownership: Ownership,
     /// It did not come back from its last reset as it was: it is silent, and nobody reaches any of its BARs.
     pub(crate) lost: AtomicBool,
+    /// It is quarantined because its guest did not complete its interrupts, and for nothing of its own doing.
+    pub(crate) unserved: AtomicBool,
     /// How often its notifier was replaced by hypercall.
     pub(crate) replacements: AtomicU64,
 }
@@ -246,5 +248,14 @@ impl Function {
     /// Whether it did not come back from its last reset.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    /// The quarantine that is its guest's fault, if it is under one: it ends with that guest's time, and with this answer.
+    pub(crate) fn forgive_guest(&self) -> MaskReasons {
+        if self.unserved.swap(false, Ordering::Relaxed) {
+            MaskReasons::QUARANTINE
+        } else {
+            MaskReasons::empty()
+        }
     }
 }

@@ -123,15 +123,17 @@ impl Platform {
     }
 
     /// Whether a function did not come back from its last reset, and the reasons for which it is silent that end with a life:
-    /// those of the hypervisor's own doing in between, and those that the guest gave. That its device misbehaved is forgiven
-    /// if its state was cleared.
+    /// those of the hypervisor's own doing in between, and those that the guest gave, or whose fault they are. That its device
+    /// misbehaved is forgiven if its state was cleared.
     pub(crate) fn after_reset(&self, bdf: Bdf) -> (bool, MaskReasons) {
-        let lifted =
+        let given =
             MaskReasons::RESET | MaskReasons::GUEST_DISINTX | MaskReasons::OPERATOR | MaskReasons::THROTTLE;
         let device = self.devices.iter().find(|device| device.config.bdf() == bdf);
+        let lifted = device.map_or(given, |device| given | device.function.forgive_guest());
         let cleared = device.is_some_and(|device| device.reset == Some(Ok(())));
         let lost = device.is_some_and(|device| device.function.is_lost());
-        (lost, if cleared && !lost { lifted | MaskReasons::QUARANTINE } else { lifted })
+        let lifted = if cleared { lifted | MaskReasons::QUARANTINE } else { lifted };
+        (lost, if lost { lifted - MaskReasons::QUARANTINE } else { lifted })
     }
 
     /// What the guest reads from a register of its configuration space.

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::num::NonZeroU64;
 use core::ops::RangeInclusive;
+use core::sync::atomic::Ordering;
 
 use levelhead::intx::{
     Actor, Completion, EoiWatch, Gate, MaskReasons, Notifier, Outcome, Overdue, Replacing, SourceId,
@@ -98,7 +99,7 @@ impl VirtualCpu {
             }
             let eoi = self.eoi_watch(index);
             if let Some(overdue) = eoi.and_then(|eoi| eoi.look(&report.state, &report.account, elapsed))
-                && self.act(machine, source, overdue.action)
+                && self.act(machine, index, source, overdue.action)
             {
                 let eoi = self.eoi_watch(index);
                 eoi.into_iter().for_each(|eoi| eoi.acted(&report.account));
@@ -132,7 +133,7 @@ impl VirtualCpu {
     }
 
     /// Does what is due about a delivery that nobody completes. Whether that could be done now.
-    fn act(&mut self, machine: &'static Machine, source: SourceId, action: NeverEoi) -> bool {
+    fn act(&mut self, machine: &'static Machine, index: usize, source: SourceId, action: NeverEoi) -> bool {
         if action == NeverEoi::Hold {
             return true;
         }
@@ -140,7 +141,10 @@ impl VirtualCpu {
             return false;
         }
         let Some(control) = machine.turns.try_take() else { return false };
-        if action == NeverEoi::Quarantine {
+        if action == NeverEoi::Quarantine
+            && let Some(share) = self.partition.functions.get(index)
+        {
+            share.function.unserved.store(true, Ordering::Relaxed);
             machine.lines.mask(source, MaskReasons::QUARANTINE, &mut machine.wires(Actor::Hypervisor));
         }
         // The same notifier again, which nobody else replaces now: the grace period is what makes it safe to lower the pin.

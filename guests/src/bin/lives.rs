@@ -1,8 +1,8 @@
 //! Lives and dies as often as the command line says, and looks at the beginning of each life for what the last one left.
 //!
 //! `lives=N` (3): how many; the last one passes. `die=NAME` (isr) says how the others end, each in the handler of an interrupt
-//! that nobody has acknowledged: `isr` by a triple fault, `reset` by hypercall, `code` by the exit port, `halt` with
-//! interrupts off. `device=reset` says that something resets the device in between: then its line is low at the
+//! that nobody has acknowledged: `isr` by a triple fault, `late` by one when its device was quarantined for that, `reset` by
+//! hypercall, `code` by the exit port, `halt` with interrupts off. `device=reset` says that something resets the device in between: then its line is low at the
 //! beginning of a life, else high.
 //!
 //! `rng-bus=N` names the bus of a virtio entropy source that something resets in between as well.
@@ -25,6 +25,8 @@ use guests::{check, cmdline, fail, lapic, say, wait};
 guests::guest!("lives", main);
 
 const VECTOR: u8 = 0x60;
+/// The mask reason of a device whose interrupt was not completed in time.
+const QUARANTINE: u64 = 1 << 8;
 /// `edu`'s liveness register: reads as the complement of what was written last, at first as 0.
 const LIVENESS: usize = 0x04;
 /// A page that is nothing of the guest's, at the end of the smallest memory it is given.
@@ -127,6 +129,11 @@ fn interrupt() {
     function.write32(BAR_REGISTER, BAR + (1 + number % BAR_PLACES) * BAR_STEP);
     match cmdline::value("die") {
         None | Some("isr") => triple_fault_by(0, 0),
+        Some("late") => {
+            let quarantined = wait::yielding(|| source.info().mask_reasons & QUARANTINE != 0);
+            check!(quarantined, "nobody minds that it does not complete");
+            triple_fault_by(0, 0);
+        }
         Some("reset") => {
             // SAFETY: the call writes no memory, and where it does what it should the guest ends here.
             let answer = unsafe { call(function::RESET, [0; 3]) };
