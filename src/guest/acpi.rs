@@ -1,10 +1,16 @@
-//! The ACPI tables a guest finds: a hardware-reduced platform of virtual CPUs, one IO-APIC, COM1 and one PCI root bridge
-//! with a static `_PRT` and its configuration space in memory (ACPI 6.5 5.2, 6.2.13; PCI Firmware 3.3 4.1).
+//! The ACPI tables a guest finds: a hardware-reduced platform of virtual CPUs, one IO-APIC, COM1 and PCI root bridges with a
+//! static `_PRT` each and their configuration space in memory (ACPI 6.5 5.2, 6.2.13; PCI Firmware 3.3 4.1).
+//!
+//! Functions keep their numbers, and no bridge of the machine is the guest's: each bus with a function of the guest is a root
+//! bus, with what that function's BARs take for its own. Bus 0 is there in any case, and has all the rest.
 //!
 //! They are made at boot, when it is known which virtual pin each function drives, and lie in the area that a PC keeps for
 //! firmware, where guests look for the root pointer. Nothing in them has to be interpreted but the two power ports.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use acpi_tables::aml::{
@@ -25,7 +31,7 @@ use crate::config::{COM1_PIN, COM1_PORTS, POWER_PORTS, RESET_PORT};
 use crate::device::power::{POWER_OFF_SLEEP_TYPE, RESET_VALUE};
 use crate::irq::Pin;
 use crate::pci::ecam::{GUEST_ECAM, GUEST_ECAM_BYTES};
-use crate::pci::virtual_bar::BarWindow;
+use crate::pci::virtual_bar::{BarWindow, Mapping, Mappings};
 use crate::pci::{Bdf, IntPin};
 
 use super::Placement;
@@ -48,19 +54,19 @@ pub struct Platform<'a> {
     pub vcpus: u8,
     /// Where BARs may lie.
     pub bars: BarWindow,
-    /// Which function drives which input of its IO-APIC.
-    pub routes: &'a [Route],
+    /// The functions it may have.
+    pub functions: &'a [Passed],
 }
 
-/// The interrupt of a function.
+/// A function, as the guest finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// The function.
+pub struct Passed {
+    /// Its number, host and guest alike.
     pub bdf: Bdf,
-    /// Its interrupt pin.
-    pub pin: IntPin,
-    /// The input of the guest's IO-APIC.
-    pub vpin: Pin,
+    /// Its interrupt pin and the input of the guest's IO-APIC that this drives.
+    pub route: Option<(IntPin, Pin)>,
+    /// Where its BARs are at first.
+    pub places: Mappings,
 }
 
 /// All tables of `platform`, the root pointer first. They lie where no image can and no other boot data is put.
@@ -144,9 +150,11 @@ fn dsdt(platform: &Platform<'_>) -> Sdt {
     let mut aml = Vec::new();
     power_off(&mut aml);
     let com1 = com1();
-    let bridge = root_bridge(platform);
     let board = board();
-    Scope::new(Path::new("_SB_"), alloc::vec![&board, &com1, &bridge]).to_aml_bytes(&mut aml);
+    let bridges = root_bridges(platform);
+    let mut children: Vec<&dyn Aml> = alloc::vec![&board, &com1];
+    children.extend(bridges.iter().map(|bridge| bridge as &dyn Aml));
+    Scope::new(Path::new("_SB_"), children).to_aml_bytes(&mut aml);
     dsdt.append_slice(&aml);
     dsdt
 }
@@ -159,20 +167,20 @@ fn power_off(aml: &mut dyn AmlSink) {
 
 /// A device that owns its children.
 struct Node {
-    name: &'static str,
+    name: String,
     children: Vec<Box<dyn Aml>>,
 }
 
 impl Aml for Node {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         let children = self.children.iter().map(|child| &**child).collect();
-        Device::new(Path::new(self.name), children).to_aml_bytes(sink);
+        Device::new(Path::new(&self.name), children).to_aml_bytes(sink);
     }
 }
 
 impl Node {
-    fn new(name: &'static str) -> Self {
-        Self { name, children: Vec::new() }
+    fn new(name: &str) -> Self {
+        Self { name: name.into(), children: Vec::new() }
     }
 
     fn with(mut self, name: &str, value: &dyn Aml) -> Self {
@@ -200,42 +208,110 @@ fn com1() -> Node {
         .with("_CRS", &ResourceTemplate::new(alloc::vec![&ports, &interrupt]))
 }
 
-/// The root of bus 0. Ports are decoded all but those of configuration mechanism 1, memory within the window for BARs.
-fn root_bridge(platform: &Platform<'_>) -> Node {
-    const CONFIG: u16 = 0xcf8;
-    const CONFIG_BYTES: u16 = 8;
-    let buses = AddressSpace::<u16>::new_bus_number(0, 0);
-    let mechanism = IO::new(CONFIG, CONFIG, 1, CONFIG_BYTES as u8);
-    let below = AddressSpace::<u16>::new_io(0, CONFIG - 1, None);
-    let above = AddressSpace::<u16>::new_io(CONFIG + CONFIG_BYTES, u16::MAX, None);
+/// The ports of configuration mechanism 1, first and last, which no bridge decodes for what is behind it.
+const CONFIG_PORTS: (u32, u32) = (0xcf8, 0xcff);
+
+/// What a BAR takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decoded {
+    Memory,
+    Ports,
+}
+
+/// The root bridges, that of bus 0 first.
+fn root_bridges(platform: &Platform<'_>) -> Vec<Node> {
+    let (at_root, elsewhere): (Vec<Passed>, Vec<Passed>) =
+        platform.functions.iter().partition(|passed| passed.bdf.bus() == 0);
     // The window lies below 4 GiB, as the hole does.
     let first = platform.bars.start().raw() as u32;
-    let last = first.saturating_add((platform.bars.bytes() - 1) as u32);
-    let memory =
-        AddressSpace::<u32>::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
-    Node::new("PCI0")
+    let window = (first, first.saturating_add((platform.bars.bytes() - 1) as u32));
+    let memory = without(window, taken(&elsewhere, Decoded::Memory));
+    let ports = taken(&elsewhere, Decoded::Ports).chain([CONFIG_PORTS]);
+    let ports = without((0, u16::MAX.into()), ports);
+    let (first, last) = CONFIG_PORTS;
+    let mechanism = IO::new(first as u16, first as u16, 1, (last - first + 1) as u8);
+    let mut bridges = alloc::vec![root_bridge(0, &at_root, &memory, &ports, &[&mechanism])];
+    let buses: BTreeSet<u8> = elsewhere.iter().map(|passed| passed.bdf.bus()).collect();
+    bridges.extend(buses.into_iter().map(|bus| {
+        let there: Vec<Passed> = elsewhere.iter().filter(|passed| passed.bdf.bus() == bus).copied().collect();
+        let of = |space| taken(&there, space).collect::<Vec<_>>();
+        root_bridge(bus, &there, &of(Decoded::Memory), &of(Decoded::Ports), &[])
+    }));
+    bridges
+}
+
+/// The first and the last address of what the BARs of these functions take of a space.
+fn taken(functions: &[Passed], space: Decoded) -> impl Iterator<Item = (u32, u32)> {
+    functions.iter().flat_map(|passed| passed.places).filter_map(move |place| match (place?, space) {
+        (Mapping::Memory { guest, bytes, .. }, Decoded::Memory) => {
+            let last = guest.raw().saturating_add(bytes.saturating_sub(1));
+            Some((guest.raw() as u32, u32::try_from(last).unwrap_or(u32::MAX)))
+        }
+        (Mapping::Ports { first, last }, Decoded::Ports) => Some((first.into(), last.into())),
+        (Mapping::Memory { .. }, Decoded::Ports) | (Mapping::Ports { .. }, Decoded::Memory) => None,
+    })
+}
+
+/// What is left of the addresses from the first to the last of `whole` without those of `taken`, in ascending order.
+fn without(whole: (u32, u32), taken: impl Iterator<Item = (u32, u32)>) -> Vec<(u32, u32)> {
+    let mut taken: Vec<_> = taken.map(|(first, last)| (u64::from(first), u64::from(last))).collect();
+    taken.sort_unstable();
+    let (mut next, end) = (u64::from(whole.0), u64::from(whole.1) + 1);
+    let mut left = Vec::new();
+    for (first, last) in taken.into_iter().chain([(end, end)]) {
+        let first = first.min(end);
+        if next < first {
+            left.push((next as u32, (first - 1) as u32));
+        }
+        next = next.max(last + 1);
+    }
+    left
+}
+
+/// The root of a bus, with the addresses that it decodes, and what it has besides.
+fn root_bridge(
+    bus: u8,
+    functions: &[Passed],
+    memory: &[(u32, u32)],
+    ports: &[(u32, u32)],
+    besides: &[&IO],
+) -> Node {
+    let name = if bus == 0 { "PCI0".into() } else { format!("PC{bus:02X}") };
+    let buses = AddressSpace::<u16>::new_bus_number(bus.into(), bus.into());
+    let ports =
+        ports.iter().map(|&(first, last)| AddressSpace::<u16>::new_io(first as u16, last as u16, None));
+    let ports: Vec<_> = ports.collect();
+    let memory = memory.iter().map(|&(first, last)| {
+        AddressSpace::<u32>::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None)
+    });
+    let memory: Vec<_> = memory.collect();
+    let mut resources: Vec<&dyn Aml> = alloc::vec![&buses];
+    resources.extend(besides.iter().map(|one| *one as &dyn Aml));
+    resources.extend(ports.iter().map(|one| one as &dyn Aml));
+    resources.extend(memory.iter().map(|one| one as &dyn Aml));
+    Node::new(&name)
         .with("_HID", &EISAName::new("PNP0A08"))
         .with("_CID", &EISAName::new("PNP0A03"))
-        .with("_UID", &ZERO)
+        .with("_UID", &bus)
         .with("_SEG", &ZERO)
-        .with("_BBN", &ZERO)
-        .with("_CRS", &ResourceTemplate::new(alloc::vec![&buses, &mechanism, &below, &above, &memory]))
-        .with("_PRT", &routing(platform.routes))
+        .with("_BBN", &bus)
+        .with("_CRS", &ResourceTemplate::new(resources))
+        .with("_PRT", &routing(functions))
 }
 
 /// One entry for each pin that is used, with the number of the IO-APIC's input in place of a link device.
-fn routing(routes: &[Route]) -> PackageBuilder {
+fn routing(functions: &[Passed]) -> PackageBuilder {
     const ANY_FUNCTION: u32 = 0xffff;
     let mut table = PackageBuilder::new();
     let mut listed = Vec::new();
-    for route in routes.iter().filter(|route| route.bdf.bus() == 0) {
-        let (device, pin) = (route.bdf.device(), route.pin.index());
+    for (bdf, (pin, vpin)) in functions.iter().filter_map(|passed| Some((passed.bdf, passed.route?))) {
+        let (device, pin) = (bdf.device(), pin.index());
         if listed.contains(&(device, pin)) {
             continue;
         }
         listed.push((device, pin));
         let address = u32::from(device) << 16 | ANY_FUNCTION;
-        table.add_element(&Package::new(alloc::vec![&address, &pin, &ZERO, &route.vpin.0]));
+        table.add_element(&Package::new(alloc::vec![&address, &pin, &ZERO, &vpin.0]));
     }
     table
 }
@@ -244,6 +320,8 @@ fn routing(routes: &[Route]) -> PackageBuilder {
 #[cfg(not(loom))]
 mod tests {
     use super::*;
+    use crate::addr::HostPhys;
+    use crate::config::MAX_DEVICES;
     use std::path::Path;
     use std::process::Command;
     use std::{env, fs};
@@ -251,20 +329,135 @@ mod tests {
     const WINDOW: BarWindow =
         BarWindow::new(GuestPhys::new(0xe000_0000), GuestPhys::new(0xfe00_0000)).unwrap();
 
-    fn route(device: u8, function: u8, pin: u8, vpin: u8) -> Route {
-        let bdf = Bdf::new(0, device, function).unwrap();
-        Route { bdf, pin: IntPin::from_index(pin).unwrap(), vpin: Pin(vpin) }
+    const NOWHERE: Mappings = [None; 6];
+
+    fn passed(bus: u8, device: u8, function: u8, pin: u8, vpin: u8) -> Passed {
+        let route = Some((IntPin::from_index(pin).unwrap(), Pin(vpin)));
+        Passed { bdf: Bdf::new(bus, device, function).unwrap(), route, places: NOWHERE }
     }
 
-    fn some_routes() -> Vec<Route> {
-        let behind_a_bridge = Route { bdf: Bdf::new(1, 5, 0).unwrap(), ..route(5, 0, 0, 19) };
+    fn memory(first: u64, bytes: u64) -> Option<Mapping> {
+        Some(Mapping::Memory { guest: GuestPhys::new(first), host: HostPhys::new(0x1000), bytes })
+    }
+
+    fn ports(first: u16, last: u16) -> Option<Mapping> {
+        Some(Mapping::Ports { first, last })
+    }
+
+    /// On bus 0, and behind bridges of the machine.
+    fn some_functions() -> Vec<Passed> {
+        let behind = |bus, places| Passed { places, ..passed(bus, 5, 0, 0, 19) };
+        let silent = Passed { route: None, ..passed(0, 9, 0, 0, 0) };
         alloc::vec![
-            route(3, 0, 0, 23),
-            route(3, 1, 1, 20),
-            route(3, 2, 0, 23),
-            behind_a_bridge,
-            route(31, 7, 3, 1)
+            Passed {
+                places: [memory(0xfd00_0000, 0x10_0000), None, None, None, None, None],
+                ..passed(0, 3, 0, 0, 23)
+            },
+            passed(0, 3, 1, 1, 20),
+            passed(0, 3, 2, 0, 23),
+            behind(0xa3, [memory(0xe000_0000, 0x1000), ports(0xc000, 0xc007), None, None, None, None]),
+            silent,
+            behind(
+                1,
+                [
+                    memory(0xfdff_f000, 0x1000),
+                    None,
+                    memory(0xf000_0000, 0x2000),
+                    None,
+                    ports(0xc008, 0xc00f),
+                    None
+                ]
+            ),
+            passed(0, 31, 7, 3, 1),
         ]
+    }
+
+    #[test]
+    fn what_is_left_are_the_gaps() {
+        for (whole, taken, left) in [
+            ((10, 20), &[][..], &[(10, 20)][..]),
+            ((10, 20), &[(10, 20)], &[]),
+            ((10, 20), &[(0, 30)], &[]),
+            ((10, 20), &[(30, 40), (0, 5)], &[(10, 20)]),
+            ((10, 20), &[(15, 15), (10, 11)], &[(12, 14), (16, 20)]),
+            ((10, 20), &[(12, 16), (13, 14), (17, 17)], &[(10, 11), (18, 20)]),
+            ((0, u32::MAX), &[(u32::MAX, u32::MAX), (0, 0)], &[(1, u32::MAX - 1)]),
+        ] {
+            assert_eq!(without(whole, taken.iter().copied()), left, "{whole:?} without {taken:?}");
+        }
+    }
+
+    /// The value of the object `name` of the device `device`, to the end of the table.
+    fn object<'a>(dsdt: &'a [u8], device: &[u8; 4], name: &[u8; 4]) -> &'a [u8] {
+        let find = |from: &[u8], name: &[u8; 4]| from.windows(4).position(|four| four == name);
+        let device = &dsdt[find(dsdt, device).expect("no such device")..];
+        &device[find(device, name).expect("no such object") + 4..]
+    }
+
+    /// What a root bridge decodes, read from its resources: kind (0 memory, 1 ports, 2 buses), first and last.
+    fn decodes(dsdt: &[u8], device: &[u8; 4]) -> Vec<(u8, u32, u32)> {
+        let mut at = object(dsdt, device, b"_CRS");
+        at = &at[at.windows(1).position(|byte| byte[0] == 0x88).expect("no buses")..];
+        let mut found = Vec::new();
+        loop {
+            let word = |offset| u32::from(u16::from_le_bytes([at[offset], at[offset + 1]]));
+            let bytes = match at[0] {
+                // Word, doubleword: kind, minimum and maximum (ACPI 6.5 6.4.3.5).
+                0x88 => {
+                    found.push((at[3], word(8), word(10)));
+                    16
+                }
+                0x87 => {
+                    found.push((at[3], u32_at(at, 10), u32_at(at, 14)));
+                    26
+                }
+                // Ports of its own (ACPI 6.5 6.4.2.5), and the end.
+                0x47 => 8,
+                0x79 => return found,
+                other => panic!("{other:#x}"),
+            };
+            at = &at[bytes..];
+        }
+    }
+
+    #[test]
+    fn each_bus_with_functions_is_a_root_that_decodes_what_they_take_and_bus_0_the_rest() {
+        let functions = some_functions();
+        let placement = tables(&Platform { vcpus: 1, bars: WINDOW, functions: &functions });
+        let [_, _, dsdt, _] = found(&placement.bytes);
+        assert_eq!(
+            decodes(dsdt, b"PC01"),
+            [(2, 1, 1), (1, 0xc008, 0xc00f), (0, 0xfdff_f000, 0xfdff_ffff), (0, 0xf000_0000, 0xf000_1fff)]
+        );
+        assert_eq!(
+            decodes(dsdt, b"PCA3"),
+            [(2, 0xa3, 0xa3), (1, 0xc000, 0xc007), (0, 0xe000_0000, 0xe000_0fff)]
+        );
+        assert_eq!(
+            decodes(dsdt, b"PCI0"),
+            [
+                (2, 0, 0),
+                (1, 0, 0xcf7),
+                (1, 0xd00, 0xbfff),
+                (1, 0xc010, 0xffff),
+                (0, 0xe000_1000, 0xefff_ffff),
+                (0, 0xf000_2000, 0xfdff_efff),
+            ]
+        );
+        let bus = object(dsdt, b"PCA3", b"_BBN");
+        assert_eq!(bus[..2], [0x0a, 0xa3]);
+    }
+
+    #[test]
+    fn the_most_functions_there_can_be_fit_in_the_area_of_the_tables() {
+        let function = |number: u8| {
+            let at = u64::from(number) << 16;
+            let bar = |index: u64| memory(0xe000_0000 + at + index * 0x2000, 0x1000);
+            Passed { places: core::array::from_fn(|index| bar(index as u64)), ..passed(number, 0, 0, 0, 16) }
+        };
+        let functions: Vec<Passed> = (1..=MAX_DEVICES as u8).map(function).collect();
+        let placement = tables(&Platform { vcpus: u8::MAX, bars: WINDOW, functions: &functions });
+        assert!(placement.end().raw() <= 0x10_0000, "{}", placement.end());
     }
 
     fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -302,8 +495,8 @@ mod tests {
     #[test]
     fn a_guest_finds_every_table_from_the_root_pointer() {
         for vcpus in [1, 2, 32, u8::MAX] {
-            let routes = some_routes();
-            let placement = tables(&Platform { vcpus, bars: WINDOW, routes: &routes });
+            let functions = some_functions();
+            let placement = tables(&Platform { vcpus, bars: WINDOW, functions: &functions });
             assert_eq!(placement.at.raw(), 0xe_0000);
             assert!(placement.end().raw() <= 0x10_0000);
             let [fadt, madt, _, mcfg] = found(&placement.bytes);
@@ -328,10 +521,9 @@ mod tests {
 
     #[test]
     fn each_pin_is_routed_once_to_its_input() {
-        let routes = some_routes();
-        let placement = tables(&Platform { vcpus: 1, bars: WINDOW, routes: &routes });
+        let functions = some_functions();
+        let placement = tables(&Platform { vcpus: 1, bars: WINDOW, functions: &functions });
         let [_, _, dsdt, _] = found(&placement.bytes);
-        let at = dsdt.windows(4).position(|name| name == b"_PRT").unwrap();
         // A package of three packages of four elements each; 12, 10 and 11 have the prefixes for word, dword and byte.
         let expected = [
             &[0x12, 0x26, 3][..],
@@ -340,7 +532,12 @@ mod tests {
             &[0x12, 0x0b, 4, 0x0c, 0xff, 0xff, 31, 0, 0x0a, 3, 0x00, 0x01],
         ]
         .concat();
-        assert_eq!(dsdt[at + 4..][..expected.len()], expected);
+        assert_eq!(object(dsdt, b"PCI0", b"_PRT")[..expected.len()], expected);
+        let expected =
+            [&[0x12, 0x0e, 1][..], &[0x12, 0x0b, 4, 0x0c, 0xff, 0xff, 5, 0, 0x00, 0x00, 0x0a, 19]].concat();
+        for bus in [b"PC01", b"PCA3"] {
+            assert_eq!(object(dsdt, bus, b"_PRT")[..expected.len()], expected);
+        }
     }
 
     /// ACPICA's own compiler reads the tables and finds nothing wrong with what it read. Where it is missing, the step
@@ -352,9 +549,9 @@ mod tests {
         }
         let folder = env::temp_dir().join(std::format!("levelhead-acpi-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        let routes = some_routes();
-        for (case, routes) in [&routes[..], &[]].into_iter().enumerate() {
-            let placement = tables(&Platform { vcpus: 2, bars: WINDOW, routes });
+        let functions = some_functions();
+        for (case, functions) in [&functions[..], &[]].into_iter().enumerate() {
+            let placement = tables(&Platform { vcpus: 2, bars: WINDOW, functions });
             for (name, table) in ["facp", "apic", "dsdt", "mcfg"].into_iter().zip(found(&placement.bytes)) {
                 let binary = folder.join(std::format!("{name}-{case}.aml"));
                 fs::write(&binary, table).unwrap();

@@ -11,7 +11,7 @@ use levelhead::config::{Bundle, Partition as Configured};
 use levelhead::counters::Stage;
 use levelhead::decide::{BAR_WINDOW, DevicePlan};
 use levelhead::frames::Frames;
-use levelhead::guest::acpi::{self, Route};
+use levelhead::guest::acpi::{self, Passed};
 use levelhead::guest::{GuestMemory, Payload, plan};
 use levelhead::message::{Message, Record, Refusal};
 use levelhead::svm::NestedTables;
@@ -78,7 +78,7 @@ pub(crate) fn build(
     }
 
     let mut views = Vec::new();
-    let mut routes = Vec::new();
+    let mut passed = Vec::new();
     for (device, share) in shares {
         let Function { bdf, interrupt_pin, .. } = *share.function;
         if share.function.ownership.owner() != index {
@@ -86,8 +86,9 @@ pub(crate) fn build(
                 fmt::from_fn(|f| share.vpin.map_or(Ok(()), |vpin| write!(f, ", at virtual pin {}", vpin.0)));
             info!("{bdf}: {name} may take it over{pin}");
         }
-        views.push((share.function, assigner.view(device, share.vpin)?));
-        routes.extend(interrupt_pin.zip(share.vpin).map(|(pin, vpin)| Route { bdf, pin, vpin }));
+        let view = assigner.view(device, share.vpin)?;
+        passed.push(Passed { bdf, route: interrupt_pin.zip(share.vpin), places: view.places() });
+        views.push((share.function, view));
     }
     let functions: Vec<Share> = shares.iter().map(|(_, share)| *share).collect();
     let root = nested.root();
@@ -127,7 +128,7 @@ pub(crate) fn build(
         course: Lock::new(Course::default()),
     }));
 
-    let tables = acpi::Platform { vcpus: partition.vcpus(), bars: BAR_WINDOW, routes: &routes };
+    let tables = acpi::Platform { vcpus: partition.vcpus(), bars: BAR_WINDOW, functions: &passed };
     let tables = acpi::tables(&tables);
     partition
         .ram

@@ -172,6 +172,11 @@ impl VirtualConfig {
         self.bars.mappings(self.command)
     }
 
+    /// What they would make reachable if Command let all of them decode.
+    pub fn places(&self) -> Mappings {
+        self.bars.mappings(Command::IO | Command::MEMORY)
+    }
+
     /// The guest reads: the value in the low bits. The device is read at most once, a dword.
     ///
     /// A device that answers all-ones is gone, and the registers that come from it read all-ones for the guest too.
