@@ -169,8 +169,14 @@ fn bury(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu, end
     run::await_deserted(cpu, machine, vcpu);
     run::quiesce(cpu, machine, vcpu);
     partition.platform.with(Platform::flush_line);
-    end.report(vcpu);
-    if let Some(due) = partition.restart_after(end)
+    let due = partition.restart_after(end);
+    end.report(vcpu, due.is_none());
+    if due.is_none() && partition.revives() && !end.is_success() {
+        let place = format_args!("partition {}", partition.name);
+        let message = Message::RestartsUsedUp;
+        report::record(Record { message, place: &place, what: None, remedy: None });
+    }
+    if let Some(due) = due
         && restart(cpu, machine, vcpu, due)
     {
         partition.begin_again();

@@ -62,17 +62,17 @@ impl End {
         }
     }
 
-    /// Prints the one record of the end: who, what, where, and the registers when they help. In one piece: other
-    /// partitions print too.
-    pub(crate) fn report(self, vcpu: &mut VirtualCpu) {
+    /// Prints the one record of the end, after which there may be another life unless it is the `last`: who, what, where, and
+    /// the registers when they help. In one piece: other partitions print too.
+    pub(crate) fn report(self, vcpu: &mut VirtualCpu, last: bool) {
         let code = vcpu.code();
         let partition = vcpu.partition;
         let report = Report { end: self, vcpu, code };
-        if partition.revives() {
-            // One that may start again may also end again, as often as it likes.
-            partition.platform.with(|platform| platform.print_counted(format_args!("{report}")));
-        } else {
+        if last {
             console::print(format_args!("{report}"));
+        } else {
+            // It may end again, as often as it likes.
+            partition.platform.with(|platform| platform.print_counted(format_args!("{report}")));
         }
     }
 }

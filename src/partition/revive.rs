@@ -10,7 +10,6 @@ use levelhead::addr::{GuestPhys, HostPhys};
 use levelhead::decide::DevicePlan;
 use levelhead::emulate::{CodePages, DecodeCache};
 use levelhead::guest::{BootPlan, EntryState};
-use levelhead::message::{Message, Record};
 use levelhead::pci::reset::{Method, Saved};
 use levelhead::pci::{ConfigSpace, Reset};
 use levelhead::policy::RestartPolicy;
@@ -26,7 +25,6 @@ use super::{BOOT, Partition};
 use crate::arch::svm::vmrun::World;
 use crate::arch::x86::clock::Clock;
 use crate::arch::x86::cpu::{ThisCpu, tsc};
-use crate::report::record;
 
 /// All that a partition needs to start again.
 pub(crate) struct Revival {
@@ -107,16 +105,11 @@ impl Partition {
         if end.is_success() {
             return None;
         }
-        let next = self.revival.with(|revival| {
+        self.revival.with(|revival| {
             let revival = revival.as_mut()?;
             let ran = tsc().saturating_sub(revival.began) / revival.clock.ticks_per_ms;
-            Some(revival.restarts.next(ran))
-        })?;
-        if next.is_none() {
-            let place = format_args!("partition {}", self.name);
-            record(Record { message: Message::RestartsUsedUp, place: &place, what: None, remedy: None });
-        }
-        next
+            revival.restarts.next(ran)
+        })
     }
 
     /// What the virtual CPUs share and no step of `lives.rs` does as at boot: chips, ports, BARs.
