@@ -318,8 +318,17 @@ impl Machine {
             board.guest_take(usize::from(number));
             board.guest_eoi(usize::from(number))
         });
-        for source in told {
+        for source in self.table.listeners(0, Pin(number)).filter(|source| told.contains(source)) {
             let deliveries = self.table.complete(source, pin(number), &mut &self.board);
+            self.raise(deliveries);
+        }
+    }
+
+    /// The guest unmasks the pin's entry.
+    fn unmask(&self, number: u8) {
+        self.board.with(|board| board.pins[usize::from(number)].masked = false);
+        for source in self.table.listeners(0, Pin(number)) {
+            let deliveries = self.table.virtual_rte(source, pin(number), false, &mut &self.board);
             self.raise(deliveries);
         }
     }
@@ -407,6 +416,41 @@ fn i5_n4_the_last_level_is_delivered_whatever_overtakes_what() {
                 vec![spawn(&machine, |machine| machine.guest(0)), spawn(&machine, Machine::take)];
             machine.replace(control, pin(1), &mut others);
             join(&mut others);
+            machine.check(1);
+        });
+    }
+}
+
+/// The guest unmasks the pin that its source is being led to: the change is seen when the notifier is, or heard of afterwards.
+#[test]
+fn i38_an_unmask_of_the_new_pin_is_not_lost_to_the_replacement() {
+    for gate in GATES {
+        explore(&format!("{gate}: unmask, replacement"), None, move || {
+            let (machine, control) = Machine::asserting(gate, pin(0));
+            machine.board.with(|board| board.pins[1].masked = true);
+            let mut others = vec![spawn(&machine, |machine| machine.unmask(1))];
+            machine.replace(control, pin(1), &mut others);
+            join(&mut others);
+            machine.check(1);
+        });
+    }
+}
+
+/// Who holds a pin high is among those who are told of its EOI, however new the notifier is.
+#[test]
+fn i47_the_first_eoi_at_the_new_pin_completes_what_it_is_for() {
+    for gate in GATES {
+        explore(&format!("{gate}: handler and EOI at the new pin, replacement"), None, move || {
+            let (machine, control) = Machine::asserting(gate, pin(0));
+            let mut others = vec![spawn(&machine, |machine| {
+                machine.take();
+                machine.guest(1);
+            })];
+            machine.replace(control, pin(1), &mut others);
+            join(&mut others);
+            let taken = machine.board.with(|board| board.counts.taken[1]);
+            let ledger = machine.table.source_report(SOURCE).unwrap().account.ledger;
+            assert_eq!(ledger.completed.eoi, taken, "{ledger:?}");
             machine.check(1);
         });
     }

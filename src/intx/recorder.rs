@@ -266,10 +266,13 @@ impl Recorder {
         history.count = 0;
         let known = self.count.min(MOMENTS as u64);
         for number in self.count.wrapping_sub(known)..self.count {
-            if let (Some(place), Some(moment)) =
-                (history.moments.get_mut(history.count), self.moments.get(number as usize % MOMENTS))
-                && moment.sharers.contains(sharer)
-            {
+            let moment = self.moments.get(number as usize % MOMENTS);
+            let Some(moment) = moment.filter(|moment| moment.sharers.contains(sharer)) else { continue };
+            // What was before its coming was about another at its place.
+            if moment.what == Happening::Attached {
+                history.count = 0;
+            }
+            if let Some(place) = history.moments.get_mut(history.count) {
                 *place = *moment;
                 history.count = history.count.wrapping_add(1);
             }

@@ -123,6 +123,26 @@ fn i43_i48_nothing_of_the_last_source_is_left_for_the_next_at_its_place() {
 }
 
 #[test]
+fn i43_n14_nobody_is_doubted_for_who_had_his_place_before() {
+    let mut line = Line::with_patience(Gate::Function, 2);
+    for _ in 0..2 {
+        assert_eq!(line.attach().map(|(sharer, _)| sharer), Some(S));
+        let _asked = retire(&mut line, A, Parity::Even);
+        let _opened = sample(&mut line, Sample::Low);
+        let _asked = line.step(Event::Wire { metered: true });
+        for doubted in [false, false, true] {
+            assert_eq!(sample(&mut line, Sample::High).notify, SharerSet::only(S));
+            let _in_service = notified(&mut line, A, Parity::Odd);
+            assert_eq!(line.state().doubted.contains(S), doubted);
+            let _asked = eoi(&mut line);
+        }
+        assert_eq!(line.take_finding(), Some(LineFinding::Doubted(S)));
+        let _closed = retire(&mut line, Notifier::None, Parity::Odd);
+        let _gone = line.detach(S).expect("idle and without a notifier");
+    }
+}
+
+#[test]
 fn i30_the_gate_closes_in_the_step_that_asks_for_the_notification() {
     let mut line = open(Gate::RteMask);
     let effects = line.step(Event::Wire { metered: true });

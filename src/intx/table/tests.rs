@@ -8,24 +8,42 @@ use crate::intx::{Actor, Budget, Delivery, MAX_SHARERS, Outcome, Sample, Service
 struct Quiet {
     rte_masked: Option<bool>,
     lowered: Vec<(SourceId, Notifier)>,
+    /// In which order.
+    done: Vec<Done>,
     /// No pin was raised yet.
     pins_are_low: bool,
+    clock: u64,
+}
+
+/// What is done to a gate, and what comes between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    Close,
+    Lower,
+    Open,
 }
 
 impl LineIo for Quiet {
     fn mask_rte(&mut self, _: Gsi) {
         self.rte_masked = Some(true);
+        self.done.push(Done::Close);
     }
     fn unmask_rte(&mut self, _: Gsi) {
         self.rte_masked = Some(false);
+        self.done.push(Done::Open);
     }
-    fn directed_eoi(&mut self, _: Gsi, _: Vector) {}
-    fn set_disintx(&mut self, _: u16, _: bool) {}
+    fn directed_eoi(&mut self, _: Gsi, _: Vector) {
+        self.done.push(Done::Open);
+    }
+    fn set_disintx(&mut self, _: u16, set: bool) {
+        self.done.push(if set { Done::Close } else { Done::Open });
+    }
     fn intx_status(&mut self, _: u16) -> Sample {
         Sample::Low
     }
     fn lower_pin(&mut self, source: SourceId, target: Notifier) {
         self.lowered.push((source, target));
+        self.done.push(Done::Lower);
     }
     fn holds_pin(&mut self, _: SourceId, _: Notifier) -> bool {
         !self.pins_are_low
@@ -34,7 +52,7 @@ impl LineIo for Quiet {
         false
     }
     fn now(&mut self) -> u64 {
-        0
+        self.clock
     }
     fn actor(&self) -> Actor {
         Actor::Guest(0)
@@ -274,6 +292,59 @@ fn i43_assigning_and_releasing_for_ever_consumes_nothing() {
         assert!(line.state.rte_masked);
     }
     assert_eq!((table.line_reports().count(), table.sources().count()), (1, 0));
+}
+
+/// Whoever has the place next, on a line that is in use all the while: neither a mark that nobody took, nor what the recorder knew of
+/// the last one.
+#[test]
+fn i43_i48_a_source_finds_nothing_of_the_one_before_it() {
+    let (mut table, control) = new_table();
+    let io = &mut Quiet::default();
+    let first = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    let beside = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    let control = replace(&table, control, first, pin(0, 21), io);
+    let control = replace(&table, control, beside, pin(0, 22), io);
+    let removing = table.replace(control, first, Notifier::None, Completion::Handover).unwrap();
+    assert_eq!(asserted(&table, vector(0x51), io).unwrap().count(), 1);
+    let control = removing.poll(io).expect("nobody is in flight").control;
+    assert!(table.source_report(first).unwrap().slot.marked && table.release(first, io));
+
+    io.clock = 7;
+    let next = table.assign(GSI, vector(0x51), Gate::RteMask, owned_by(0), io).unwrap();
+    assert_eq!(next, first);
+    let mut history = History::NONE;
+    assert!(table.tell_history(next, &mut history));
+    let begun = history.since(MaskReasons::NO_NOTIFIER).map(|since| since.at);
+    let moments: Vec<_> = history.moments().iter().map(|moment| (moment.at, moment.what)).collect();
+    assert_eq!((begun, moments), (Some(7), vec![(7, Happening::Attached)]));
+    let installing = table.replace(control, next, pin(0, 21), Completion::Handover).unwrap();
+    assert!(!installing.poll(io).expect("nobody is in flight").marked);
+    table.source_report(next).unwrap().account.balance().unwrap();
+}
+
+/// The next assertion cannot be taken for the last one, nor arrive before its gate is closed for good.
+#[test]
+fn i30_gates_close_before_a_pin_is_lowered_and_open_afterwards() {
+    for gate in [Gate::RteMask, Gate::DirectedEoi, Gate::Function] {
+        let (mut table, control) = new_table();
+        let io = &mut Quiet::default();
+        let source = table.assign(GSI, vector(0x51), gate, owned_by(0), io).unwrap();
+        let control = replace(&table, control, source, pin(0, 21), io);
+        table.loopback(source, io).for_each(drop);
+        io.done.clear();
+        assert!(table.complete(source, pin(0, 21), io).is_empty());
+        assert_eq!(io.done, [Done::Lower, Done::Open], "{gate}: completed");
+
+        let _ = asserted(&table, vector(0x51), io);
+        table.loopback(source, io).for_each(drop);
+        io.done.clear();
+        replace(&table, control, source, Notifier::None, io);
+        let expected: &[_] = match gate {
+            Gate::DirectedEoi => &[Done::Close, Done::Lower, Done::Open],
+            Gate::RteMask | Gate::Function => &[Done::Lower],
+        };
+        assert_eq!(io.done, expected, "{gate}: its notifier is gone");
+    }
 }
 
 #[test]
