@@ -178,7 +178,7 @@ fn fetch(package: &str, folder: &Path) -> Result<()> {
         let name = |path: &&PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(is_it);
         files.iter().find(name).with_context(|| format!("none of {} has a {what}", names.join(", ")))
     };
-    let kernel = one("vmlinuz", &|name| name.starts_with("vmlinuz-"))?;
+    let kernel = one("vmlinuz", &is_kernel)?;
     fs::copy(kernel, folder.join("vmlinuz")).context("cannot copy the kernel")?;
     fs::copy(one("busybox", &|name| name == "busybox")?, folder.join("busybox"))
         .context("cannot copy busybox")?;
@@ -214,6 +214,11 @@ fn dependencies(text: &str) -> impl Iterator<Item = String> + '_ {
         .filter_map(|line| line.trim_start().trim_start_matches('|').strip_prefix("Depends: "))
         .filter(move |name| kinds.iter().any(|kind| name.starts_with(kind)))
         .map(str::to_owned)
+}
+
+/// Whether a package's file of that name is the kernel: in /boot it has a version behind it, among its modules none.
+fn is_kernel(name: &str) -> bool {
+    name == "vmlinuz" || name.starts_with("vmlinuz-")
 }
 
 /// All files below a folder, in the order of their paths.
@@ -322,6 +327,12 @@ mod tests {
                     Depends: kmod\n  Recommends: linux-image-extra\n  Depends: linux-base\n";
         let found: Vec<_> = dependencies(text).collect();
         assert_eq!(found, ["linux-image-6.1.0-56-cloud-amd64", "linux-binary-7.2-x"]);
+    }
+
+    #[test]
+    fn a_kernel_is_found_wherever_debian_keeps_it() {
+        assert!(is_kernel("vmlinuz-6.1.0-56-cloud-amd64") && is_kernel("vmlinuz"));
+        assert!(!is_kernel("vmlinux") && !is_kernel("System.map-6.1.0-56-cloud-amd64"));
     }
 
     fn ledger(partition: &str, gsi: u32, wire: u32, delivered: u32) -> String {
