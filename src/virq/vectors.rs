@@ -3,12 +3,17 @@
 
 use crate::irq::Vector;
 
-/// Up to 256 vectors; bit `v % 64` of word `v / 64` stands for vector `v`.
+/// Up to 256 vectors; bit `v % 64` of word `v / 64` stands for vector `v`. The highest is known at any time: it is asked for
+/// before every entry, and changes with the two ends of an interrupt only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct VectorSet([u64; 4]);
+pub(super) struct VectorSet {
+    words: [u64; 4],
+    /// The number of the highest member, or 0.
+    highest: u8,
+}
 
 impl VectorSet {
-    pub(super) const EMPTY: Self = Self([0; 4]);
+    pub(super) const EMPTY: Self = Self { words: [0; 4], highest: 0 };
 
     const fn bit(vector: Vector) -> u64 {
         1 << (vector.get() & 63)
@@ -17,43 +22,50 @@ impl VectorSet {
     #[inline]
     pub(super) fn insert(&mut self, vector: Vector) {
         // A byte's upper two bits always name one of four words: the compiler drops the `None` path.
-        if let Some(word) = self.0.get_mut(usize::from(vector.get() >> 6)) {
+        if let Some(word) = self.words.get_mut(usize::from(vector.get() >> 6)) {
             *word |= Self::bit(vector);
+            self.highest = self.highest.max(vector.get());
         }
     }
 
     #[inline]
     pub(super) fn remove(&mut self, vector: Vector) {
-        if let Some(word) = self.0.get_mut(usize::from(vector.get() >> 6)) {
+        if let Some(word) = self.words.get_mut(usize::from(vector.get() >> 6)) {
             *word &= !Self::bit(vector);
+            if vector.get() == self.highest {
+                self.highest = self.highest_up_to(vector.get() >> 6);
+            }
+        }
+    }
+
+    /// The number of the highest member in this word and those below it, or 0.
+    #[inline]
+    fn highest_up_to(&self, mut index: u8) -> u8 {
+        loop {
+            let word = self.words.get(usize::from(index)).copied().unwrap_or_default();
+            // The logarithm is below 64, so the two parts of the number cannot overlap.
+            match (word.checked_ilog2(), index) {
+                (Some(bit), _) => return index << 6 | bit as u8,
+                (None, 0) => return 0,
+                (None, _) => index = index.wrapping_sub(1),
+            }
         }
     }
 
     #[inline]
     pub(super) fn contains(&self, vector: Vector) -> bool {
-        self.0.get(usize::from(vector.get() >> 6)).is_some_and(|word| word & Self::bit(vector) != 0)
+        self.words.get(usize::from(vector.get() >> 6)).is_some_and(|word| word & Self::bit(vector) != 0)
     }
 
     /// The member with the highest number, which is the one of highest priority (APM2 16.6.4).
     #[inline]
     pub(super) fn highest(&self) -> Option<Vector> {
-        let [low, second, third, high] = self.0;
-        let (base, word) = if high != 0 {
-            (192, high)
-        } else if third != 0 {
-            (128, third)
-        } else if second != 0 {
-            (64, second)
-        } else {
-            (0, low)
-        };
-        // The logarithm is below 64, so the two parts of the number cannot overlap.
-        word.checked_ilog2().and_then(|bit| Vector::new(base | bit as u8))
+        Vector::new(self.highest)
     }
 
     /// One of the eight 32-bit registers software reads the set through; 0 beyond the eighth.
     pub(super) fn register(&self, index: u8) -> u32 {
-        self.0.get(usize::from(index >> 1)).map_or(0, |word| (word >> (32 * (index & 1))) as u32)
+        self.words.get(usize::from(index >> 1)).map_or(0, |word| (word >> (32 * (index & 1))) as u32)
     }
 }
 
@@ -91,6 +103,8 @@ mod tests {
                 set.insert(a);
                 set.insert(b);
                 assert_eq!(set.highest(), Some(a.max(b)));
+                set.remove(a);
+                assert_eq!(set.highest(), Some(b).filter(|b| *b != a));
             }
         }
         assert_eq!(VectorSet::EMPTY.highest(), None);
