@@ -258,24 +258,24 @@ fn interrupted(vmcb: &Vmcb, entry: &mut Entry, offer_stands: bool) -> Option<Vec
 /// Handles the vectors of one window, from the highest to the lowest.
 #[inline]
 pub(crate) fn take(machine: &'static Machine, vcpu: &mut VirtualCpu, arrived: Arrived<'_>) {
-    for vector in arrived {
+    arrived.take_each(|vector| {
         if take_line(machine, vcpu.here(), vector) {
             vcpu.partition.counters.count_interrupt();
         } else {
             take_local(machine, vcpu, vector);
         }
-    }
+    });
 }
 
 /// Handles the vectors of a CPU without a guest, as [`take`] does for one with: other partitions' lines may lead to it.
 pub(crate) fn serve(machine: &'static Machine, arrived: Arrived<'_>) {
     // Nobody's, so that whoever takes a delivery is told.
     let here = Here { partition: u8::MAX, vcpu: BOOT };
-    for vector in arrived {
+    arrived.take_each(|vector| {
         if !take_line(machine, here, vector) {
             acknowledge(machine, here, vector);
         }
-    }
+    });
 }
 
 /// Ends a vector that is no line's, and answers the console if it is that one's.

@@ -68,21 +68,25 @@ pub(crate) struct Arrived<'a> {
     pending: &'a [AtomicU64; 4],
 }
 
-impl Iterator for Arrived<'_> {
-    type Item = Vector;
-
+impl Arrived<'_> {
+    /// Takes them one after the other. Only stubs on this CPU write the words, and only inside a window: plain loads and stores
+    /// suffice, and what `body` does adds nothing.
     #[inline(always)]
-    fn next(&mut self) -> Option<Vector> {
+    pub(crate) fn take_each(self, mut body: impl FnMut(Vector)) {
         let [low, second, third, high] = self.pending;
-        [(192, high), (128, third), (64, second), (0, low)].into_iter().find_map(|(base, word)| {
-            let bits = word.load(Ordering::Relaxed);
-            // Below 64, so that both halves of the number stay apart.
-            let bit = bits.checked_ilog2()?;
-            // Only stubs on this CPU write these words, and only inside a window: plain load and store suffice.
-            word.store(bits ^ 1 << bit, Ordering::Relaxed);
-            // The stubs of exceptions never set a bit, so new() does not refuse.
-            Vector::new(base | bit as u8)
-        })
+        for (base, word) in [(192, high), (128, third), (64, second), (0, low)] {
+            let mut bits = word.load(Ordering::Relaxed);
+            if bits == 0 {
+                continue;
+            }
+            word.store(0, Ordering::Relaxed);
+            while let Some(bit) = bits.checked_ilog2() {
+                bits ^= 1 << bit;
+                // Below 64, so that both halves of the number stay apart. The stubs of exceptions never set a bit, so new() does not
+                // refuse.
+                Vector::new(base | bit as u8).into_iter().for_each(&mut body);
+            }
+        }
     }
 }
 

@@ -38,6 +38,14 @@ struct Input {
     shadow: Rte,
     /// Where the entry is to lead.
     aim: Aim,
+    /// The register of the entry's low half.
+    low: u8,
+}
+
+impl Input {
+    const fn new(pin: Pin) -> Self {
+        Self { shadow: Rte::RESET, aim: Aim::Kept, low: low_register(pin) }
+    }
 }
 
 /// Register accesses since boot, index and data alike.
@@ -74,7 +82,7 @@ impl IoApics {
             gsi_base,
             version,
             selected: REG_VERSION,
-            inputs: alloc::vec![Input { shadow: Rte::RESET, aim: Aim::Kept }; usize::from(count.get().min(MOST_INPUTS))],
+            inputs: (0..count.get().min(MOST_INPUTS)).map(|index| Input::new(pin(index.into()))).collect(),
         };
         for pin in (0..chip.inputs.len()).map(pin) {
             chip.program(&mut self.accesses, pin, Rte::RESET);
@@ -102,11 +110,11 @@ impl IoApics {
             && let Some(input) = chip.inputs.get_mut(index)
         {
             input.shadow = input.shadow.with_mask(masked);
-            let low = input.shadow.low();
+            let (register, low) = (input.low, input.shadow.low());
             if !masked && !input.aim.is_kept() {
                 chip.turn(counts, index);
             }
-            chip.write(counts, low_register(pin(index)), low);
+            chip.write(counts, register, low);
         }
     }
 
