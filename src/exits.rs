@@ -19,7 +19,7 @@ use levelhead::message::Message;
 use levelhead::pci::{Bdf, Effect};
 use levelhead::svm::{Fault, Stale};
 use levelhead::vcpu::{Exit, Gpr, IoAccess, NestedFault, Width};
-use levelhead::virq::{Outcome, Requests};
+use levelhead::virq::{Ended, Outcome, Requests};
 use levelhead::x86::{self, GeneralProtection, exception};
 
 use crate::arch::x86::cpu::{cpuid as host_cpuid, tsc};
@@ -245,7 +245,7 @@ impl VirtualCpu {
         let vmcb = &self.world.vmcb;
         let (linear, user) = (vmcb.linear_rip(), vmcb.cpl() == 3);
         let first = self.pages.peek(&self.partition.ram, self.paging(), linear, user)?;
-        plain_length(first, what)
+        plain_length(first as u32, what)
     }
 
     #[cold]
@@ -347,6 +347,19 @@ impl VirtualCpu {
             return self.skip(Intercepted::Wrmsr);
         }
         let id = self.id;
+        if msrs::is_eoi(number)
+            && let Some(ended) = self.chips(|chips| chips.eoi_msr(id, number, value))
+        {
+            self.skip(Intercepted::Wrmsr)?;
+            self.ended(machine, ended);
+            return Ok(());
+        }
+        self.write_local_msr(machine, number, value)
+    }
+
+    #[inline(never)]
+    fn write_local_msr(&mut self, machine: &Machine, number: u32, value: u64) -> Result<(), Trouble> {
+        let id = self.id;
         let (outcome, cr8) = self.chips(|chips| {
             let outcome = chips.write_msr(id, number, value, tsc())?;
             Ok::<_, Trouble>((outcome, chips.cr8(id)))
@@ -379,6 +392,12 @@ impl VirtualCpu {
         Ok(())
     }
 
+    /// The guest has ended an interrupt.
+    #[inline(always)]
+    fn ended(&mut self, machine: &Machine, ended: Ended) {
+        self.quiet = self.complete(machine, ended.completed) && ended.quiet;
+    }
+
     /// Carries out what a write to one of the interrupt chips asks for.
     #[inline(always)]
     fn follow(&mut self, machine: &Machine, outcome: Outcome, cr8: u64) {
@@ -406,7 +425,38 @@ impl VirtualCpu {
         count(&mut self.exits.mmio);
         let delivering = self.world.vmcb.interrupted_a_delivery();
         let place = Place::find(fault, delivering, self.local_apic, BAR_WINDOW).map_err(Trouble::End)?;
-        let vmcb = &mut self.world.vmcb;
+        if place.is_eoi()
+            && let Some((length, bytes)) = self.known_store()
+        {
+            // What is stored there does not matter.
+            let id = self.id;
+            if let Some(ended) = self.chips(|chips| chips.eoi_page(id, bytes)) {
+                self.world.vmcb.retire(length);
+                self.ended(machine, ended);
+                return Ok(None);
+            }
+        }
+        self.other_access(machine, place)
+    }
+
+    /// The length of the instruction at RIP, if it is one that was met before and only stores, and how many bytes it stores. Where the CPU
+    /// gives the bytes, nothing is gained by this.
+    #[inline(always)]
+    fn known_store(&self) -> Option<(u8, u8)> {
+        let vmcb = &self.world.vmcb;
+        if !vmcb.fetched_bytes().is_empty() {
+            return None;
+        }
+        let (linear, user) = (vmcb.linear_rip(), vmcb.cpl() == 3);
+        let bytes = self.pages.peek(&self.partition.ram, self.paging(), linear, user)?;
+        let store = self.decoded.known_store(vmcb.rip(), bytes, vmcb.code_size())?;
+        Some((store.length(), store.width().bytes() as u8))
+    }
+
+    // Out of line, so that an EOI does not pay for the room it takes.
+    #[inline(never)]
+    fn other_access(&mut self, machine: &Machine, place: Place) -> Result<Option<u64>, Trouble> {
+        let vmcb = &self.world.vmcb;
         let size = vmcb.code_size();
         let rip = vmcb.rip();
         let code = self.current_code()?;
@@ -660,9 +710,9 @@ impl VirtualCpu {
             if disabled {
                 machine.lines.mask(source, reason, &mut machine.wires(self.here().guest()));
             } else {
-                let (_, deliveries) =
+                let (_, mut deliveries) =
                     machine.lines.unmask(source, reason, &mut machine.wires(self.here().guest()));
-                self.deliver(machine, deliveries);
+                self.deliver(machine, &mut deliveries);
             }
         }
     }

@@ -84,17 +84,12 @@ impl VirtualCpu {
                 let (owner, share) = self.named(machine, index)?;
                 // Who has a counter has no EOI to complete by.
                 let service = machine.lines.source_report(source).map(|report| report.state.service);
-                if let Some(Service::InService { target: target @ Notifier::Poll { .. }, .. }) = service
+                if let Some(Service::InService(addressee)) = service
+                    && let target @ Notifier::Poll { .. } = addressee.target()
                     && owner.index == self.partition.index
                 {
-                    self.deliver(
-                        machine,
-                        machine.lines.complete_counter(
-                            source,
-                            target,
-                            &mut machine.wires(self.here().guest()),
-                        ),
-                    );
+                    let mut wires = machine.wires(self.here().guest());
+                    self.deliver(machine, &mut machine.lines.complete_counter(source, target, &mut wires));
                 }
                 let mut lifted = MaskReasons::OPERATOR;
                 if self.partition.control && !share.function.is_lost() {
@@ -102,17 +97,15 @@ impl VirtualCpu {
                     let _ = share.function.forgive_guest();
                     lifted |= MaskReasons::THROTTLE | MaskReasons::QUARANTINE;
                 }
-                let (_, deliveries) =
+                let (_, mut deliveries) =
                     machine.lines.unmask(source, lifted, &mut machine.wires(self.here().guest()));
-                self.deliver(machine, deliveries);
+                self.deliver(machine, &mut deliveries);
                 Ok([0; 3])
             }
             Call::Trigger(index) => {
                 let source = self.source(machine, index)?;
-                self.deliver(
-                    machine,
-                    machine.lines.loopback(source, &mut machine.wires(self.here().guest())),
-                );
+                let mut wires = machine.wires(self.here().guest());
+                self.deliver(machine, &mut machine.lines.loopback(source, &mut wires));
                 Ok([0; 3])
             }
             Call::ReadLedger(index, buffer) => {

@@ -137,7 +137,7 @@ fn open_sources(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtual
         }
         let target = Notifier::Pin { partition: partition.index, vpin };
         run::replace_now(cpu, machine, vcpu, source, target, Completion::Handover);
-        let (_, deliveries) = machine.lines.unmask(source, lifted, &mut machine.wires(Actor::Hypervisor));
-        vcpu.deliver(machine, deliveries);
+        let (_, mut deliveries) = machine.lines.unmask(source, lifted, &mut machine.wires(Actor::Hypervisor));
+        vcpu.deliver(machine, &mut deliveries);
     }
 }

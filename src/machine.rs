@@ -193,7 +193,7 @@ impl Machine {
     /// Both ends of the lines, for one call into the table on somebody's behalf. No chips are held meanwhile.
     #[inline(always)]
     pub(crate) fn wires(&self, actor: Actor) -> Wires<'_> {
-        Wires { machine: self, actor, _line: Hold::begin(Rank::Line) }
+        Wires { machine: self, actor, silent: false, _line: Hold::begin(Rank::Line) }
     }
 
     /// Raises the pins of what was delivered, whoever's they are, and wakes those who take it.
@@ -378,10 +378,18 @@ impl Machine {
 pub(crate) struct Wires<'a> {
     machine: &'a Machine,
     actor: Actor,
+    /// A pin went low as its level was completed.
+    silent: bool,
     _line: Hold,
 }
 
 impl<'a> Wires<'a> {
+    /// Whether the pin that was lowered last went low for good: what it was asserted for is completed, and nobody else asserts it.
+    #[inline(always)]
+    pub(crate) fn into_silent(self) -> bool {
+        self.silent
+    }
+
     /// The receiver and the pin that `target` names.
     #[inline(always)]
     fn pin(&self, target: Notifier) -> Option<(&'a Receiver, Pin)> {
@@ -426,7 +434,7 @@ impl LineIo for Wires<'_> {
     #[inline]
     fn lower_pin(&mut self, source: SourceId, target: Notifier) {
         if let (Some((receiver, pin)), Some(contributor)) = (self.pin(target), Contributor::new(source.0)) {
-            receiver.chips(|chips| chips.deassert_pin(pin, contributor));
+            self.silent = receiver.chips(|chips| chips.lower_pin(pin, contributor));
         }
     }
 

@@ -9,6 +9,7 @@
 
 use core::fmt;
 use core::hint::spin_loop;
+use core::mem;
 
 use levelhead::hypercall::answer;
 use levelhead::intx::{
@@ -72,7 +73,7 @@ struct Entry {
     watching: bool,
     /// How often the timer was armed for the non-maskable interrupt that waits.
     retries: u32,
-    /// The last entry offered a vector.
+    /// The last entry offered a vector, which is not known to be taken.
     offers: bool,
 }
 
@@ -146,6 +147,9 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtu
 /// after an INIT.
 #[inline]
 fn prepare(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> bool {
+    if mem::take(&mut vcpu.quiet) && !entry.offers && entry.forced.is_none() && !entry.watching {
+        return true;
+    }
     let (id, receiver) = (vcpu.id, vcpu.receiver);
     let vmcb = &mut vcpu.world.vmcb;
     let injection = receiver.chips(|chips| chips.before_entry(id, || interruptibility(vmcb, entry)));
@@ -239,6 +243,7 @@ fn leave(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) {
         if !taken.is_empty() {
             vcpu.complete(machine, taken);
         }
+        entry.offers = offer_stands;
     }
 }
 
@@ -422,8 +427,8 @@ pub(crate) fn drain(
 ) -> Control {
     loop {
         match replacing.poll(&mut machine.wires(by)) {
-            Ok(done) => {
-                vcpu.deliver(machine, done.deliveries);
+            Ok(mut done) => {
+                vcpu.deliver(machine, &mut done.deliveries);
                 return done.control;
             }
             Err(unfinished) => {
@@ -465,7 +470,7 @@ pub(crate) fn depart(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Vi
         retire(cpu, machine, vcpu, forcing, Actor::Hypervisor);
     }
     vcpu.receiver.departs(vcpu.id);
-    vcpu.partition.left(vcpu.id, core::mem::take(&mut vcpu.exits));
+    vcpu.partition.left(vcpu.id, mem::take(&mut vcpu.exits));
 }
 
 /// Waits until every other virtual CPU has left the guest, which each was asked to.

@@ -153,8 +153,9 @@ impl Worker<'_> {
         }
         self.hand_to(taker, share, &mut claim);
         if let Some(source) = source {
-            let (_, deliveries) = machine.lines.unmask(source, MaskReasons::HANDOVER, &mut machine.wires(by));
-            self.vcpu.deliver(machine, deliveries);
+            let (_, mut deliveries) =
+                machine.lines.unmask(source, MaskReasons::HANDOVER, &mut machine.wires(by));
+            self.vcpu.deliver(machine, &mut deliveries);
         }
         (control, Ok([1, 0, 0]))
     }
@@ -175,8 +176,8 @@ impl Worker<'_> {
             });
             (platform.remap(), deliveries)
         });
-        if let Some(deliveries) = deliveries {
-            self.vcpu.deliver(machine, deliveries);
+        if let Some(mut deliveries) = deliveries {
+            self.vcpu.deliver(machine, &mut deliveries);
         }
         if !stale.is_nothing() {
             self.make_forget(partition, stale);
@@ -193,8 +194,8 @@ impl Worker<'_> {
         };
         run::close_source(self.cpu, machine, self.vcpu, source);
         let given = MaskReasons::OPERATOR | MaskReasons::RESET | share.function.forgive_guest();
-        let (_, deliveries) = machine.lines.unmask(source, given, &mut machine.wires(by));
-        self.vcpu.deliver(machine, deliveries);
+        let (_, mut deliveries) = machine.lines.unmask(source, given, &mut machine.wires(by));
+        self.vcpu.deliver(machine, &mut deliveries);
         control
     }
 

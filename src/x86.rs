@@ -95,8 +95,6 @@ pub mod efer {
 pub mod msr {
     /// Time-stamp counter.
     pub const TSC: u32 = 0x10;
-    /// What was ever added to the time-stamp counter by writing to it (Intel SDM 3B 18.17.3).
-    pub const TSC_ADJUST: u32 = 0x3b;
     /// Local APIC base address and mode.
     pub const APIC_BASE: u32 = 0x1b;
     /// How many memory type range registers there are.
@@ -115,6 +113,8 @@ pub mod msr {
     pub const TSC_DEADLINE: u32 = 0x6e0;
     /// First register of a local APIC in x2APIC mode.
     pub const X2APIC_FIRST: u32 = 0x800;
+    /// The end of interrupt of a local APIC in x2APIC mode.
+    pub const X2APIC_EOI: u32 = 0x80b;
     /// Last register of the x2APIC range.
     pub const X2APIC_LAST: u32 = 0x8ff;
     /// Extended features.

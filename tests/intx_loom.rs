@@ -319,7 +319,8 @@ impl Machine {
             board.guest_eoi(usize::from(number))
         });
         for source in self.table.listeners(0, Pin(number)).filter(|source| told.contains(source)) {
-            let deliveries = self.table.complete(source, pin(number), &mut &self.board);
+            let mut deliveries = Deliveries::none();
+            self.table.complete(source, pin(number), &mut &self.board, &mut deliveries);
             self.raise(deliveries);
         }
     }

@@ -7,7 +7,7 @@ use crate::pci::ecam::{GUEST_ECAM, GUEST_ECAM_BYTES, ecam_decode};
 use crate::pci::virtual_bar::BarWindow;
 use crate::pci::{Access, Bdf, Width};
 use crate::vcpu::NestedFault;
-use crate::virq::{LAPIC_MMIO_BYTES, Outcome, Vcpu, VirtualChips};
+use crate::virq::{LAPIC_MMIO_BYTES, LAPIC_MMIO_EOI, Outcome, Vcpu, VirtualChips};
 
 /// A guest's IO-APIC.
 const IO_APIC: u64 = 0xfec0_0000;
@@ -56,6 +56,12 @@ impl Place {
         } else {
             Err(Message::NoSuchMemory)
         }
+    }
+
+    /// Whether it is the local APIC's EOI register.
+    #[inline(always)]
+    pub const fn is_eoi(self) -> bool {
+        matches!(self, Self::LocalApic(LAPIC_MMIO_EOI))
     }
 
     /// Which register of which function an access of so many bytes means, if this is the configuration space and it is an

@@ -43,6 +43,12 @@ pub const fn is_local_apic(number: u32) -> bool {
     matches!(number, msr::X2APIC_FIRST..=msr::X2APIC_LAST | msr::TSC_DEADLINE | msr::APIC_BASE)
 }
 
+/// Whether `number` is the EOI register of x2APIC mode.
+#[inline]
+pub const fn is_eoi(number: u32) -> bool {
+    number == msr::X2APIC_EOI
+}
+
 /// RDMSR of any other `number`, when the host's time stamp is `now_tsc`.
 ///
 /// # Errors
@@ -52,8 +58,6 @@ pub const fn read(number: u32, registers: &Registers, now_tsc: u64) -> Result<u6
         msr::EFER => Ok(x86::guest_efer(registers.efer)),
         msr::PAT => Ok(registers.pat),
         msr::TSC => Ok(now_tsc.wrapping_add(registers.tsc_offset)),
-        // The two begin as equals, and whatever changes one changes the other by as much.
-        msr::TSC_ADJUST => Ok(registers.tsc_offset),
         msr::MTRR_CAP => Ok(MTRR_CAP_NONE),
         msr::MTRR_DEF_TYPE => Ok(registers.mtrr_def_type),
         // Linux reads it unasked on a CPU of these families, and complains where it is not. Nothing sleeps deeply here.
@@ -79,7 +83,6 @@ pub fn write(
         msr::EFER => x86::write_guest_efer(registers.efer, value, registers.cr0).map(Written::Efer),
         msr::PAT if x86::pat_is_legal(value) => Ok(Written::Pat(value)),
         msr::TSC => Ok(Written::TscOffset(value.wrapping_sub(now_tsc))),
-        msr::TSC_ADJUST => Ok(Written::TscOffset(value)),
         msr::MTRR_DEF_TYPE if x86::mtrr_def_type_is_legal(value) => Ok(Written::MtrrDefType(value)),
         msr::LEGACY_PERF_FIRST..=msr::LEGACY_PERF_LAST => Ok(Written::Nothing),
         _ => Err(GeneralProtection),

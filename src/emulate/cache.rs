@@ -13,6 +13,8 @@ use crate::vcpu::CodeSize;
 struct Entry {
     /// The instruction's bytes, zero beyond its length.
     bytes: u128,
+    /// Ones where they are.
+    mask: u128,
     size: CodeSize,
     op: MmioOp,
 }
@@ -36,21 +38,36 @@ impl DecodeCache {
     /// `rip` only chooses the place to look, so a wrong one costs time and nothing else.
     #[inline]
     pub fn decode(&mut self, rip: u64, code: &Code, size: CodeSize) -> Result<MmioOp, DecodeError> {
-        // Instructions are a few bytes long: neighbours get different places, and so do pages.
-        let index = ((rip ^ rip >> 5 ^ rip >> 12) as usize) % Self::ENTRIES;
-        let Some(slot) = self.entries.get_mut(index) else {
+        let Some(slot) = self.entries.get_mut(Self::index(rip)) else {
             return MmioOp::decode(code, size);
         };
         if let Some(entry) = slot
             && entry.size == size
             && entry.op.length() <= code.length()
-            && code.as_u128() & mask(entry.op.length()) == entry.bytes
+            && code.as_u128() & entry.mask == entry.bytes
         {
             return Ok(entry.op);
         }
         let op = MmioOp::decode(code, size)?;
-        *slot = Some(Entry { bytes: code.as_u128() & mask(op.length()), size, op });
+        let mask = mask(op.length());
+        *slot = Some(Entry { bytes: code.as_u128() & mask, mask, size, op });
         Ok(op)
+    }
+
+    /// What [`decode`](Self::decode) returns for `bytes`, the first in the lowest place and the sixteenth without meaning, if that is
+    /// remembered and a plain store.
+    #[inline(always)]
+    pub fn known_store(&self, rip: u64, bytes: u128, size: CodeSize) -> Option<&MmioOp> {
+        let entry = self.entries.get(Self::index(rip))?.as_ref()?;
+        let known = entry.size == size && bytes & entry.mask == entry.bytes && entry.op.is_store();
+        known.then_some(&entry.op)
+    }
+
+    /// The one place where the instruction at `rip` is remembered. Instructions are a few bytes long: neighbours get different
+    /// places, and so do pages.
+    #[inline]
+    const fn index(rip: u64) -> usize {
+        ((rip ^ rip >> 5 ^ rip >> 12) as usize) % Self::ENTRIES
     }
 }
 
@@ -142,6 +159,13 @@ mod tests {
             for (program, rip, size, cut) in script {
                 let bytes = PROGRAMS[program];
                 let code = Code::from_bytes(&bytes[..cut.min(bytes.len())]);
+                let known = cache.known_store(rip, code.as_u128(), SIZES[size]).copied();
+                if cut >= bytes.len()
+                    && let Some(known) = known
+                {
+                    prop_assert!(known.is_store());
+                    prop_assert_eq!(MmioOp::decode(&code, SIZES[size]), Ok(known));
+                }
                 prop_assert_eq!(
                     cache.decode(rip, &code, SIZES[size]),
                     MmioOp::decode(&code, SIZES[size])

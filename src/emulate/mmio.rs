@@ -152,6 +152,12 @@ impl MmioOp {
         }
     }
 
+    /// Whether it is a plain store: but for RIP, nothing of the guest changes beside the memory.
+    #[inline]
+    pub const fn is_store(&self) -> bool {
+        matches!(self.kind, Kind::Store { .. })
+    }
+
     /// Carries the operation out on the guest's registers and flags.
     ///
     /// `loaded` is what the device returned, or anything if the operation does not [read](MmioOp::reads); bits

@@ -74,8 +74,8 @@ impl<W: Copy + core::fmt::Debug> CodePages<W> {
         self.walk(memory, registers, linear, size, user)
     }
 
-    /// The first four of the bytes that [`fetch`] returns for the same arguments, the first in the lowest place, if they are in a
-    /// page that is remembered.
+    /// Sixteen bytes, the first in the lowest place, of which the first fifteen are what [`fetch`] returns for the same arguments; if
+    /// they are in a page that is remembered.
     #[inline(always)]
     pub fn peek(
         &self,
@@ -83,9 +83,9 @@ impl<W: Copy + core::fmt::Debug> CodePages<W> {
         registers: PagingRegisters,
         linear: u64,
         user: bool,
-    ) -> Option<u32> {
+    ) -> Option<u128> {
         let at = self.known(memory, registers, linear, user)?;
-        memory.read_16(at).ok().map(|bytes| u128::from_le_bytes(bytes) as u32)
+        memory.read_16(at).ok().map(u128::from_le_bytes)
     }
 
     /// Where the bytes are, if they are in a page that is remembered. An instruction that may continue on the next page is left
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(pages.fetch(&ram, LONG, 0x2010, CodeSize::Bits64, false), Ok(first));
         assert_eq!(first.bytes(), [10; 15]);
         assert_eq!(ram.reads.get(), 4);
-        assert_eq!(pages.peek(&ram, LONG, 0x2010, false), Some(0x0a0a_0a0a));
+        assert_eq!(pages.peek(&ram, LONG, 0x2010, false), Some(u128::from_le_bytes([0x0a; 16])));
         assert_eq!(pages.peek(&ram, LONG, 0x3010, false), None, "no page that was fetched from");
     }
 
@@ -352,7 +352,7 @@ mod tests {
                     Deed::Fetch(linear, user, registers) => {
                         let there = walked(&ram, registers, linear, user);
                         if let Some(first) = pages.peek(&ram, registers, linear, user) {
-                            prop_assert_eq!(there.map(|code| code.as_u128() as u32), Ok(first));
+                            prop_assert_eq!(there.map(|code| code.as_u128()), Ok(first & u128::MAX >> 8));
                         }
                         prop_assert_eq!(pages.fetch(&ram, registers, linear, CodeSize::Bits64, user), there);
                     }

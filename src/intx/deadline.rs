@@ -39,7 +39,7 @@ impl EoiWatch {
 
     /// Looks, `elapsed` ticks after the last look. Says what is due again at each look until [`EoiWatch::acted`].
     pub fn look(&mut self, state: &SourceState, account: &Account, elapsed: u64) -> Option<Overdue> {
-        let waiting = matches!(state.service, Service::InService { .. })
+        let waiting = matches!(state.service, Service::InService(_))
             && !state.reasons.contains(MaskReasons::VIRTUAL_RTE_MASKED);
         let number = account.ledger.delivered;
         let age = match self.found {
@@ -60,12 +60,12 @@ impl EoiWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intx::{Completed, Ledger, Notifier, Parity};
+    use crate::intx::{Addressee, Completed, Ledger, Notifier, Parity};
     use crate::irq::Pin;
 
     const A: Notifier = Notifier::Pin { partition: 0, vpin: Pin(21) };
-    const SERVED: Service = Service::InService { target: A, parity: Parity::Even };
-    const AWAITED: Service = Service::AwaitUnmask { target: A, parity: Parity::Even };
+    const SERVED: Service = Service::InService(Addressee::new(A, Parity::Even));
+    const AWAITED: Service = Service::AwaitUnmask(Addressee::new(A, Parity::Even));
 
     fn watch() -> EoiWatch {
         EoiWatch::new(&EoiDeadline { action: NeverEoi::Complete, after_ms: 3 }, 10)

@@ -2,7 +2,7 @@
 
 use super::gate::Sample;
 use super::ledger::Completion;
-use super::notifier::{Notifier, Parity, Retired};
+use super::notifier::{Addressee, Notifier, Parity, Retired};
 use super::reasons::MaskReasons;
 use super::sharers::{Sharer, SharerSet};
 
@@ -41,10 +41,8 @@ pub enum Event {
     Notified {
         /// Whose.
         sharer: Sharer,
-        /// What it showed, possibly nothing.
-        target: Notifier,
-        /// In which epoch.
-        parity: Parity,
+        /// Whom it showed, possibly nobody.
+        addressee: Addressee,
     },
     /// The guest's EOI reached the virtual pin while this source held it high, or the owner of a poll counter
     /// completed by hypercall.
@@ -144,8 +142,8 @@ pub struct Effects {
     pub mask_rte: bool,
     /// Close: set these functions' DisINTx.
     pub set_disintx: SharerSet,
-    /// Lower this source's level on this virtual pin.
-    pub lower: Option<(Sharer, Notifier)>,
+    /// Lower this source's level on the virtual pin that was notified.
+    pub lower: Option<(Sharer, Addressee)>,
     /// Enter these sources' slots and report [`Event::Notified`].
     pub notify: SharerSet,
     /// After [`Event::Notified`]: the slot was empty and the assertion must leave its mark there.

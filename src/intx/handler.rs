@@ -152,15 +152,22 @@ impl Handler {
 
     /// The guest completed.
     #[inline]
-    pub(super) fn complete(&self, sharer: Sharer, from: Notifier, io: &mut impl LineIo) -> Deliveries<'_> {
-        let mut deliveries = Deliveries::none();
+    pub(super) fn complete<'t>(
+        &'t self,
+        sharer: Sharer,
+        from: Notifier,
+        io: &mut impl LineIo,
+        deliveries: &mut Deliveries<'t>,
+    ) {
         self.state.with(|state| {
             let in_flight = self.slots.get(sharer.index()).is_some_and(NotifierSlot::is_in_flight);
-            let stale = in_flight && self.overtakes(sharer, from, io);
-            let from = if stale { Notifier::None } else { from };
-            self.run(state, Event::Eoi { sharer, from }, &mut deliveries, io);
+            if in_flight && self.overtakes(sharer, from, io) {
+                // As if it came through nobody, which nothing is in service through.
+                let _stale = state.line.step(Event::Eoi { sharer, from: Notifier::None });
+            } else {
+                self.run(state, Event::Eoi { sharer, from }, deliveries, io);
+            }
         });
-        deliveries
     }
 
     /// Of a delivery in flight: whether its pin is low, so that the guest cannot have seen it. The EOI was under way since an older
@@ -308,9 +315,9 @@ impl Handler {
     ) {
         let Some(slot) = self.slots.get(sharer.index()) else { return };
         let entered = slot.enter();
-        let (target, parity) = (entered.target(), entered.parity());
-        let effects = line.step(Event::Notified { sharer, target, parity });
-        if !target.is_none() {
+        let addressee = entered.addressee();
+        let effects = line.step(Event::Notified { sharer, addressee });
+        if !addressee.is_none() {
             // The gate was closed for the delivery and stays so: there is nothing to carry out.
             deliveries.put(self, sharer, entered);
             return;
@@ -333,10 +340,10 @@ impl Handler {
         for seat in effects.set_disintx.filter_map(|sharer| self.seat(sharer)) {
             io.set_disintx(seat.info.bdf, true);
         }
-        if let Some((sharer, target)) = effects.lower
+        if let Some((sharer, addressee)) = effects.lower
             && let Some(seat) = self.seat(sharer)
         {
-            io.lower_pin(seat.source, target);
+            io.lower_pin(seat.source, addressee.target());
         }
         for seat in effects.clear_disintx.filter_map(|sharer| self.seat(sharer)) {
             io.set_disintx(seat.info.bdf, false);

@@ -24,7 +24,7 @@ use alloc::boxed::Box;
 use super::event::{Effects, Event};
 use super::gate::{Gate, Sample};
 use super::ledger::{Account, Completion, Ledger, count};
-use super::notifier::{Notifier, Parity};
+use super::notifier::{Addressee, Notifier};
 use super::reasons::MaskReasons;
 use super::sharers::{MAX_SHARERS, Sharer, SharerSet};
 use super::storm::{Budget, Meter, Outcome, Storm, Verdict};
@@ -46,20 +46,10 @@ pub enum Service {
     Idle,
     /// The gate is closed and the slot is being asked; only inside one hold of the line's lock.
     Notifying(Origin),
-    /// The notifier was given the assertion; its pin is high, or will be once the delivery leaves the slot.
-    InService {
-        /// Who was notified.
-        target: Notifier,
-        /// In which epoch of the slot.
-        parity: Parity,
-    },
-    /// The guest's EOI came while it had the virtual RTE masked: completion is the unmask. The pin is still high.
-    AwaitUnmask {
-        /// Who was notified.
-        target: Notifier,
-        /// In which epoch of the slot.
-        parity: Parity,
-    },
+    /// This notifier was given the assertion; its pin is high, or will be once the delivery leaves the slot.
+    InService(Addressee),
+    /// The guest's EOI came from this notifier while it had the virtual RTE masked: completion is the unmask. The pin is still high.
+    AwaitUnmask(Addressee),
 }
 
 /// What a line knows of one of its sources. Sixteen bytes, so that finding a place is a shift.
@@ -291,9 +281,9 @@ impl Line {
                     return effects;
                 }
             }
-            Event::Notified { sharer, target, parity } => {
-                self.notified(sharer, target, parity, &mut effects);
-                if !target.is_none() {
+            Event::Notified { sharer, addressee } => {
+                self.notified(sharer, addressee, &mut effects);
+                if !addressee.is_none() {
                     // In service before and after: the gate cannot have to move.
                     return effects;
                 }
@@ -311,9 +301,8 @@ impl Line {
             Event::Loopback { sharer } => self.loopback(sharer, &mut effects),
             Event::Retired { sharer, notifier, parity, marked, virtual_rte_masked, how } => {
                 if let Some((source, ledger)) = self.parts(sharer) {
-                    if let Service::InService { parity: served, .. }
-                    | Service::AwaitUnmask { parity: served, .. } = source.service
-                        && served == parity
+                    if let Service::InService(served) | Service::AwaitUnmask(served) = source.service
+                        && served.parity() == parity
                     {
                         complete(sharer, source, ledger, how, &mut effects);
                     }
@@ -491,12 +480,12 @@ impl Line {
     }
 
     #[inline(always)]
-    fn notified(&mut self, sharer: Sharer, target: Notifier, parity: Parity, effects: &mut Effects) {
+    fn notified(&mut self, sharer: Sharer, addressee: Addressee, effects: &mut Effects) {
         let Some((source, ledger)) = self.parts(sharer) else { return };
         let Service::Notifying(origin) = source.service else { return };
         effects.changed = true;
-        if !target.is_none() {
-            source.service = Service::InService { target, parity };
+        if !addressee.is_none() {
+            source.service = Service::InService(addressee);
             count(&mut ledger.delivered);
             return;
         }
@@ -517,9 +506,9 @@ impl Line {
     fn eoi(&mut self, sharer: Sharer, from: Notifier, effects: &mut Effects) {
         let Some((source, ledger)) = self.parts(sharer) else { return };
         match source.service {
-            Service::InService { target, parity } if target == from => {
+            Service::InService(addressee) if addressee.is(from) => {
                 if source.reasons.contains(MaskReasons::VIRTUAL_RTE_MASKED) {
-                    source.service = Service::AwaitUnmask { target, parity };
+                    source.service = Service::AwaitUnmask(addressee);
                     effects.changed = true;
                 } else {
                     complete(sharer, source, ledger, Completion::Eoi, effects);
@@ -665,8 +654,8 @@ fn complete(
     how: Completion,
     effects: &mut Effects,
 ) {
-    if let Service::InService { target, .. } | Service::AwaitUnmask { target, .. } = source.service {
-        effects.lower = Some((sharer, target));
+    if let Service::InService(addressee) | Service::AwaitUnmask(addressee) = source.service {
+        effects.lower = Some((sharer, addressee));
         source.service = Service::Idle;
         source.reasons -= MaskReasons::IN_SERVICE;
         ledger.complete(how);
@@ -681,7 +670,7 @@ fn complete_if_unmasked(
     ledger: &mut Ledger,
     effects: &mut Effects,
 ) {
-    if matches!(source.service, Service::AwaitUnmask { .. })
+    if matches!(source.service, Service::AwaitUnmask(_))
         && !source.reasons.contains(MaskReasons::VIRTUAL_RTE_MASKED)
     {
         complete(sharer, source, ledger, Completion::Eoi, effects);

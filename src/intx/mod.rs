@@ -88,7 +88,7 @@ pub use handler::{
 };
 pub use ledger::{Account, Completed, Completion, Imbalance, Ledger, count};
 pub use line::{Line, LineState, Service, SourceState};
-pub use notifier::{Control, Entered, Notifier, NotifierSlot, Parity, Retired, Retiring};
+pub use notifier::{Addressee, Control, Entered, Notifier, NotifierSlot, Parity, Retired, Retiring};
 pub use reasons::MaskReasons;
 pub use recorder::{Actor, Happening, History, MOMENTS, Moment, Since};
 pub use sharers::{MAX_SHARERS, Sharer, SharerSet};

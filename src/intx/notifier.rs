@@ -130,6 +130,50 @@ impl Parity {
     }
 }
 
+/// Whom an assertion reached: a notifier, in one epoch of its slot. Packed as [`Notifier::bits`] are, with the parity in bit 16, so
+/// that on every interrupt's way it is written in one piece and compared in one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Addressee(u32);
+
+impl Addressee {
+    const PARITY_SHIFT: u32 = 16;
+
+    /// This notifier, in this epoch.
+    pub const fn new(target: Notifier, parity: Parity) -> Self {
+        Self(target.bits() | (parity as u32) << Self::PARITY_SHIFT)
+    }
+
+    /// The notifier.
+    #[inline]
+    pub const fn target(self) -> Notifier {
+        Notifier::from_bits(self.0)
+    }
+
+    /// The epoch.
+    #[inline]
+    pub const fn parity(self) -> Parity {
+        if self.0 >> Self::PARITY_SHIFT & 1 == 0 { Parity::Even } else { Parity::Odd }
+    }
+
+    /// Whether it is this notifier, in whichever epoch.
+    #[inline]
+    pub const fn is(self, target: Notifier) -> bool {
+        self.0 & !(1 << Self::PARITY_SHIFT) == target.bits()
+    }
+
+    /// Whether it is nobody.
+    #[inline]
+    pub const fn is_none(self) -> bool {
+        self.0 >> Notifier::KIND_SHIFT == 0
+    }
+}
+
+impl fmt::Debug for Addressee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} in the {:?} epoch", self.target(), self.parity())
+    }
+}
+
 /// The slot's word, taken apart as the table in the module's head says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Word(u64);
@@ -202,10 +246,11 @@ impl Entered {
         self.0.target()
     }
 
-    /// The epoch at the instant of entry.
+    /// The notifier at the instant of entry, with the epoch.
     #[inline]
-    pub const fn parity(self) -> Parity {
-        self.0.parity()
+    pub const fn addressee(self) -> Addressee {
+        let parity = (self.0.0 & Word::PARITY) >> Word::PARITY.trailing_zeros();
+        Addressee(self.0.0 as u32 | (parity as u32) << Addressee::PARITY_SHIFT)
     }
 
     /// What is to be taken off the counts again.
@@ -433,7 +478,7 @@ mod tests {
         let retiring = slot.replace(Control::mint(), B);
         let after = slot.enter();
         assert_eq!((before.target(), after.target()), (A, B));
-        assert_ne!(before.parity(), after.parity());
+        assert_ne!(before.addressee(), after.addressee());
         slot.leave(before);
         slot.leave(after);
         finish(retiring, &slot);

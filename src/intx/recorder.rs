@@ -233,9 +233,10 @@ impl Recorder {
             reasons |= source.reasons;
             let mut risen = source.reasons.difference(track.seen).bits();
             track.seen = source.reasons;
-            // Beyond the last reason when none is left.
-            while let Some(since) = track.since.get_mut(risen.trailing_zeros() as usize) {
-                *since = Since { at: now, by };
+            while risen != 0 {
+                if let Some(since) = track.since.get_mut(risen.trailing_zeros() as usize) {
+                    *since = Since { at: now, by };
+                }
                 risen &= risen.wrapping_sub(1);
             }
         }
@@ -283,7 +284,7 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intx::{Completion, Control, Gate, Line, Notifier, Parity, Retired};
+    use crate::intx::{Addressee, Completion, Control, Gate, Line, Notifier, Parity, Retired};
     use crate::irq::Pin;
 
     const PIN: Notifier = Notifier::Pin { partition: 1, vpin: Pin(20) };
@@ -324,7 +325,8 @@ mod tests {
         fn event(&mut self, event: Event, by: Actor) {
             let notify = self.line.step(event).notify;
             for sharer in notify {
-                let _ = self.line.step(Event::Notified { sharer, target: PIN, parity: Parity::Odd });
+                let _ =
+                    self.line.step(Event::Notified { sharer, addressee: Addressee::new(PIN, Parity::Odd) });
             }
             let named = event.sharer().map_or(SharerSet::EMPTY, SharerSet::only);
             self.note(Happening::of(&event), named.union(notify), by);

@@ -377,12 +377,18 @@ impl LineTable {
     }
 
     /// The guest completed: its EOI reached the virtual pin `from` while `source` held it high. Anything that is not in
-    /// service through `from` is stale and changes nothing.
+    /// service through `from` is stale and changes nothing. Puts what was waiting at a function gate into `deliveries`, as
+    /// [`LineTable::assert`] does.
     #[inline]
-    pub fn complete(&self, source: SourceId, from: Notifier, io: &mut impl LineIo) -> Deliveries<'_> {
-        match self.place(source) {
-            Some((handler, sharer)) => handler.complete(sharer, from, io),
-            None => Deliveries::none(),
+    pub fn complete<'t>(
+        &'t self,
+        source: SourceId,
+        from: Notifier,
+        io: &mut impl LineIo,
+        deliveries: &mut Deliveries<'t>,
+    ) {
+        if let Some((handler, sharer)) = self.place(source) {
+            handler.complete(sharer, from, io, deliveries);
         }
     }
 

@@ -70,6 +70,8 @@ pub(crate) struct VirtualCpu {
     pub(crate) again: (u64, u32),
     /// What the other CPUs of the guest must have forgotten before it goes on.
     pub(crate) awaited: Option<u64>,
+    /// Nothing waits for the guest: so the handler of the last exit has seen in the chips, and nobody has rung since.
+    pub(crate) quiet: bool,
     /// When the partition's devices are looked at, if a policy asks for it; the boot CPU looks.
     pub(crate) watch: Option<Watch>,
 }
@@ -99,6 +101,7 @@ impl VirtualCpu {
             mtrr_def_type: 0,
             again: (0, 0),
             awaited: None,
+            quiet: false,
             watch,
         };
         vcpu.local_apic_moved();
@@ -127,25 +130,30 @@ impl VirtualCpu {
     }
 
     /// Raises the pins of what was delivered beside an interrupt's own way, or records what came to light there, which is nearly
-    /// always nothing.
+    /// always nothing. Whether there was anything.
+    // By reference, as a value would be copied on every interrupt's way.
     #[inline]
-    pub(crate) fn deliver(&self, machine: &Machine, deliveries: Deliveries<'_>) {
-        if !deliveries.is_nothing() {
+    pub(crate) fn deliver(&self, machine: &Machine, deliveries: &mut Deliveries<'_>) -> bool {
+        let any = !deliveries.is_nothing();
+        if any {
             self.deliver_some(machine, deliveries);
         }
+        any
     }
 
     #[inline(never)]
-    fn deliver_some(&self, machine: &Machine, mut deliveries: Deliveries<'_>) {
+    fn deliver_some(&self, machine: &Machine, deliveries: &mut Deliveries<'_>) {
         match deliveries.found() {
             Some(vector) => report::finding(machine, vector),
-            None => machine.deliver(self.here(), &mut deliveries),
+            None => machine.deliver(self.here(), deliveries),
         }
     }
 
-    /// The guest is done with these pins: completes the lines behind each, then lets the pin speak again.
+    /// The guest is done with these pins: completes the lines behind each, then lets the pin speak again. Whether none of that can
+    /// have brought the guest anything.
     #[inline]
-    pub(crate) fn complete(&self, machine: &Machine, pins: PinSet) {
+    pub(crate) fn complete(&self, machine: &Machine, pins: PinSet) -> bool {
+        let mut quiet = true;
         let partition = self.partition.index;
         for vpin in pins {
             let target = Notifier::Pin { partition, vpin };
@@ -154,14 +162,24 @@ impl VirtualCpu {
                 // Only those that hold it high: what the others may have in service is not what the guest has seen.
                 sources = sources.among(self.chips(|chips| chips.ioapic().contributions(vpin)).into());
             }
+            let mut wires = machine.wires(self.here().guest());
             for source in sources {
-                self.deliver(
-                    machine,
-                    machine.lines.complete(source, target, &mut machine.wires(self.here().guest())),
-                );
+                let mut deliveries = Deliveries::none();
+                machine.lines.complete(source, target, &mut wires, &mut deliveries);
+                quiet &= !self.deliver(machine, &mut deliveries);
             }
-            machine.settle(self.here(), partition, vpin);
+            // Nearly always the line has lowered the pin, and nobody else holds it high: there is nothing to send again.
+            if !wires.into_silent() {
+                self.settle(machine, vpin);
+                quiet = false;
+            }
         }
+        quiet
+    }
+
+    #[inline(never)]
+    fn settle(&self, machine: &Machine, vpin: Pin) {
+        machine.settle(self.here(), self.partition.index, vpin);
     }
 
     /// The guest changed a virtual entry's mask bit: the lines behind the pin hear of it before the pin is looked at again,
@@ -170,10 +188,8 @@ impl VirtualCpu {
         let partition = self.partition.index;
         let target = Notifier::Pin { partition, vpin };
         for source in machine.lines.listeners(partition, vpin) {
-            self.deliver(
-                machine,
-                machine.lines.virtual_rte(source, target, masked, &mut machine.wires(self.here().guest())),
-            );
+            let mut wires = machine.wires(self.here().guest());
+            self.deliver(machine, &mut machine.lines.virtual_rte(source, target, masked, &mut wires));
         }
     }
 
@@ -192,6 +208,7 @@ impl VirtualCpu {
             Stale::EVERYTHING.forget(self.world.vmcb);
             self.receiver.forgot(self.id, change);
         }
+        self.quiet = false;
         let due = self.receiver.take_due();
         if !due.is_empty() {
             self.complete(machine, due);

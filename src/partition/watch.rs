@@ -90,9 +90,9 @@ impl VirtualCpu {
         }
         for index in 0..self.partition.functions.len() {
             let Some(source) = self.watched(index) else { continue };
-            let (storm, deliveries) =
+            let (storm, mut deliveries) =
                 machine.lines.resume(source, now, &mut machine.wires(Actor::Hypervisor));
-            self.deliver(machine, deliveries);
+            self.deliver(machine, &mut deliveries);
             let Some(report) = machine.lines.source_report(source) else { continue };
             if let Some(storm) = storm {
                 self.record_storm(machine, index, &report, storm, ticks_per_ms);
@@ -124,8 +124,9 @@ impl VirtualCpu {
         for index in 0..self.partition.functions.len() {
             let Some(source) = self.watched(index) else { continue };
             // At the beginning of time no pause is over.
-            let (storm, deliveries) = machine.lines.resume(source, 0, &mut machine.wires(Actor::Hypervisor));
-            self.deliver(machine, deliveries);
+            let (storm, mut deliveries) =
+                machine.lines.resume(source, 0, &mut machine.wires(Actor::Hypervisor));
+            self.deliver(machine, &mut deliveries);
             if let Some((storm, report)) = storm.zip(machine.lines.source_report(source)) {
                 self.record_storm(machine, index, &report, storm, ticks_per_ms);
             }
@@ -158,9 +159,9 @@ impl VirtualCpu {
 
     fn poll_forced(&mut self, machine: &'static Machine, forcing: Replacing<'static>) {
         match forcing.poll(&mut machine.wires(Actor::Hypervisor)) {
-            Ok(done) => {
+            Ok(mut done) => {
                 machine.turns.give_back(done.control);
-                self.deliver(machine, done.deliveries);
+                self.deliver(machine, &mut done.deliveries);
             }
             Err(unfinished) => {
                 if let Some(watch) = &mut self.watch {

@@ -103,6 +103,16 @@ pub struct Outcome {
     pub rte: Option<RteChanged>,
 }
 
+/// What an EOI leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Ended {
+    /// As [`Outcome::completed`].
+    pub completed: PinSet,
+    /// Nothing waits for the virtual CPU: until something comes, its entry would carry nothing.
+    pub quiet: bool,
+}
+
 /// One virtual CPU's share.
 #[derive(Debug)]
 struct Local {
@@ -113,6 +123,19 @@ struct Local {
 impl Local {
     fn new(index: u8, model: LapicModel) -> Self {
         Self { lapic: VirtualLapic::new(ApicId(index.into()), index == 0, model), offer: Offer::new() }
+    }
+
+    /// The guest ends the interrupt of highest priority in service.
+    #[inline(always)]
+    fn end_interrupt(&mut self, ioapic: &mut VirtualIoapic) -> Ended {
+        let completed = match self.lapic.eoi() {
+            Some(eoi) => ioapic.hear(eoi),
+            None => PinSet::EMPTY,
+        };
+        let waits = self.lapic.has_more_than_vectors()
+            || self.lapic.pending().is_some()
+            || self.offer.holds_undelivered();
+        Ended { completed, quiet: !waits }
     }
 
     /// An entry that may have to do more than to offer a vector.
@@ -223,13 +246,23 @@ impl VirtualChips {
     #[inline(always)]
     pub fn assert_pin(&mut self, pin: Pin, contributor: Contributor) -> Settled {
         self.ioapic.assert(pin, contributor);
-        self.ioapic.pending(pin).map_or(Settled::default(), |message| self.send_from(pin, message))
+        match self.ioapic.pending(pin) {
+            Some(message) => self.send_from(pin, message),
+            None => Settled::default(),
+        }
     }
 
     /// `contributor` deasserts `pin`.
     #[inline]
     pub fn deassert_pin(&mut self, pin: Pin, contributor: Contributor) {
         self.ioapic.deassert(pin, contributor);
+    }
+
+    /// What `contributor` asserted `pin` for is completed. Whether that leaves nothing to [settle](Self::settle): the EOI has come,
+    /// and nobody else asserts the pin.
+    #[inline(always)]
+    pub fn lower_pin(&mut self, pin: Pin, contributor: Contributor) -> bool {
+        self.ioapic.lower(pin, contributor)
     }
 
     /// Sends what `pin` has to send after a completion of what is behind it, if anything.
@@ -379,10 +412,8 @@ impl VirtualChips {
 
     // The guest's accesses.
 
-    #[inline]
     fn broadcast(&mut self, eoi: vlapic::Eoi) -> Outcome {
-        let completed = if eoi.broadcast { self.ioapic.eoi(eoi.vector.get()) } else { PinSet::EMPTY };
-        Outcome { completed, ..Outcome::default() }
+        Outcome { completed: self.ioapic.hear(eoi), ..Outcome::default() }
     }
 
     /// A read of the IO-APIC's window; arguments as [`VirtualIoapic::mmio_read`].
@@ -408,13 +439,8 @@ impl VirtualChips {
     }
 
     /// A write to the register page of `vcpu`'s local APIC; arguments as [`VirtualLapic::mmio_write`].
-    #[inline]
     pub fn lapic_write(&mut self, vcpu: Vcpu, offset: u64, bytes: u8, value: u64, now_tsc: u64) -> Outcome {
         let Some(Local { lapic, .. }) = self.local(vcpu) else { return Outcome::default() };
-        // Every interrupt ends here: past the register file's dispatch, with the same effect.
-        if lapic.is_mmio_eoi(offset, bytes) {
-            return lapic.eoi().map_or(Outcome::default(), |eoi| self.broadcast(eoi));
-        }
         let effect = lapic.mmio_write(offset, bytes, value, now_tsc);
         self.apply(vcpu, effect)
     }
@@ -431,7 +457,6 @@ impl VirtualChips {
     ///
     /// # Errors
     /// As [`VirtualLapic::write_msr`].
-    #[inline]
     pub fn write_msr(
         &mut self,
         vcpu: Vcpu,
@@ -440,11 +465,25 @@ impl VirtualChips {
         now_tsc: u64,
     ) -> Result<Outcome, GeneralProtection> {
         let Local { lapic, .. } = self.local(vcpu).ok_or(GeneralProtection)?;
-        if lapic.is_msr_eoi(msr, value) {
-            return Ok(lapic.eoi().map_or(Outcome::default(), |eoi| self.broadcast(eoi)));
-        }
         let effect = lapic.write_msr(msr, value, now_tsc)?;
         Ok(self.apply(vcpu, effect))
+    }
+
+    /// [`lapic_write`](Self::lapic_write) of so many bytes at the EOI register's offset, if that is an EOI. Every interrupt ends here or in
+    /// [`eoi_msr`](Self::eoi_msr): past the register file's dispatch, with the same effect.
+    #[inline(always)]
+    pub fn eoi_page(&mut self, vcpu: Vcpu, bytes: u8) -> Option<Ended> {
+        let Self { locals, ioapic, .. } = self;
+        let local = locals.get_mut(usize::from(vcpu.0))?;
+        local.lapic.takes_mmio_eoi(bytes).then(|| local.end_interrupt(ioapic))
+    }
+
+    /// [`write_msr`](Self::write_msr), if it is a legal one to the EOI register.
+    #[inline(always)]
+    pub fn eoi_msr(&mut self, vcpu: Vcpu, msr: u32, value: u64) -> Option<Ended> {
+        let Self { locals, ioapic, .. } = self;
+        let local = locals.get_mut(usize::from(vcpu.0))?;
+        local.lapic.is_msr_eoi(msr, value).then(|| local.end_interrupt(ioapic))
     }
 
     #[inline(never)]

@@ -13,6 +13,9 @@
 //! bell rung leaves it at that: the answer to it is still to come, and it is a read-modify-write of the same word, so it
 //! takes this request too, and the look that follows sees what was changed before the ring. And while a bell is unanswered
 //! nobody interrupts twice.
+//!
+//! An EOI that found nothing waiting has looked before the answer instead. That will do as long as the answer is that nobody asked:
+//! what the look was too early for was rung after it, and a ring that the answer was too early for interrupts.
 
 use crate::sync::{AtomicU32, Ordering};
 

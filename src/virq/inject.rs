@@ -109,6 +109,12 @@ impl Offer {
         if offer_stands { None } else { offered }
     }
 
+    /// Whether a vector that was interrupted on its way waits to be delivered.
+    #[inline]
+    pub(super) const fn holds_undelivered(&self) -> bool {
+        self.undelivered.is_some()
+    }
+
     /// The next entry from the vector that waits, if that decides it: nothing was interrupted, and no non-maskable interrupt
     /// waits. Nearly every entry.
     #[inline(always)]

@@ -17,10 +17,10 @@
 //! # And back to an EOI
 //!
 //! ```text
-//! lapic_write or write_msr            the highest vector leaves ISR; TMR says whether the IO-APIC is told
+//! eoi_page or eoi_msr                 the highest vector leaves ISR; TMR says whether the IO-APIC is told
 //!   VirtualIoapic::eoi                Remote IRR down on the pins accepted with that vector -> PinSet
-//! (run loop completes their lines)    which may deassert the pins
-//! settle(pin)                         still asserted: delivered again
+//! lower_pin(pin, ..)                  the run loop completes their lines, which deassert the pins
+//! settle(pin)                         somebody else still asserts it: delivered again
 //! ```
 //!
 //! # What holds
@@ -47,7 +47,7 @@ mod vectors;
 mod vioapic;
 mod vlapic;
 
-pub use self::chips::{MAX_VCPUS, Outcome, Rest, Settled, Vcpu, VcpuSet, VirtualChips};
+pub use self::chips::{Ended, MAX_VCPUS, Outcome, Rest, Settled, Vcpu, VcpuSet, VirtualChips};
 pub use self::doorbell::{Doorbell, Requests};
 pub use self::inject::{Event, Exited, Injection, Interruptibility, Offer, Special, Windows};
 pub use self::message::{Delivery, Destination, Ipi, IpiTarget, Message};
@@ -56,5 +56,5 @@ pub use self::pins::{Contributor, PinSet, Pins};
 pub use self::vioapic::{Completion, Effect as IoapicEffect, PINS, RteChanged, VirtualIoapic};
 pub use self::vlapic::{
     ApicMode, Effect as LapicEffect, Eoi, GeneralProtection, LapicModel, MMIO_BYTES as LAPIC_MMIO_BYTES,
-    VirtualLapic,
+    MMIO_EOI as LAPIC_MMIO_EOI, VirtualLapic,
 };

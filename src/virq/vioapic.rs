@@ -11,6 +11,7 @@
 
 use super::message::{Delivery, Destination, Message};
 use super::pins::{Contributor, PinSet};
+use super::vlapic::Eoi;
 use crate::ioapic::{
     MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_ARBITRATION, REG_ID, REG_RTE_BASE, REG_VERSION, Rte,
 };
@@ -184,6 +185,20 @@ impl VirtualIoapic {
         }
     }
 
+    /// `contributor` deasserts the pin, as what it was asserted for is completed. If that was the last one, and the EOI of the level
+    /// has come, the level is [`completed`](Self::completed) herewith. Whether it is.
+    #[inline]
+    pub fn lower(&mut self, pin: Pin, contributor: Contributor) -> bool {
+        let Some(state) = self.pins.get_mut(usize::from(pin.0)) else { return false };
+        state.contributions &= !contributor.bit();
+        let over =
+            state.contributions == 0 && !self.in_service.contains(pin) && self.uncompleted.contains(pin);
+        if over {
+            self.uncompleted.remove(pin);
+        }
+        over
+    }
+
     /// What the pin would send now: a level while asserted and the last one completed, an edge that was latched.
     #[inline]
     pub fn pending(&self, pin: Pin) -> Option<Message> {
@@ -233,6 +248,12 @@ impl VirtualIoapic {
         }
         self.in_service = self.in_service.without(completed);
         completed
+    }
+
+    /// A local APIC's interrupt was ended: the pins that hear of it, see [`eoi`](Self::eoi).
+    #[inline]
+    pub fn hear(&mut self, eoi: Eoi) -> PinSet {
+        if eoi.broadcast { self.eoi(eoi.vector.get()) } else { PinSet::EMPTY }
     }
 
     /// What is behind the pin was completed after its EOI. If the pin is still asserted, that is a new level.

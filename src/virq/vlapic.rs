@@ -12,7 +12,7 @@ mod tests;
 mod timer;
 
 pub use self::base::ApicMode;
-pub use self::registers::MMIO_BYTES;
+pub use self::registers::{MMIO_BYTES, MMIO_EOI};
 
 use self::base::ApicBase;
 use self::timer::Timer;
@@ -288,7 +288,7 @@ impl VirtualLapic {
 
     /// A message arrives at this chip; whether it was addressed is not asked again. Returns whether it was
     /// taken: a sender that must not lose it (an IO-APIC pin) keeps it otherwise.
-    #[inline]
+    #[inline(always)]
     pub fn receive(&mut self, delivery: Delivery, trigger: TriggerMode) -> bool {
         match delivery {
             Delivery::Fixed(raw) | Delivery::LowestPriority(raw) => match Vector::new(raw) {

@@ -4,8 +4,8 @@
 use levelhead::ioapic::{MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_RTE_BASE};
 use levelhead::irq::{Pin, Vector};
 use levelhead::virq::{
-    ApicMode, Contributor, Event, Exited, Interruptibility, LapicModel, Outcome, PINS, PinSet, Vcpu,
-    VirtualChips,
+    ApicMode, Contributor, Ended, Event, Exited, Injection, Interruptibility, LapicModel, Outcome, PINS,
+    PinSet, Vcpu, VirtualChips,
 };
 
 use crate::dice::{Dice, fuzz};
@@ -49,6 +49,14 @@ fn cpus() -> impl Iterator<Item = Vcpu> {
 
 fn pins() -> impl Iterator<Item = Pin> {
     (0..PINS).map(Pin)
+}
+
+/// What an EOI leaves, as any write would; and where it says that nothing waits, the next entry carries nothing.
+fn left(chips: &mut Chips, vcpu: Vcpu, Ended { completed, quiet }: Ended) -> Outcome {
+    if quiet {
+        assert_eq!(chips.before_entry(vcpu, Interruptibility::default), Injection::default());
+    }
+    Outcome { completed, ..Outcome::default() }
 }
 
 /// A register by number, in whichever way the mode offers; `None` when the chip is off.
@@ -155,6 +163,8 @@ struct World {
     before: [Option<Lapic>; CPUS as usize],
     /// What each CPU was about to deliver when it exited.
     interrupted: [Option<u8>; CPUS as usize],
+    /// What can be done in two ways was done last in the direct one.
+    direct: bool,
 }
 
 impl World {
@@ -165,6 +175,7 @@ impl World {
             accepted: [None; PINS as usize],
             before: [None; CPUS as usize],
             interrupted: [None; CPUS as usize],
+            direct: false,
         };
         for vcpu in cpus() {
             world.lapic_write(vcpu, u64::from(SVR) << 4, 4, ENABLED);
@@ -185,17 +196,36 @@ impl World {
 
     // What a guest does.
 
+    /// Whether an EOI takes its direct way this time, or that of any write.
+    fn by_turns(&mut self) -> bool {
+        self.direct = !self.direct;
+        self.direct
+    }
+
     fn lapic_write(&mut self, vcpu: Vcpu, offset: u64, bytes: u8, value: u64) {
         let eoi = offset == u64::from(EOI) << 4 && bytes >= 4 && self.mode(vcpu) == Some(ApicMode::XApic);
-        let outcome = |chips: &mut Chips, now| chips.lapic_write(vcpu, offset, bytes, value, now);
+        let direct = eoi && self.by_turns();
+        let outcome = |chips: &mut Chips, now| {
+            let ended = if direct { chips.eoi_page(vcpu, bytes) } else { None };
+            assert_eq!(ended.is_some(), direct);
+            ended
+                .map(|ended| left(chips, vcpu, ended))
+                .unwrap_or_else(|| chips.lapic_write(vcpu, offset, bytes, value, now))
+        };
         self.local_write(vcpu, eoi, outcome);
     }
 
     fn msr_write(&mut self, vcpu: Vcpu, msr: u32, value: u64) {
         let before = format!("{:?}", self.chips);
         let eoi = msr == X2APIC + u32::from(EOI) && value == 0 && self.mode(vcpu) == Some(ApicMode::X2Apic);
+        let direct = self.by_turns();
         let mut refused = false;
         let outcome = |chips: &mut Chips, now| {
+            let ended = if direct { chips.eoi_msr(vcpu, msr, value) } else { None };
+            assert_eq!(ended.is_some(), direct && eoi);
+            if let Some(ended) = ended {
+                return left(chips, vcpu, ended);
+            }
             let result = chips.write_msr(vcpu, msr, value, now);
             refused = result.is_err();
             result.unwrap_or_default()
@@ -299,6 +329,9 @@ impl World {
         if asserted {
             let settled = self.chips.assert_pin(pin, contributor);
             assert!(!settled.completion_due || !settled.takers.is_empty());
+        } else if self.by_turns() {
+            // Nothing is between an EOI and its completion here, and what is in service stays so.
+            assert!(!self.chips.lower_pin(pin, contributor));
         } else {
             self.chips.deassert_pin(pin, contributor);
         }

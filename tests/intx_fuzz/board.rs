@@ -63,6 +63,8 @@ pub(crate) struct Board {
     /// By partition.
     pub(crate) chips: Vec<VirtualChips>,
     pub(crate) clock: u64,
+    /// The pin that was lowered last went low for good.
+    pub(crate) silent: bool,
 }
 
 /// The number of the first line's global system interrupt, and its vector.
@@ -164,7 +166,7 @@ impl LineIo for Board {
         if let Notifier::Pin { partition, vpin } = target {
             let (source, partition) = (usize::from(source.0), usize::from(partition));
             assert!(self.holds(source, partition, vpin), "source {source} does not hold {target} high");
-            self.chips[partition].deassert_pin(vpin, contributor(source));
+            self.silent = self.chips[partition].lower_pin(vpin, contributor(source));
         }
     }
 

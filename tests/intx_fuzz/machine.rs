@@ -19,7 +19,6 @@ pub(crate) const PINS: u8 = 2;
 const FIRST_PIN: u8 = 4;
 const FIRST_VECTOR: u8 = 0x50;
 /// Registers of the local APIC.
-const LAPIC_EOI: u64 = 0xb0;
 const LAPIC_SVR: u64 = 0xf0;
 const LAPIC_ICR: u64 = 0x300;
 const LAPIC_ICR_HIGH: u64 = 0x310;
@@ -249,6 +248,7 @@ pub(crate) fn machine(setup: &Setup, body: impl FnOnce(&mut Machine<'_>)) {
         lines: (0..setup.lines).map(line).collect(),
         chips: (0..setup.partitions).map(|p| VirtualChips::new(vcpus(p) as u8, model)).collect(),
         clock: 0,
+        silent: false,
     };
     for (source, &(line, owner, _, movable)) in setup.sources.iter().enumerate() {
         let info = SourceInfo { owner: (!movable).then_some(owner as u8), bdf: source as u16 };
@@ -430,8 +430,8 @@ impl<'t> Machine<'t> {
             }
             Op::Eoi(_) => {
                 self.cpus[cpu].handlers.pop();
-                let outcome = self.board.chips[partition].lapic_write(vcpu, LAPIC_EOI, 4, 0, 0);
-                self.follow(cpu, outcome);
+                let ended = self.board.chips[partition].eoi_page(vcpu, 4);
+                self.done(cpu, ended.expect("xAPIC mode").completed);
             }
             Op::Priority(_, priority) => {
                 let priority = u64::from(priority % 16);
@@ -468,8 +468,8 @@ impl<'t> Machine<'t> {
             }
             Op::Mask(..) => self.set_reasons(cpu, source, MaskReasons::OPERATOR, true),
             Op::Unmask(..) => {
-                if let Service::InService { target: target @ Notifier::Poll { .. }, .. } =
-                    self.report(source).state.service
+                if let Service::InService(addressee) = self.report(source).state.service
+                    && let target @ Notifier::Poll { .. } = addressee.target()
                 {
                     let deliveries = self.table.complete_counter(id, target, &mut self.board);
                     self.deliver(cpu, deliveries);
@@ -630,7 +630,14 @@ impl<'t> Machine<'t> {
                 self.first(cpu, todo);
             }
             Todo::Complete(source, from) => {
-                let deliveries = self.table.complete(SourceId(source as u8), from, &mut self.board);
+                let mut deliveries = Deliveries::none();
+                self.board.silent = false;
+                self.table.complete(SourceId(source as u8), from, &mut self.board, &mut deliveries);
+                if self.board.silent {
+                    // The pin went low for good, so the rest of its completion falls away.
+                    let rest = self.cpus[cpu].todo.iter().position(|todo| matches!(todo, Todo::Settle(..)));
+                    rest.and_then(|rest| self.cpus[cpu].todo.remove(rest));
+                }
                 self.deliver(cpu, deliveries);
             }
             Todo::VirtualRte { source, pin, masked } => {

@@ -42,7 +42,9 @@ impl Machine<'_> {
                     .unwrap_or_else(|imbalance| panic!("{imbalance}: {}", report.account));
                 let target = match service {
                     Service::Idle => None,
-                    Service::InService { target, .. } | Service::AwaitUnmask { target, .. } => Some(target),
+                    Service::InService(addressee) | Service::AwaitUnmask(addressee) => {
+                        Some(addressee.target())
+                    }
                     Service::Notifying(_) => panic!("source {source}: a transition was left half done"),
                 };
                 // The reasons are those that somebody has.

@@ -232,7 +232,8 @@ impl<'t> World<'t> {
                     let from = pin(number as u8);
                     assert!(self.table.listeners(0, Pin(number as u8)).any(|listener| listener == source));
                     self.expect_eoi(usize::from(source.0), from);
-                    let deliveries = self.table.complete(source, from, &mut self.board);
+                    let mut deliveries = Deliveries::none();
+                    self.table.complete(source, from, &mut self.board, &mut deliveries);
                     self.keep(deliveries);
                 }
             }
@@ -254,7 +255,9 @@ impl<'t> World<'t> {
                 if self.expected[source].serving.is_some_and(|(target, _)| target == from) {
                     return false;
                 }
-                assert!(self.table.complete(SourceId(source as u8), from, &mut self.board).is_empty());
+                let mut deliveries = Deliveries::none();
+                self.table.complete(SourceId(source as u8), from, &mut self.board, &mut deliveries);
+                assert!(deliveries.is_empty());
             }
             Op::Mask(source, reasons) => {
                 let changes = !self.expected[source].given.contains(reasons);
@@ -478,8 +481,8 @@ impl<'t> World<'t> {
             );
             let serving = match report.state.service {
                 Service::Idle => None,
-                Service::InService { target, .. } => Some((target, false)),
-                Service::AwaitUnmask { target, .. } => Some((target, true)),
+                Service::InService(addressee) => Some((addressee.target(), false)),
+                Service::AwaitUnmask(addressee) => Some((addressee.target(), true)),
                 Service::Notifying(_) => panic!("a transition was left half done"),
             };
             assert_eq!(serving, expected.serving, "source {source}");

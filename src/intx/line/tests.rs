@@ -1,6 +1,7 @@
 //! The line's rules one by one: single steps, no chip, no slot.
 
 use super::*;
+use crate::intx::Parity;
 use crate::irq::Pin;
 
 const A: Notifier = Notifier::Pin { partition: 0, vpin: Pin(21) };
@@ -49,8 +50,13 @@ fn sample(line: &mut Line, sample: Sample) -> Effects {
     line.step(Event::Sampled { sharer: S, sample })
 }
 
+/// Whose level on which pin is to be lowered.
+fn lowered(effects: &Effects) -> Option<(Sharer, Notifier)> {
+    effects.lower.map(|(sharer, addressee)| (sharer, addressee.target()))
+}
+
 fn notified(line: &mut Line, target: Notifier, parity: Parity) -> Effects {
-    line.step(Event::Notified { sharer: S, target, parity })
+    line.step(Event::Notified { sharer: S, addressee: Addressee::new(target, parity) })
 }
 
 /// A line with one source whose delivery to A is in service, in the odd epoch.
@@ -192,7 +198,7 @@ fn the_pin_is_lowered_at_completion_and_the_line_gate_opened() {
     for gate in LINE_GATES {
         let mut line = serving(gate);
         let effects = eoi(&mut line);
-        assert_eq!(effects.lower, Some((S, A)));
+        assert_eq!(lowered(&effects), Some((S, A)));
         assert_eq!(effects.unmask_rte || effects.directed_eoi, !line.state().is_closed(S));
         assert!(!line.state().is_closed(S));
         assert_eq!(ledger(&line).completed.eoi, 1);
@@ -203,7 +209,7 @@ fn the_pin_is_lowered_at_completion_and_the_line_gate_opened() {
 fn a_function_that_still_asserts_is_delivered_again_without_opening() {
     let mut line = serving(Gate::Function);
     let effects = eoi(&mut line);
-    assert_eq!((effects.lower, effects.sample), (Some((S, A)), SharerSet::only(S)));
+    assert_eq!((lowered(&effects), effects.sample), (Some((S, A)), SharerSet::only(S)));
     assert!(effects.clear_disintx.is_empty());
     let effects = sample(&mut line, Sample::High);
     assert_eq!(effects.notify, SharerSet::only(S));
@@ -253,7 +259,7 @@ fn i13_a_completion_never_undoes_the_mask_of_another() {
             let mut line = serving(gate);
             assert!(mask(&mut line, reason).changed);
             let effects = eoi(&mut line);
-            assert_eq!(effects.lower, Some((S, A)));
+            assert_eq!(lowered(&effects), Some((S, A)));
             assert!(!effects.unmask_rte && effects.clear_disintx.is_empty() && effects.sample.is_empty());
             assert!(line.state().is_closed(S), "{gate}, {reason}");
             assert_eq!(reasons(&line), reason);
@@ -303,7 +309,7 @@ fn i38_an_eoi_under_a_masked_virtual_rte_completes_at_the_unmask() {
         assert_eq!(effects.lower, None, "the pin stays high");
         assert!(line.state().is_closed(S));
         let effects = virtual_rte(&mut line, false);
-        assert_eq!(effects.lower, Some((S, A)));
+        assert_eq!(lowered(&effects), Some((S, A)));
         assert_eq!(ledger(&line).completed.eoi, 1);
         assert_eq!(effects.sample.contains(S), gate == Gate::Function);
     }
@@ -317,7 +323,7 @@ fn i38_unmasking_the_virtual_rte_in_service_completes_nothing() {
     assert_eq!(effects.lower, None);
     assert!(!effects.unmask_rte);
     assert_eq!(reasons(&line), MaskReasons::IN_SERVICE);
-    assert_eq!(eoi(&mut line).lower, Some((S, A)));
+    assert_eq!(lowered(&eoi(&mut line)), Some((S, A)));
 }
 
 #[test]
@@ -419,13 +425,13 @@ fn i5_a_replacement_ends_what_the_old_epoch_had_in_service() {
     for gate in LINE_GATES {
         let mut line = serving(gate);
         let effects = retire(&mut line, B, Parity::Odd);
-        assert_eq!(effects.lower, Some((S, A)));
+        assert_eq!(lowered(&effects), Some((S, A)));
         assert!(!line.state().is_closed(S), "the wire tells the rest");
         assert_eq!(ledger(&line).completed.handover, 1);
     }
     let mut line = serving(Gate::Function);
     let effects = retire(&mut line, B, Parity::Odd);
-    assert_eq!((effects.lower, effects.sample), (Some((S, A)), SharerSet::only(S)));
+    assert_eq!((lowered(&effects), effects.sample), (Some((S, A)), SharerSet::only(S)));
     assert_eq!(sample(&mut line, Sample::High).notify, SharerSet::only(S));
 }
 
@@ -438,7 +444,7 @@ fn i4_a_delivery_of_the_new_epoch_is_left_alone() {
     let effects = retire(&mut line, B, Parity::Odd);
     assert_eq!(effects.lower, None);
     assert_eq!(reasons(&line), MaskReasons::IN_SERVICE);
-    assert_eq!(line.step(Event::Eoi { sharer: S, from: B }).lower, Some((S, B)));
+    assert_eq!(lowered(&line.step(Event::Eoi { sharer: S, from: B })), Some((S, B)));
 }
 
 #[test]
@@ -593,7 +599,7 @@ fn events_for_places_that_are_not_taken_change_nothing() {
     let before = line.clone();
     for event in [
         Event::Sampled { sharer, sample: Sample::High },
-        Event::Notified { sharer, target: A, parity: Parity::Even },
+        Event::Notified { sharer, addressee: Addressee::new(A, Parity::Even) },
         Event::Eoi { sharer, from: A },
         Event::VirtualRte { sharer, pin: A, masked: true },
         Event::Mask { sharer, reasons: MaskReasons::all() },

@@ -84,6 +84,18 @@ fn replace(table: &LineTable, control: Control, source: SourceId, new: Notifier,
     replacement.control
 }
 
+/// An EOI from a pin, and what was waiting.
+fn complete<'t>(
+    table: &'t LineTable,
+    source: SourceId,
+    from: Notifier,
+    io: &mut impl LineIo,
+) -> Deliveries<'t> {
+    let mut deliveries = Deliveries::none();
+    table.complete(source, from, io, &mut deliveries);
+    deliveries
+}
+
 /// What is to be delivered after `vector`, if a line has it.
 fn asserted<'t>(table: &'t LineTable, vector: Vector, io: &mut impl LineIo) -> Option<Deliveries<'t>> {
     let mut deliveries = Deliveries::none();
@@ -141,12 +153,12 @@ fn t8_i46_an_eoi_that_overtakes_its_delivery_completes_nothing() {
     let mut deliveries = asserted(&table, vector(0x51), io).unwrap();
     let delivery = deliveries.next().unwrap();
     io.pins_are_low = true;
-    assert!(table.complete(source, pin(0, 21), io).is_empty());
+    assert!(complete(&table, source, pin(0, 21), io).is_empty());
     let report = table.source_report(source).unwrap();
     assert!(report.account.in_service && io.lowered.is_empty());
     assert_eq!((report.account.ledger.stale_eois, io.rte_masked), (1, Some(true)));
     io.pins_are_low = false;
-    assert!(table.complete(source, pin(0, 21), io).is_empty());
+    assert!(complete(&table, source, pin(0, 21), io).is_empty());
     drop(delivery);
     assert_eq!((io.lowered.as_slice(), io.rte_masked), ([(source, pin(0, 21))].as_slice(), Some(false)));
 }
@@ -214,7 +226,7 @@ fn a_poll_counter_is_notified_and_completed_like_a_pin() {
         asserted(&table, vector(0x51), io).unwrap().map(|delivery| delivery.target()).collect();
     assert_eq!(targets, [poll]);
     assert_eq!(io.rte_masked, Some(true));
-    assert!(table.complete(source, poll, io).is_empty());
+    assert!(complete(&table, source, poll, io).is_empty());
     assert_eq!(io.rte_masked, Some(false));
 }
 
@@ -232,7 +244,7 @@ fn numbers_that_name_nothing_are_refused_or_do_nothing() {
         let (back, error) = table.replace(control, stranger, pin(0, 0), Completion::Handover).unwrap_err();
         assert_eq!(error, ReplaceError::NoSuchSource);
         control = back;
-        assert!(table.complete(stranger, pin(0, 0), io).is_empty());
+        assert!(complete(&table, stranger, pin(0, 0), io).is_empty());
         assert!(table.loopback(stranger, io).is_empty());
         assert!(!table.mask(stranger, MaskReasons::OPERATOR, io));
         assert!(!table.unmask(stranger, MaskReasons::OPERATOR, io).0);
@@ -332,7 +344,7 @@ fn i30_gates_close_before_a_pin_is_lowered_and_open_afterwards() {
         let control = replace(&table, control, source, pin(0, 21), io);
         table.loopback(source, io).for_each(drop);
         io.done.clear();
-        assert!(table.complete(source, pin(0, 21), io).is_empty());
+        assert!(complete(&table, source, pin(0, 21), io).is_empty());
         assert_eq!(io.done, [Done::Lower, Done::Open], "{gate}: completed");
 
         let _ = asserted(&table, vector(0x51), io);
@@ -372,7 +384,7 @@ fn n6_a_vector_finds_its_line_with_a_storm_budget_and_the_budget_counts() {
     for (source, raw, delivered) in [(plain, 0x51, 5), (limited, 0x61, 2)] {
         for _ in 0..5 {
             for delivery in asserted(&table, vector(raw), io).unwrap() {
-                assert!(table.complete(source, delivery.target(), io).is_empty());
+                assert!(complete(&table, source, delivery.target(), io).is_empty());
             }
         }
         assert_eq!(table.source_report(source).unwrap().account.ledger.delivered, delivered);
@@ -403,7 +415,7 @@ fn a_poll_counter_is_notified_once_until_its_owner_says_that_it_is_done() {
         assert_eq!(io.rte_masked, Some(true));
         // Nobody's EOI, and no other counter, is meant.
         for other in [pin(0, 21), Notifier::Poll { counter: 1 }, Notifier::None] {
-            assert!(table.complete(source, other, io).is_empty());
+            assert!(complete(&table, source, other, io).is_empty());
             assert!(table.complete_counter(source, other, io).is_empty());
         }
         assert_eq!(io.rte_masked, Some(true));
@@ -517,7 +529,7 @@ fn i43_t11_a_thousand_deaths_in_service_leave_nothing_and_the_sharer_misses_noth
                 io.asserts[1] = true;
                 assert_eq!(take_all(&table, io), [0, 1], "life {life}");
                 io.asserts[1] = false;
-                assert!(table.complete(neighbour, pin(1, 5), io).is_empty());
+                assert!(complete(&table, neighbour, pin(1, 5), io).is_empty());
                 io.lowered -= 1;
             }
             // Its next life has its pin masked, so nothing comes of an open source.
@@ -597,11 +609,11 @@ fn hand_over(gate: Gate, when: Moment) -> [u32; 2] {
         asserted(&table, vector(0x51), io).unwrap().for_each(|delivery| count(&delivery));
     }
     // The EOI of the old owner's guest comes late, and completes nothing.
-    assert!(table.complete(source, pin(0, 5), io).is_empty());
+    assert!(complete(&table, source, pin(0, 5), io).is_empty());
     assert_eq!(table.listeners(0, Pin(5)).count(), 0);
-    assert!(matches!(table.source_report(source).unwrap().state.service, Service::InService { .. }));
+    assert!(matches!(table.source_report(source).unwrap().state.service, Service::InService(_)));
     io.asserts[0] = false;
-    assert!(table.complete(source, pin(1, 7), io).is_empty());
+    assert!(complete(&table, source, pin(1, 7), io).is_empty());
     let account = table.source_report(source).unwrap().account;
     account.balance().unwrap();
     assert_eq!(account.ledger.completed.handover, u64::from(when != Moment::Accepted));

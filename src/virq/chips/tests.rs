@@ -75,12 +75,11 @@ impl<const N: usize> Machine<N> {
     fn complete(&mut self, pins: PinSet) {
         for pin in pins {
             self.completed.push(pin.0);
-            self.chips.deassert_pin(pin, LINE);
+            let silent = self.chips.lower_pin(pin, LINE);
             if self.wire == Some(pin) {
                 self.assert(pin, LINE);
             }
-            let settled = self.chips.settle(pin);
-            if settled.completion_due {
+            if !silent && self.chips.settle(pin).completion_due {
                 self.complete(PinSet::of(pin));
             }
         }
@@ -104,8 +103,14 @@ impl<const N: usize> Machine<N> {
     }
 
     fn eoi(&mut self, vcpu: Vcpu) {
-        let x2apic = self.chips.lapic(vcpu).unwrap().mode() == ApicMode::X2Apic;
-        if x2apic { self.msr(vcpu, 0x80b, 0) } else { self.lapic(vcpu, 0xb0, 0) }
+        let ended = self.chips.eoi_msr(vcpu, 0x80b, 0).or_else(|| self.chips.eoi_page(vcpu, 4));
+        if let Some(Ended { completed, quiet }) = ended {
+            if quiet {
+                let next = self.chips.before_entry(vcpu, Interruptibility::default);
+                assert_eq!(next, Injection::default(), "the EOI said that nothing waits");
+            }
+            self.complete(completed);
+        }
     }
 
     fn ioapic(&mut self, index: u8, value: u32) {
@@ -487,7 +492,7 @@ fn t9_both_halves_rewritten_in_service_complete_exactly_once() {
 #[test]
 fn t9_an_entry_written_between_an_eoi_and_its_completion_sends_nothing() {
     fn handler(machine: &mut Machine<2>, vcpu: Vcpu, _: usize) {
-        let outcome = machine.chips.lapic_write(vcpu, 0xb0, 4, 0, 0);
+        let outcome = machine.chips.eoi_page(vcpu, 4).unwrap();
         assert!(!machine.remote_irr(PIN), "the guest sees that its EOI has arrived");
         machine.redirect_high(PIN, 1);
         machine.redirect_low(PIN, LEVEL | 0x61);
@@ -503,6 +508,61 @@ fn t9_an_entry_written_between_an_eoi_and_its_completion_sends_nothing() {
     machine.assert(PIN, LINE);
     machine.run();
     assert_eq!((machine.taken, machine.completed), (vec![(0, 0x51), (1, 0x61)], vec![PIN.0, PIN.0]));
+}
+
+/// A line may be completed without the guest's EOI, whose CPU still services the level: that it is not asserted any more does
+/// not end it. What is asserted next waits for the EOI, and the EOI for its completion.
+#[test]
+fn t9_a_pin_that_goes_low_before_its_eoi_sends_nothing_until_then() {
+    fn handler(machine: &mut Machine<1>, vcpu: Vcpu, before: usize) {
+        if before == 0 {
+            assert!(!machine.chips.lower_pin(PIN, LINE), "the EOI is still to come");
+            machine.assert(PIN, LINE);
+            assert_eq!(machine.chips.before_entry(vcpu, Interruptibility::default), Injection::default());
+        }
+        let ended = machine.chips.eoi_page(vcpu, 4).unwrap();
+        assert!(machine.chips.lower_pin(PIN, LINE), "nothing is left of the level");
+        assert!(ended.completed.contains(PIN) && ended.quiet);
+    }
+    let mut machine = Machine::<1>::new(handler);
+    for round in 1..=2 {
+        machine.redirect_low(PIN, LEVEL | 0x51);
+        machine.assert(PIN, LINE);
+        machine.run();
+        assert_eq!(machine.taken.len(), round);
+    }
+}
+
+/// An EOI that says that nothing waits spares its CPU the look before the next entry.
+#[test]
+fn t8_an_eoi_tells_whatever_waits_behind_it() {
+    const LOW: u8 = 0x31;
+    let ended = |arrives: fn(&mut VirtualChips)| {
+        let mut chips = VirtualChips::new(2, MODEL);
+        for vcpu in [BOOT, Vcpu(1)] {
+            let _enabled = chips.lapic_write(vcpu, 0xf0, 4, 0x1ff, 0);
+        }
+        let _sent = chips.lapic_write(BOOT, 0x300, 4, 0x4_0071, 0);
+        assert_eq!(chips.before_entry(BOOT, Interruptibility::default).offer, Vector::new(0x71));
+        chips.after_exit(BOOT, Exited { offer_stands: false, interrupted: None });
+        arrives(&mut chips);
+        chips.eoi_page(BOOT, 4).unwrap().quiet
+    };
+    assert!(ended(|_| {}));
+    // Of a class below the one in service, which until the EOI it cannot interrupt.
+    assert!(!ended(|chips| {
+        let _sent = chips.lapic_write(BOOT, 0x300, 4, 0x4_0000 | u64::from(LOW), 0);
+        assert_eq!(chips.before_entry(BOOT, Interruptibility::default).offer, None);
+    }));
+    // A non-maskable interrupt, of another CPU.
+    assert!(!ended(|chips| {
+        let _sent = chips.lapic_write(Vcpu(1), 0x310, 4, 0, 0);
+        let _sent = chips.lapic_write(Vcpu(1), 0x300, 4, 0x4400, 0);
+    }));
+    // One that an exit interrupted on its way to the guest.
+    assert!(!ended(|chips| {
+        chips.after_exit(BOOT, Exited { offer_stands: false, interrupted: Vector::new(0x71) });
+    }));
 }
 
 /// Who still asserts a pin when one of its levels is completed is delivered then, and not before.

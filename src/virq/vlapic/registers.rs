@@ -17,6 +17,8 @@ use crate::irq::{TriggerMode, Vector};
 
 /// The size of the register page, in bytes.
 pub const MMIO_BYTES: u64 = 0x1000;
+/// The offset of the EOI register in the page.
+pub const MMIO_EOI: u64 = (EOI as u64) << 4;
 
 const MSR_APIC_BASE: u32 = 0x1b;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
@@ -110,10 +112,10 @@ const fn low_bytes(bytes: u8) -> u64 {
 }
 
 impl VirtualLapic {
-    /// Whether a write to the page is one to the EOI register, by far the most frequent one.
+    /// Whether a write of so many bytes at the EOI register's place in the page is an EOI.
     #[inline]
-    pub(in crate::virq) fn is_mmio_eoi(&self, offset: u64, bytes: u8) -> bool {
-        offset == u64::from(EOI) << 4 && bytes >= 4 && self.mode() == ApicMode::XApic
+    pub(in crate::virq) fn takes_mmio_eoi(&self, bytes: u8) -> bool {
+        bytes >= 4 && self.mode() == ApicMode::XApic
     }
 
     /// Whether a write to an MSR is a legal one to the EOI register.
