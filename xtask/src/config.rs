@@ -19,7 +19,7 @@ use levelhead::addr::HostPhys;
 use levelhead::config::{
     self, Config, Console, Device, EXIT_PORT_BYTES, Image, ImageIndex, KeyPath, MAX_GSIS,
     MAX_IMAGE_NAME_BYTES, MAX_IMAGES, MAX_MEMORY_END, MIN_MEMORY_AT, MaskPolicy, Module, Partition, Rule,
-    Standby, VIRTUAL_PINS,
+    Standby, Step, VIRTUAL_PINS,
 };
 use levelhead::guest::{self, GuestMemory, HOLE_START};
 use levelhead::irq::{CpuId, Gsi, Pin};
@@ -119,7 +119,10 @@ pub fn load(path: &Path, guests: Guests<'_>) -> Result<LoadedConfig, Problems> {
         if nameless && matches!(violation.rule, Rule::StandbyMissing(_)) {
             continue;
         }
-        let remedy = violation.rule.remedy().to_string();
+        let remedy = match &violation.rule {
+            Rule::StandbyMissing(name) => standby_remedy(&config, &violation.path, name),
+            rule => rule.remedy().to_string(),
+        };
         reader.broken(
             &violation.path,
             Mistake::new(violation.rule.message(), violation.rule.to_string(), remedy),
@@ -143,6 +146,21 @@ pub fn load(path: &Path, guests: Guests<'_>) -> Result<LoadedConfig, Problems> {
     reader.finish()?;
     let positions = reader.positions();
     Ok(LoadedConfig { config, images: images.files, path: path.to_owned(), positions })
+}
+
+/// What is to be done about a `standby`, at `path`, that is no partition's name: who is meant, or who there is.
+fn standby_remedy(config: &Config, path: &KeyPath, name: &str) -> String {
+    let own = path.steps().get(1);
+    let others = config.partitions.iter().enumerate().filter(|(index, _)| own != Some(&Step::Index(*index)));
+    let others: Vec<&str> = others.map(|(_, partition)| partition.name.as_str()).collect();
+    if let Some(meant) = nearest(name, others.iter().copied()) {
+        return format!("did you mean {meant:?}?");
+    }
+    match others.as_slice() {
+        [] => "add a second partition, or leave `standby` out".to_owned(),
+        [only] => format!("name {only:?}, the only other partition"),
+        others => format!("name one of {}", others.join(", ")),
+    }
 }
 
 /// The text of the configuration file at `path`.

@@ -612,10 +612,10 @@ fn with_article(noun: &str) -> String {
     format!("{article} {noun}")
 }
 
-/// Whether `written` is `known` with `_` for `-`, or with one letter more, less, other or swapped with the next.
+/// Whether `written` is `known` but for capitals and for `_` and `-`, or with one letter more, less, other or swapped with the next.
 fn is_misspelt(written: &str, known: &str) -> bool {
-    let written: Vec<char> = written.to_lowercase().replace('_', "-").chars().collect();
-    let known: Vec<char> = known.chars().collect();
+    let [written, known] =
+        [written, known].map(|text| text.to_lowercase().replace('_', "-").chars().collect::<Vec<_>>());
     let same = written.iter().zip(&known).take_while(|(a, b)| a == b).count();
     let (a, b) = (&written[same..], &known[same..]);
     match (a, b) {

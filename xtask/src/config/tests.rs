@@ -851,9 +851,27 @@ fn a_name_that_cannot_be_read_makes_no_standby_wrong() {
     assert_eq!(
         errors(&(first + &second("name = 'third'"))),
         [
-            "9:11: ERROR Config/standby-missing: partition[0].device[0].standby: there is no partition \"other\"; to do: name one of the file's partitions",
+            "9:11: ERROR Config/standby-missing: partition[0].device[0].standby: there is no partition \"other\"; to do: name \"third\", the only other partition",
         ]
     );
+}
+
+#[test]
+fn a_standby_that_nobody_is_called_is_told_who_there_is() {
+    let remedy = |standby: &str, others: &[&str]| {
+        let first = good_with(&format!("[[partition.device]]\nbdf = '00:03.0'\nstandby = '{standby}'"));
+        let others = others.iter().zip(1..).map(|(name, cpu)| {
+            GOOD.replace("\"demo\"", &format!("'{name}'")).replace("[0]", &format!("[{cpu}]"))
+        });
+        let broken = errors(&(first + &others.collect::<String>()));
+        let [error] = broken.as_slice() else { panic!("{broken:?}") };
+        error.split_once("to do: ").map(|(_, remedy)| remedy.to_owned()).unwrap_or_default()
+    };
+    assert_eq!(remedy("bakcup", &["logging", "backup"]), "did you mean \"backup\"?");
+    assert_eq!(remedy("back-up", &["Back_up"]), "did you mean \"Back_up\"?");
+    assert_eq!(remedy("dem", &["backup"]), "name \"backup\", the only other partition", "not its own");
+    assert_eq!(remedy("other", &["backup", "logging"]), "name one of backup, logging");
+    assert_eq!(remedy("other", &[]), "add a second partition, or leave `standby` out");
 }
 
 #[test]
