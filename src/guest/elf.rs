@@ -115,7 +115,7 @@ impl<'a> Elf<'a> {
             return Ok(None);
         }
         let outside = Problem::OutsideFile { file: file.len() };
-        let cut_off = ImageError::HeaderCutOff(file.len());
+        let cut_off = ImageError::HeaderCutOff { what: "an ELF", bytes: file.len() };
         let class = match byte_at(file, 4).ok_or(cut_off)? {
             1 => &ELF32,
             2 => &ELF64,

@@ -46,8 +46,13 @@ impl fmt::Display for Protocol {
 pub enum ImageError {
     /// It has no bytes.
     Empty,
-    /// It begins as an ELF and ends, after so many bytes, before its header does.
-    HeaderCutOff(usize),
+    /// It begins as what it is and ends before its header does.
+    HeaderCutOff {
+        /// What it begins as.
+        what: &'static str,
+        /// After so many bytes.
+        bytes: usize,
+    },
     /// It is of no format that was looked for.
     Unrecognised {
         /// Whether it is at least an ELF.
@@ -103,8 +108,8 @@ impl fmt::Display for ImageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => f.write_str("not bootable: the file is empty"),
-            Self::HeaderCutOff(bytes) => {
-                write!(f, "not bootable: an ELF that is cut off within its header, after {bytes} bytes")
+            Self::HeaderCutOff { what, bytes } => {
+                write!(f, "not bootable: {what} that is cut off within its header, after {bytes} bytes")
             }
             Self::Unrecognised { elf } => write!(
                 f,

@@ -51,46 +51,46 @@ impl<'a> Header<'a> {
             return Ok(None);
         }
         let outside = Problem::OutsideFile { file: file.len() };
-        let cut_off = |name, offset: usize| Field::Header(name).is(offset as u64, outside);
-        let byte = |name, offset| byte_at(file, offset).ok_or(cut_off(name, offset));
-        let half = |name, offset| u16_at(file, offset).ok_or(cut_off(name, offset));
-        let word = |name, offset| u32_at(file, offset).ok_or(cut_off(name, offset));
-        let long = |name, offset| u64_at(file, offset).ok_or(cut_off(name, offset));
+        let cut_off = ImageError::HeaderCutOff { what: "a Linux bzImage", bytes: file.len() };
+        let byte = |offset| byte_at(file, offset).ok_or(cut_off);
+        let half = |offset| u16_at(file, offset).ok_or(cut_off);
+        let word = |offset| u32_at(file, offset).ok_or(cut_off);
+        let long = |offset| u64_at(file, offset).ok_or(cut_off);
 
-        let boot_flag = half("boot_flag", 0x1fe)?;
+        let boot_flag = half(0x1fe)?;
         if boot_flag != BOOT_FLAG {
             return Err(Field::Header("boot_flag").is(boot_flag, Problem::Expected("0xaa55")));
         }
-        let version = half("version", 0x206)?;
+        let version = half(0x206)?;
         if version < OLDEST_PROTOCOL {
             let problem = Problem::Expected("at least 0x20c: Linux 3.8 or later");
             return Err(Field::Header("version").is(version, problem));
         }
-        let jump = byte("jump", JUMP_OFFSET)?;
+        let jump = byte(JUMP_OFFSET)?;
         if !JUMPS.contains(&jump) {
             let problem = Problem::Expected("0x62 to 0x8e, a header that ends behind init_size");
             return Err(Field::Header("jump").is(jump, problem));
         }
         let end = JUMP_FROM + usize::from(jump);
-        let bytes = file.get(HEADER_START..end).ok_or(cut_off("jump", end))?;
-        let load_flags = byte("loadflags", 0x211)?;
+        let bytes = file.get(HEADER_START..end).ok_or(cut_off)?;
+        let load_flags = byte(0x211)?;
         if load_flags & LOADED_HIGH == 0 {
             let problem = Problem::Expected("bit 0, a bzImage rather than a zImage");
             return Err(Field::Header("loadflags").is(load_flags, problem));
         }
-        let load_flags = half("xloadflags", 0x236)?;
+        let load_flags = half(0x236)?;
         if load_flags & XLF_KERNEL_64 == 0 {
             let problem = Problem::Expected("bit 0, a 64-bit kernel");
             return Err(Field::Header("xloadflags").is(load_flags, problem));
         }
 
-        let sectors = byte("setup_sects", HEADER_START)?;
+        let sectors = byte(HEADER_START)?;
         let setup = if sectors == 0 { DEFAULT_SETUP_SECTORS } else { sectors };
         let start = (u64::from(setup) + 1) * SECTOR_BYTES;
         if start > file.len() as u64 {
             return Err(Field::Header("setup_sects").is(sectors, outside));
         }
-        let paragraphs = word("syssize", 0x1f4)?;
+        let paragraphs = word(0x1f4)?;
         let kernel_bytes = u64::from(paragraphs) * PARAGRAPH_BYTES;
         let kernel =
             part(file, start, kernel_bytes).ok_or(Field::Header("syssize").is(paragraphs, outside))?;
@@ -100,12 +100,12 @@ impl<'a> Header<'a> {
             return Err(Field::Header("syssize").is(paragraphs, problem));
         }
 
-        let init_size = word("init_size", 0x260)?;
+        let init_size = word(0x260)?;
         if u64::from(init_size) < kernel_bytes {
             let problem = Problem::Expected("at least 16 times syssize, which is loaded");
             return Err(Field::Header("init_size").is(init_size, problem));
         }
-        let preferred = long("pref_address", 0x258)?;
+        let preferred = long(0x258)?;
         // The entry point lies below 4 GiB then, where the page tables it is entered with reach.
         let below = preferred.checked_add(u64::from(ENTRY_OFFSET)).is_some_and(|entry| entry < HIGH_START);
         let preferred = u32::try_from(preferred).ok().filter(|_| below).ok_or_else(|| {
@@ -113,8 +113,8 @@ impl<'a> Header<'a> {
         })?;
         Ok(Some(Self {
             bytes,
-            cmdline_most: word("cmdline_size", 0x238)? as usize,
-            initrd_end: u64::from(word("initrd_addr_max", 0x22c)?) + 1,
+            cmdline_most: word(0x238)? as usize,
+            initrd_end: u64::from(word(0x22c)?) + 1,
             kernel,
             preferred,
             init_bytes: init_size.into(),
