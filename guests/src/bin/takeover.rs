@@ -2,6 +2,7 @@
 //!
 //! `do=WORDS`, separated by commas, says what is done one after the other:
 //! * `work`: raises interrupts and serves them until the device is gone;
+//! * `count`: the same without interrupts: its notifier is a counter in memory, which it polls;
 //! * `hang`: the handler of one interrupt leaves the device asserting and spins, with interrupts off, until the device is gone, and
 //!   then for `ticks=N` of the time stamp counter;
 //! * `die`: ends in the handler of an interrupt, with the device asserting; `crash` the same by a triple fault;
@@ -30,7 +31,7 @@
 #![no_main]
 #![expect(unsafe_code, reason = "hypercalls that are to fail, and an end without a way back")]
 
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use guests::cpu::{CpuCell, Mmio, disable_interrupts, enable_interrupts, timestamp};
 use guests::edu::{ACKNOWLEDGE, RAISE};
@@ -80,6 +81,8 @@ static NOTHING: AtomicU32 = AtomicU32::new(0);
 static GONE: AtomicU32 = AtomicU32::new(0);
 /// How many other CPUs find the device gone.
 static BEREFT: AtomicU32 = AtomicU32::new(0);
+/// What is counted where there are no interrupts.
+static COUNTER: AtomicU64 = AtomicU64::new(0);
 /// How many calls were made.
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
@@ -105,7 +108,7 @@ fn main() {
         device.demand_nothing_works();
         say!("begins without it");
         let first = words.split(',').next();
-        if matches!(first, Some("work" | "hang" | "die" | "crash" | "storm")) {
+        if matches!(first, Some("work" | "count" | "hang" | "die" | "crash" | "storm")) {
             return;
         }
     } else {
@@ -119,6 +122,7 @@ fn main() {
     for word in words.split(',') {
         match word {
             "work" => work(device),
+            "count" => count(device),
             "hang" => hang(device),
             "die" => in_handler(device, Handling::Die),
             "crash" => in_handler(device, Handling::Crash),
@@ -291,6 +295,31 @@ fn work(device: Shared) {
     agreed("work", true);
     device.demand_nothing_works();
     say!("work: gone after {} interrupts", FOUND.load(Relaxed));
+}
+
+fn count(device: Shared) {
+    begin(Handling::Serve);
+    device.source.notify_counter(&COUNTER);
+    let mut served = 0;
+    while !device.is_gone() {
+        device.raise();
+        until("count", || COUNTER.load(Relaxed) > served || device.is_gone());
+        if COUNTER.load(Relaxed) > served {
+            served += 1;
+            serve(device);
+            let result = call_at_rest(function::UNMASK, [device.source.0, 0, 0]);
+            check!(matches!(result, Ok(_) | Err(error::NOT_OWNER)), "count: unmasking returns {result:x?}");
+        }
+        core::hint::spin_loop();
+    }
+    let counted = COUNTER.load(Relaxed);
+    check!(counted - served <= 1, "count: {counted} counted, {served} served");
+    wait::a_while();
+    check!(COUNTER.load(Relaxed) == counted, "count: it goes on without the device");
+    check!(ENTRIES.load(Relaxed) == 0, "count: {} interrupts", ENTRIES.load(Relaxed));
+    end("count");
+    device.demand_nothing_works();
+    say!("count: gone after {served} deliveries");
 }
 
 fn hang(device: Shared) {
