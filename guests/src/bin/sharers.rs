@@ -13,7 +13,9 @@
 //! * `do=serve` (all of it), `do=stuck` (the first device is never served nor its interrupt completed, on a pin of its own),
 //!   `do=stuck-line` (the same on a shared pin and line, which then nobody else gets through), `do=storm` (the first
 //!   device is never satisfied), `do=hang` (its handler spins for `ticks=N` of the time stamp counter, with interrupts off and
-//!   the device asserted), `do=die` (the guest ends there);
+//!   the device asserted), `do=die` (the guest ends there), `do=beside` (one device after the other until partition `other=N` (0)
+//!   completes an interrupt of its first source, and `rounds` times at least between each of its ends and its next beginning; it takes
+//!   `control = true` to know);
 //! * `until=told`: it hangs until the second device's notifier, which is a counter, is triggered by somebody who may.
 #![no_std]
 #![no_main]
@@ -22,7 +24,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts, halt_until_interrupt, timestamp};
 use guests::edu::Edu;
-use guests::hypercall::{Interface, Source};
+use guests::hypercall::{Interface, Ledger, Source};
 use guests::interrupts::{Frame, Handler, handle};
 use guests::ioapic::Pin;
 use guests::{check, cmdline, fail, ioapic, lapic, report, say, wait};
@@ -35,6 +37,8 @@ const VECTORS: [u8; MOST] = [0x41, 0x51, 0x61, 0x71, 0x81, 0x91, 0xa1, 0xb1];
 const BIT: u32 = 1 << 4;
 /// The reason to silence a source that storms for good, as SOURCE_INFO reports it.
 const QUARANTINE: u64 = 1 << 8;
+/// The reason to silence a source whose guest is over and has not begun again.
+const RESET: u64 = 1 << 5;
 
 /// A device and the vector of the pin it is on.
 #[derive(Clone, Copy)]
@@ -80,8 +84,9 @@ fn main() {
         Some("hang") if cmdline::value("until") == Some("told") => hang_until_told(),
         Some("hang") => interrupted("hang", hang),
         Some("die") => interrupted("die", |_| report::pass()),
+        Some("beside") => beside(rounds),
         Some(other) => {
-            fail!("command line: do={other} is none of serve, stuck, stuck-line, storm, hang, die")
+            fail!("command line: do={other} is none of serve, stuck, stuck-line, storm, hang, die, beside")
         }
     }
     disable_interrupts();
@@ -232,6 +237,36 @@ fn chained(rounds: u32) {
     }
     CHAINED.store(false, Relaxed);
     end("chained", rounds, rounds * devices().count() as u32);
+}
+
+/// One device after the other, while another guest dies and comes back.
+fn beside(rounds: u32) {
+    let other = Source(u64::from(cmdline::number("other").unwrap_or(0) + 1) << 8);
+    let dead = |ledger: &Ledger| ledger.mask_reasons & RESET != 0;
+    begin();
+    let (mut round, mut ends, mut served_in) = (0, 0, 0);
+    loop {
+        let before = other.ledger();
+        if before.completed_reset != ends {
+            check!(ends == 0 || served_in >= rounds, "beside: served {served_in} times in reset {ends}");
+            (ends, served_in) = (before.completed_reset, 0);
+        }
+        if before.completed_eoi > 0 {
+            break;
+        }
+        round += 1;
+        for (index, Shared { edu, .. }) in devices() {
+            edu.raise(BIT);
+            wait_for("beside", index, round);
+        }
+        let after = other.ledger();
+        if dead(&before) && dead(&after) && before.completed_reset == after.completed_reset {
+            served_in += 1;
+        }
+    }
+    check!(ends > 0 && served_in >= rounds, "beside: served {served_in} times in reset {ends}");
+    end("beside", round, round * devices().count() as u32);
+    say!("beside: served {rounds} times and more in each of {ends} resets");
 }
 
 /// Has `handler` called once for the first device.
