@@ -103,6 +103,8 @@ const L6_EAX_ARAT: u32 = 1 << 2;
 /// FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS, INVPCID, AVX512F, AVX512DQ, RDSEED, ADX, SMAP, AVX512IFMA, CLFLUSHOPT,
 /// CLWB, AVX512CD, SHA, AVX512BW, AVX512VL.
 const L7_EBX: u32 = bits(&[0, 3, 5, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 23, 24, 28, 29, 30, 31]);
+/// TSC_ADJUST, a register of the virtual CPU alone.
+const L7_EBX_TSC_ADJUST: u32 = 1 << 1;
 const L7_ECX_OSPKE: u32 = 1 << 4;
 /// AVX512VBMI, UMIP, PKU, VBMI2, GFNI, VAES, VPCLMULQDQ, VNNI, BITALG, VPOPCNTDQ, RDPID, MOVDIRI, MOVDIR64B.
 const L7_ECX: u32 = bits(&[1, 2, 3, 6, 8, 9, 10, 11, 12, 14, 22, 27, 28]);
@@ -189,7 +191,7 @@ const fn structured_features(subleaf: u32, host: Leaf, view: &GuestView) -> Leaf
     match subleaf {
         0 => Leaf {
             eax: if host.eax > 1 { 1 } else { host.eax },
-            ebx: host.ebx & L7_EBX,
+            ebx: host.ebx & L7_EBX | L7_EBX_TSC_ADJUST,
             ecx: host.ecx & L7_ECX | os_pke,
             edx: host.edx & L7_EDX,
         },
@@ -271,7 +273,7 @@ mod tests {
         };
         hidden(ask(1, 0).ecx, &[(3, "MONITOR"), (5, "VMX"), (6, "SMX"), (15, "PDCM"), (27, "OSXSAVE")]);
         hidden(ask(1, 0).edx, &[(7, "MCE"), (14, "MCA"), (22, "ACPI"), (28, "HTT")]);
-        hidden(ask(7, 0).ebx, &[(1, "TSC_ADJUST"), (2, "SGX"), (11, "RTM"), (14, "MPX"), (25, "PT")]);
+        hidden(ask(7, 0).ebx, &[(2, "SGX"), (11, "RTM"), (14, "MPX"), (25, "PT")]);
         hidden(ask(7, 0).ecx, &[(4, "OSPKE"), (5, "WAITPKG"), (7, "CET_SS"), (16, "LA57"), (31, "PKS")]);
         hidden(ask(7, 0).edx, &[(20, "CET_IBT"), (24, "AMX"), (26, "SPEC_CTRL"), (29, "ARCH_CAP")]);
         hidden(
@@ -311,6 +313,7 @@ mod tests {
         );
         assert_eq!(shown.ebx, 5 << 24 | 1 << 16);
         assert_eq!(ask(7, 0).ebx >> 20 & 1, 1, "SMAP");
+        assert_eq!(filter(7, 0, none, &VIEW).ebx, 1 << 1, "TSC_ADJUST, on any host");
         assert_eq!(ask(0x8000_0001, 0).edx >> 29 & 1, 1, "long mode");
         assert_eq!(ask(0x8000_0007, 0).edx, 1 << 8);
         assert_eq!(ask(6, 0).eax, 4);

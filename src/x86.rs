@@ -95,6 +95,8 @@ pub mod efer {
 pub mod msr {
     /// Time-stamp counter.
     pub const TSC: u32 = 0x10;
+    /// What was ever added to the time-stamp counter by writing to it (Intel SDM 3B 18.17.3).
+    pub const TSC_ADJUST: u32 = 0x3b;
     /// Local APIC base address and mode.
     pub const APIC_BASE: u32 = 0x1b;
     /// How many memory type range registers there are.

@@ -58,6 +58,8 @@ pub const fn read(number: u32, registers: &Registers, now_tsc: u64) -> Result<u6
         msr::EFER => Ok(x86::guest_efer(registers.efer)),
         msr::PAT => Ok(registers.pat),
         msr::TSC => Ok(now_tsc.wrapping_add(registers.tsc_offset)),
+        // The two begin as equals, and whatever changes one changes the other by as much.
+        msr::TSC_ADJUST => Ok(registers.tsc_offset),
         msr::MTRR_CAP => Ok(MTRR_CAP_NONE),
         msr::MTRR_DEF_TYPE => Ok(registers.mtrr_def_type),
         // Linux reads it unasked on a CPU of these families, and complains where it is not. Nothing sleeps deeply here.
@@ -83,6 +85,7 @@ pub fn write(
         msr::EFER => x86::write_guest_efer(registers.efer, value, registers.cr0).map(Written::Efer),
         msr::PAT if x86::pat_is_legal(value) => Ok(Written::Pat(value)),
         msr::TSC => Ok(Written::TscOffset(value.wrapping_sub(now_tsc))),
+        msr::TSC_ADJUST => Ok(Written::TscOffset(value)),
         msr::MTRR_DEF_TYPE if x86::mtrr_def_type_is_legal(value) => Ok(Written::MtrrDefType(value)),
         msr::LEGACY_PERF_FIRST..=msr::LEGACY_PERF_LAST => Ok(Written::Nothing),
         _ => Err(GeneralProtection),

@@ -10,9 +10,10 @@ const CPU: Vcpu = Vcpu(0);
 const MODEL: LapicModel = LapicModel { x2apic: true, physical_address_bits: 40 };
 const APIC_BASE: u32 = 0x1b;
 const TSC_DEADLINE: u32 = 0x6e0;
-/// TSC, MTRRcap, PAT, MTRRdefType, EFER, PerfEvtSel0 to 3 and PerfCtr0 to 3, INT_PENDING: what is here beside the local APIC's.
-const READABLE: [u32; 14] = [
+/// TSC, TSC_ADJUST, MTRRcap, PAT, MTRRdefType, EFER, PerfEvtSel0 to 3 and PerfCtr0 to 3, INT_PENDING: what is here beside the local APIC's.
+const READABLE: [u32; 15] = [
     0x10,
+    0x3b,
     0xfe,
     0x277,
     0x2ff,
@@ -102,7 +103,11 @@ fn a_register_that_is_not_the_guests_faults_and_a_fault_changes_nothing() {
                 }
                 Written::TscOffset(offset) => {
                     let after = Registers { tsc_offset: offset, ..registers };
-                    assert_eq!((number, msrs::read(0x10, &after, now)), (0x10, Ok(value)));
+                    assert_eq!(msrs::read(number, &after, now), Ok(value));
+                    let read = |number, of| msrs::read(number, of, now).expect("every guest has it");
+                    let grown = |number| read(number, &after).wrapping_sub(read(number, &registers));
+                    assert!([0x10, 0x3b].contains(&number));
+                    assert_eq!(grown(0x10), grown(0x3b), "they change together");
                 }
                 Written::Nothing => {
                     assert!((0xc001_0000..=0xc001_0007).contains(&number));
