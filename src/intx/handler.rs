@@ -141,7 +141,23 @@ impl Handler {
     /// the same goes for [`Handler::complete`], the other half of every interrupt.
     #[inline]
     pub(super) fn assert<'t>(&'t self, io: &mut impl LineIo, deliveries: &mut Deliveries<'t>) {
-        self.state.with(|state| self.run(state, Event::Wire { metered: false }, deliveries, io));
+        self.state.with(|state| match state.line.state().gate {
+            Gate::RteMask => {
+                self.run(state, Event::Wire { metered: false }, deliveries, io);
+            }
+            Gate::DirectedEoi | Gate::Function => self.assert_apart(state, io, deliveries),
+        });
+    }
+
+    // Apart, so that the compiler leaves on the path of the simplest gate, an exclusive line's, what that gate needs.
+    #[inline(never)]
+    fn assert_apart<'t>(
+        &'t self,
+        state: &mut Recorded,
+        io: &mut impl LineIo,
+        deliveries: &mut Deliveries<'t>,
+    ) {
+        self.run(state, Event::Wire { metered: false }, deliveries, io);
     }
 
     /// [`Handler::assert`] for a line on which somebody has a storm budget: apart, so that the others do not pay for it.
@@ -165,7 +181,14 @@ impl Handler {
                 // As if it came through nobody, which nothing is in service through.
                 let _stale = state.line.step(Event::Eoi { sharer, from: Notifier::None });
             } else {
-                self.run(state, Event::Eoi { sharer, from }, deliveries, io);
+                match state.line.state().gate {
+                    Gate::RteMask => {
+                        self.run(state, Event::Eoi { sharer, from }, deliveries, io);
+                    }
+                    Gate::DirectedEoi | Gate::Function => {
+                        self.complete_apart(state, sharer, from, io, deliveries);
+                    }
+                }
             }
         });
     }
@@ -176,6 +199,19 @@ impl Handler {
     #[inline(never)]
     fn overtakes(&self, sharer: Sharer, from: Notifier, io: &mut impl LineIo) -> bool {
         self.seat(sharer).is_some_and(|seat| !io.holds_pin(seat.source, from))
+    }
+
+    // As `assert_apart`.
+    #[inline(never)]
+    fn complete_apart<'t>(
+        &'t self,
+        state: &mut Recorded,
+        sharer: Sharer,
+        from: Notifier,
+        io: &mut impl LineIo,
+        deliveries: &mut Deliveries<'t>,
+    ) {
+        self.run(state, Event::Eoi { sharer, from }, deliveries, io);
     }
 
     /// One event from beginning to end: step, effects, the slots that are to be entered, the functions that are to be

@@ -151,30 +151,37 @@ impl VirtualCpu {
 
     /// The guest is done with these pins: completes the lines behind each, then lets the pin speak again. Whether none of that can
     /// have brought the guest anything.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn complete(&self, machine: &Machine, pins: PinSet) -> bool {
         let mut quiet = true;
-        let partition = self.partition.index;
         for vpin in pins {
-            let target = Notifier::Pin { partition, vpin };
-            let mut sources = machine.lines.listeners(partition, vpin);
-            if sources.are_several() {
-                // Only those that hold it high: what the others may have in service is not what the guest has seen.
-                sources = sources.among(self.chips(|chips| chips.ioapic().contributions(vpin)).into());
-            }
-            let mut wires = machine.wires(self.here().guest());
-            for source in sources {
-                let mut deliveries = Deliveries::none();
-                machine.lines.complete(source, target, &mut wires, &mut deliveries);
-                quiet &= !self.deliver(machine, &mut deliveries);
-            }
-            // Nearly always the line has lowered the pin, and nobody else holds it high: there is nothing to send again.
-            if !wires.into_silent() {
-                self.settle(machine, vpin);
-                quiet = false;
-            }
+            quiet &= self.complete_pin(machine, vpin);
         }
         quiet
+    }
+
+    #[inline(never)]
+    fn complete_pin(&self, machine: &Machine, vpin: Pin) -> bool {
+        let partition = self.partition.index;
+        let target = Notifier::Pin { partition, vpin };
+        let mut quiet = true;
+        let mut sources = machine.lines.listeners(partition, vpin);
+        if sources.are_several() {
+            // Only those that hold it high: what the others may have in service is not what the guest has seen.
+            sources = sources.among(self.chips(|chips| chips.ioapic().contributions(vpin)).into());
+        }
+        let mut wires = machine.wires(self.here().guest());
+        for source in sources {
+            let mut deliveries = Deliveries::none();
+            machine.lines.complete(source, target, &mut wires, &mut deliveries);
+            quiet &= !self.deliver(machine, &mut deliveries);
+        }
+        // Nearly always the line has lowered the pin, and nobody else holds it high: there is nothing to send again.
+        if wires.into_silent() {
+            return quiet;
+        }
+        self.settle(machine, vpin);
+        false
     }
 
     #[inline(never)]
