@@ -295,11 +295,6 @@ impl VirtualChips {
         Settled { takers, completion_due }
     }
 
-    /// Takes the pin from whoever asserts it, at the end of a line's life: deasserted, nothing in service.
-    pub fn release_pin(&mut self, pin: Pin) {
-        self.ioapic.release(pin);
-    }
-
     // The 8259 pair.
 
     /// Input `irq` of the 8259 pair goes high or low. Returns who is to look.

@@ -292,18 +292,6 @@ impl VirtualIoapic {
         completed
     }
 
-    /// Forgets everything about the pin but its entry: no contributor asserts it, nothing of it is in
-    /// service.
-    pub fn release(&mut self, pin: Pin) {
-        if let Some(state) = self.pins.get_mut(usize::from(pin.0)) {
-            state.contributions = 0;
-            self.in_service.remove(pin);
-            self.uncompleted.remove(pin);
-            self.latched.remove(pin);
-            self.edge_accepted.remove(pin);
-        }
-    }
-
     /// The guest reads `bytes` bytes at `offset` of the chip's window. Registers are 32 bits wide; everything
     /// around them reads 0.
     pub fn mmio_read(&self, offset: u64, bytes: u8) -> u64 {

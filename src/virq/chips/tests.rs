@@ -587,6 +587,25 @@ fn a_sharer_that_asserts_before_the_completion_of_another_is_delivered_after_it(
     assert_eq!(machine.taken.len(), 2);
 }
 
+/// Whatever a life of the guest leaves: a level in service that is still asserted, an edge and a message that wait, a CPU that an INIT
+/// has stopped.
+#[test]
+fn i48_t11_renewed_chips_are_as_at_power_up() {
+    let mut machine = Machine::<2>::new(|_, _, _| {});
+    machine.chips.add_pics();
+    machine.redirect_low(PIN, LEVEL | 0x51);
+    machine.out(PIN, true);
+    assert!(machine.remote_irr(PIN) && machine.taken == [(0, 0x51)]);
+    machine.redirect_low(OTHER, EDGE | 0x41);
+    machine.line(OTHER, true);
+    machine.lapic(BOOT, 0x300, 0xc_0061);
+    machine.lapic(BOOT, 0x300, 0xc_4500);
+    machine.chips.renew();
+    let mut chips = VirtualChips::new(2, MODEL);
+    chips.add_pics();
+    assert_eq!(format!("{:?}", machine.chips), format!("{chips:?}"));
+}
+
 #[test]
 fn i39_two_pins_with_one_vector_both_complete() {
     fn handler(machine: &mut Machine<1>, vcpu: Vcpu, _: usize) {

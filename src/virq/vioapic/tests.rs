@@ -98,7 +98,6 @@ fn what_does_not_exist_reads_zero_and_takes_nothing() {
     };
     assert_eq!(chip.accepted(beyond, message), Completion::Now);
     chip.deassert(beyond, FIRST);
-    chip.release(beyond);
 }
 
 #[test]
@@ -341,21 +340,4 @@ fn messages_without_a_vector_are_edges_and_complete_at_once() {
         assert_eq!(take(&mut chip, PIN), None, "a level would go out for ever");
         assert!(!chip.rte(PIN).unwrap().remote_irr());
     }
-}
-
-#[test]
-fn i48_a_released_pin_is_low_and_out_of_service() {
-    let mut chip = programmed(0x51 | LEVEL);
-    chip.assert(PIN, FIRST);
-    chip.assert(PIN, SECOND);
-    take(&mut chip, PIN);
-    chip.release(PIN);
-    assert_eq!((chip.level(PIN), chip.pending(PIN)), (Level::Deasserted, None));
-    assert!(!chip.rte(PIN).unwrap().remote_irr());
-    assert_eq!(chip.eoi(0x51), PinSet::EMPTY);
-    write_low(&mut chip, PIN, 0x51);
-    chip.assert(PIN, FIRST);
-    take(&mut chip, PIN);
-    chip.release(PIN);
-    assert_eq!(chip.acknowledged(0x51), PinSet::EMPTY);
 }
