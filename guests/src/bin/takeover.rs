@@ -4,7 +4,7 @@
 //! * `work`: raises interrupts and serves them until the device is gone;
 //! * `count`: the same without interrupts: its notifier is a counter in memory, which it polls;
 //! * `hang`: the handler of one interrupt leaves the device asserting and spins, with interrupts off, until the device is gone, and
-//!   then for `ticks=N` of the time stamp counter;
+//!   then for `ticks=N` of the time stamp counter; `muffled=1` masks the source before, and sets Interrupt Disable;
 //! * `die`: ends in the handler of an interrupt, with the device asserting; `crash` the same by a triple fault;
 //! * `doom`: takes the device over and crashes in the handler of an interrupt, and takes it again as often as it loses it before;
 //! * `storm`: never satisfies the device, which so interrupts again at each EOI, and in each of its interrupts takes the notifier
@@ -14,7 +14,8 @@
 //!   for long: until `deliveries=N` (1) of its interrupts were delivered there, and until `resets=N` (0) ended because its
 //!   guest did; with `reasons=N` also until it is silenced there for one of these mask reasons. It takes `control = true` to know;
 //! * `take`: takes the device over. What it asserts then is delivered once, and nothing if it does not; `masked=1` holds the pin
-//!   back first. `handovers=N` is how many deliveries have ended by then because the device changed hands;
+//!   back first, and `disabled=1` the device, by Interrupt Disable. `handovers=N` is how many deliveries have ended by then because
+//!   the device changed hands;
 //! * `testdev`: takes everything over that has no interrupt pin, among it a `pci-testdev`, which then counts accesses;
 //! * `rounds`: `rounds=N` (200) interrupts, exactly; `forced=N` (0) deliveries were completed by force so far;
 //! * `await`: waits until somebody else has moved the device here;
@@ -211,6 +212,10 @@ fn handler(_: &mut Frame) {
     match HANDLING.get() {
         Handling::Serve => serve(device),
         Handling::Hang => {
+            if cmdline::number("muffled") == Some(1) {
+                device.source.mask();
+                device.function.set_interrupt_disable(true);
+            }
             // As long as the device is here there is no exit at which the hypervisor could find its guest.
             check!(wait::yielding(|| device.status() == NOBODY), "hang: the device is still here");
             spin();
@@ -413,10 +418,11 @@ fn take_now(device: Shared) -> bool {
 fn take(device: Shared) {
     check!(device.is_gone(), "take: the device is here already");
     device.demand_nothing_works();
-    let masked = cmdline::number("masked") == Some(1);
+    let [masked, disabled] = ["masked", "disabled"].map(|held| cmdline::number(held) == Some(1));
     if masked {
         device.pin.mask();
     }
+    device.function.set_interrupt_disable(disabled);
     disable_interrupts();
     begin(Handling::Serve);
     check!(take_now(device), "take: it was here already");
@@ -424,10 +430,11 @@ fn take(device: Shared) {
     let asserts = device.status() != 0;
     check!(device.function.interrupt_status() == asserts, "take: Status is not what edu says");
     enable_interrupts();
-    if masked {
+    if masked || disabled {
         wait::a_while();
-        check!(ENTRIES.load(Relaxed) == 0, "take: an interrupt of a pin that is held back");
+        check!(ENTRIES.load(Relaxed) == 0, "take: an interrupt that is held back");
         device.pin.unmask();
+        device.function.set_interrupt_disable(false);
     }
     let expected = u32::from(asserts);
     until("take", || FOUND.load(Relaxed) == expected);
