@@ -51,6 +51,12 @@ const INTERRUPT_STATUS: usize = 0x24;
 const RAISED: usize = 0x80;
 /// `edu`'s address of a transfer's destination: how many were served.
 const SERVED: usize = 0x88;
+/// Mask reasons, as SOURCE_INFO reports them.
+const IN_SERVICE: u64 = 1 << 0;
+const GUEST_DISINTX: u64 = 1 << 2;
+const VIRTUAL_RTE_MASKED: u64 = 1 << 3;
+const OPERATOR: u64 = 1 << 4;
+const THROTTLE: u64 = 1 << 7;
 /// What nobody answers.
 const NOBODY: u32 = u32::MAX;
 
@@ -429,6 +435,9 @@ fn take(device: Shared) {
     check!(!take_now(device), "take: it was not here");
     let asserts = device.status() != 0;
     check!(device.function.interrupt_status() == asserts, "take: Status is not what edu says");
+    let expected = if masked { VIRTUAL_RTE_MASKED } else { 0 } | if disabled { GUEST_DISINTX } else { 0 };
+    let reasons = device.source.info().mask_reasons & !(IN_SERVICE | THROTTLE);
+    check!(reasons == expected, "take: silenced for {reasons:#x}, not {expected:#x}");
     enable_interrupts();
     if masked || disabled {
         wait::a_while();
@@ -526,7 +535,6 @@ fn control() {
     }
     refused(function::CLEAR_NOTIFIER, [active.0, 0, 0], error::NOT_PERMITTED);
     refused(function::MASK, [standby.0, 0, 0], error::NOT_OWNER);
-    const OPERATOR: u64 = 1 << 4;
     active.mask();
     check!(active.info().mask_reasons & OPERATOR != 0, "control: it is not masked");
     active.unmask();
