@@ -120,6 +120,26 @@ fn a_bell_that_nobody_answers_interrupts_once() {
     });
 }
 
+/// Each request is read once, also where the answer to another is under way.
+#[test]
+fn n8_what_is_asked_beside_something_else_is_never_lost() {
+    explore("two CPUs ask a third for different things", None, || {
+        let bell = Arc::new(Doorbell::new());
+        let requests = [Requests::LOOK, Requests::FORGET];
+        let asking = requests.map(|request| {
+            let bell = Arc::clone(&bell);
+            thread::spawn(move || bell.ring(request))
+        });
+        let first = bell.answer();
+        let interrupts = asking.map(|cpu| cpu.join().unwrap());
+        let second = bell.answer();
+        for request in requests {
+            assert_ne!(first.contains(request), second.contains(request), "{first:?}, {second:?}");
+        }
+        assert!(second.is_empty() || interrupts.contains(&true), "nobody would look again");
+    });
+}
+
 /// A device's registers, mapped to a guest, and a virtual CPU that keeps the translation once it has used it.
 struct Mapped {
     table: AtomicBool,
