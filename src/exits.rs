@@ -220,21 +220,26 @@ impl VirtualCpu {
         self.code().map_err(Trouble::from)
     }
 
-    /// Moves RIP past an instruction that exits by itself: by what the CPU says, by the bytes themselves, or by a decode.
+    /// Moves RIP past an instruction that exits by itself.
     #[inline(always)]
     fn skip(&mut self, what: Intercepted) -> Result<(), Trouble> {
-        let next = match self.world.vmcb.next_rip() {
-            Some(next) => next,
-            None => {
-                let length = match self.plain_length(what) {
-                    Some(length) => length,
-                    None => self.prefixed_length(what)?,
-                };
-                self.world.vmcb.rip().wrapping_add(length.into())
-            }
-        };
+        let next = self.next_rip(what)?;
         self.world.vmcb.continue_at(next);
         Ok(())
+    }
+
+    /// Where the instruction after one that exits by itself is: by what the CPU says, by the bytes themselves, or by a decode. To be
+    /// asked before anything is done that the guest could not do again: another of its CPUs may have changed the bytes.
+    #[inline(always)]
+    fn next_rip(&mut self, what: Intercepted) -> Result<u64, Trouble> {
+        if let Some(next) = self.world.vmcb.next_rip() {
+            return Ok(next);
+        }
+        let length = match self.plain_length(what) {
+            Some(length) => length,
+            None => self.prefixed_length(what)?,
+        };
+        Ok(self.world.vmcb.rip().wrapping_add(length.into()))
     }
 
     #[inline(always)]
@@ -336,32 +341,40 @@ impl VirtualCpu {
     #[inline]
     fn write_msr(&mut self, machine: &Machine) -> Result<(), Trouble> {
         count(&mut self.exits.msr);
+        let next = self.next_rip(Intercepted::Wrmsr)?;
         let number = self.world.frame.regs[Gpr::Rcx] as u32;
         let value = self.world.frame.regs[Gpr::Rdx] << 32 | self.world.vmcb.rax() & 0xffff_ffff;
         // Judged first: an instruction that faults does not retire.
         if !msrs::is_local_apic(number) {
             self.write_other_msr(machine, number, value)?;
-            return self.skip(Intercepted::Wrmsr);
+            self.world.vmcb.continue_at(next);
+            return Ok(());
         }
         let id = self.id;
         if msrs::is_eoi(number)
             && let Some(ended) = self.chips(|chips| chips.eoi_msr(id, number, value))
         {
-            self.skip(Intercepted::Wrmsr)?;
+            self.world.vmcb.continue_at(next);
             self.ended(machine, ended);
             return Ok(());
         }
-        self.write_local_msr(machine, number, value)
+        self.write_local_msr(machine, number, value, next)
     }
 
     #[inline(never)]
-    fn write_local_msr(&mut self, machine: &Machine, number: u32, value: u64) -> Result<(), Trouble> {
+    fn write_local_msr(
+        &mut self,
+        machine: &Machine,
+        number: u32,
+        value: u64,
+        next: u64,
+    ) -> Result<(), Trouble> {
         let id = self.id;
         let (outcome, cr8) = self.chips(|chips| {
             let outcome = chips.write_msr(id, number, value, tsc())?;
             Ok::<_, Trouble>((outcome, chips.cr8(id)))
         })?;
-        self.skip(Intercepted::Wrmsr)?;
+        self.world.vmcb.continue_at(next);
         if number == x86::msr::APIC_BASE {
             self.local_apic_moved();
         }

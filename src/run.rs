@@ -147,6 +147,7 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtu
 /// after an INIT.
 #[inline]
 fn prepare(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> bool {
+    // As the control block is: the last exit has seen that nothing waits, and there is nothing of the loop's own.
     if mem::take(&mut vcpu.quiet) && !entry.offers && entry.forced.is_none() && !entry.watching {
         return true;
     }
