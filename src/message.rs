@@ -13,6 +13,10 @@
 use alloc::string::String;
 use core::fmt;
 
+/// A line below the record of a guest's end: what its CPU reports is not the guest's state but the hypervisor's, so that the end says
+/// nothing of the guest.
+pub const STATE_LOST: &str = "this is the hypervisor's own state, not the guest's: the CPU (or its emulator) is at fault, see docs/adr/0001";
+
 /// Who is at fault, and so who can mend it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Party {

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use levelhead::emulate::{Code, WalkError};
-use levelhead::message::{Message, Record};
+use levelhead::message::{Message, Record, STATE_LOST};
 use levelhead::vcpu::{Exit, Gpr, GuestRegs};
 use x86_64::registers::control::Cr3;
 
@@ -133,11 +133,7 @@ impl fmt::Display for Report<'_> {
         )?;
         let own_root = Cr3::read().0.start_address().as_u64();
         if vmcb.rip() >= HOST_HALF && vmcb.cpl() == 0 && vmcb.cr3() == own_root {
-            writeln!(
-                f,
-                "  this is the hypervisor's own state, not the guest's: the CPU (or its emulator) is at fault, see \
-                 docs/adr/0001"
-            )?;
+            writeln!(f, "  {STATE_LOST}")?;
         }
         vmcb.load_into(&mut regs);
         general_registers(f, &regs, &[])?;
