@@ -352,7 +352,7 @@ impl VirtualCpu {
         }
         let id = self.id;
         if msrs::is_eoi(number)
-            && let Some(ended) = self.chips(|chips| chips.eoi_msr(id, number, value))
+            && let Some(ended) = self.chips(|chips| chips.eoi_msr(id, value))
         {
             self.world.vmcb.continue_at(next);
             self.ended(machine, ended);

@@ -190,7 +190,7 @@ impl Receiver {
 }
 
 impl Machine {
-    /// Both ends of the lines, for one call into the table on somebody's behalf. No chips are held meanwhile.
+    /// Both ends of the lines, for calls into the table on somebody's behalf. No chips are held in one.
     #[inline(always)]
     pub(crate) fn wires(&self, actor: Actor) -> Wires<'_> {
         Wires { machine: self, actor, silent: false, _line: Hold::begin(Rank::Line) }
@@ -378,13 +378,13 @@ impl Machine {
 pub(crate) struct Wires<'a> {
     machine: &'a Machine,
     actor: Actor,
-    /// A pin went low as its level was completed.
+    /// See [`Wires::into_silent`].
     silent: bool,
     _line: Hold,
 }
 
 impl<'a> Wires<'a> {
-    /// Whether the pin that was lowered last went low for good: what it was asserted for is completed, and nobody else asserts it.
+    /// Whether the pin that was lowered last, if one was, went low for good: what it was asserted for is completed, and nobody else asserts it.
     #[inline(always)]
     pub(crate) fn into_silent(self) -> bool {
         self.silent

@@ -319,7 +319,7 @@ impl Line {
                 }
             }
         }
-        // The vector alone changes nobody's reasons; that nobody claims it may change everybody's.
+        // At functions' gates the vector alone changes nobody's reasons; that nobody claims it may change everybody's.
         let changed = match event {
             Event::Unclaimed => self.state.present,
             _ => event.sharer().map_or(SharerSet::EMPTY, SharerSet::only),

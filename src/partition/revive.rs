@@ -130,6 +130,7 @@ impl VirtualCpu {
         self.mtrr_def_type = 0;
         self.again = (0, 0);
         self.awaited = None;
+        self.quiet = false;
         if let Some(watch) = &mut self.watch {
             watch.renew(&self.partition.functions);
         }

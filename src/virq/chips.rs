@@ -473,12 +473,12 @@ impl VirtualChips {
         local.lapic.takes_mmio_eoi(bytes).then(|| local.end_interrupt(ioapic))
     }
 
-    /// [`write_msr`](Self::write_msr), if it is a legal one to the EOI register.
+    /// [`write_msr`](Self::write_msr) of the EOI register, if that is an EOI.
     #[inline(always)]
-    pub fn eoi_msr(&mut self, vcpu: Vcpu, msr: u32, value: u64) -> Option<Ended> {
+    pub fn eoi_msr(&mut self, vcpu: Vcpu, value: u64) -> Option<Ended> {
         let Self { locals, ioapic, .. } = self;
         let local = locals.get_mut(usize::from(vcpu.0))?;
-        local.lapic.is_msr_eoi(msr, value).then(|| local.end_interrupt(ioapic))
+        local.lapic.takes_msr_eoi(value).then(|| local.end_interrupt(ioapic))
     }
 
     #[inline(never)]

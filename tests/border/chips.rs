@@ -217,11 +217,12 @@ impl World {
 
     fn msr_write(&mut self, vcpu: Vcpu, msr: u32, value: u64) {
         let before = format!("{:?}", self.chips);
-        let eoi = msr == X2APIC + u32::from(EOI) && value == 0 && self.mode(vcpu) == Some(ApicMode::X2Apic);
-        let direct = self.by_turns();
+        let to_eoi = msr == X2APIC + u32::from(EOI);
+        let eoi = to_eoi && value == 0 && self.mode(vcpu) == Some(ApicMode::X2Apic);
+        let direct = to_eoi && self.by_turns();
         let mut refused = false;
         let outcome = |chips: &mut Chips, now| {
-            let ended = if direct { chips.eoi_msr(vcpu, msr, value) } else { None };
+            let ended = if direct { chips.eoi_msr(vcpu, value) } else { None };
             assert_eq!(ended.is_some(), direct && eoi);
             if let Some(ended) = ended {
                 return left(chips, vcpu, ended);

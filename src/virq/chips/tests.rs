@@ -103,7 +103,7 @@ impl<const N: usize> Machine<N> {
     }
 
     fn eoi(&mut self, vcpu: Vcpu) {
-        let ended = self.chips.eoi_msr(vcpu, 0x80b, 0).or_else(|| self.chips.eoi_page(vcpu, 4));
+        let ended = self.chips.eoi_msr(vcpu, 0).or_else(|| self.chips.eoi_page(vcpu, 4));
         if let Some(Ended { completed, quiet }) = ended {
             if quiet {
                 let next = self.chips.before_entry(vcpu, Interruptibility::default);

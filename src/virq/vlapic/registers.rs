@@ -118,10 +118,10 @@ impl VirtualLapic {
         bytes >= 4 && self.mode() == ApicMode::XApic
     }
 
-    /// Whether a write to an MSR is a legal one to the EOI register.
+    /// Whether a write of the EOI register's MSR is an EOI.
     #[inline]
-    pub(in crate::virq) fn is_msr_eoi(&self, msr: u32, value: u64) -> bool {
-        msr == MSR_X2APIC_FIRST + u32::from(EOI) && value == 0 && self.mode() == ApicMode::X2Apic
+    pub(in crate::virq) fn takes_msr_eoi(&self, value: u64) -> bool {
+        value == 0 && self.mode() == ApicMode::X2Apic
     }
 
     /// The guest reads `bytes` bytes at `offset` of the register page. Outside xAPIC mode nothing answers,
