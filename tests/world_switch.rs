@@ -24,11 +24,10 @@ enum Value {
     /// What the guest left in the register of this offset.
     Left(usize),
     Frame,
+    /// The control block, by its address in the direct map.
+    Block,
     GuestBlock,
     HostBlock,
-    Shadow,
-    Mxcsr,
-    Unknown,
 }
 
 /// To whom a set of state belongs.
@@ -57,10 +56,12 @@ const REGISTERS: [(&str, Gpr); 15] = [
     ("r14", Gpr::R14),
     ("r15", Gpr::R15),
 ];
-/// What the C ABI says a call leaves as it was.
-const PRESERVED: [&str; 6] = ["rbx", "rbp", "r12", "r13", "r14", "r15"];
+/// What the call leaves as it was. Everything else is among what `World::enter` says that it changes.
+const PRESERVED: [&str; 2] = ["rbx", "rbp"];
 /// Where the frame's FXSAVE image is.
 const FX: usize = 0x80;
+/// Where the frame says which physical blocks are the guest's and the host's.
+const BLOCKS: [(usize, Value); 2] = [(0x280, Value::GuestBlock), (0x288, Value::HostBlock)];
 
 struct Model {
     registers: BTreeMap<&'static str, Value>,
@@ -97,16 +98,11 @@ impl Model {
     fn new(shadow: bool) -> Self {
         let mut registers: BTreeMap<_, _> =
             REGISTERS.iter().map(|(name, _)| (*name, Value::Host(name))).collect();
-        registers.extend([
-            ("rdi", Value::Frame),
-            ("rsi", Value::GuestBlock),
-            ("rdx", Value::HostBlock),
-            ("rcx", Value::Shadow),
-        ]);
+        registers.extend([("rdi", Value::Frame), ("rsi", Value::Block)]);
         Self {
             registers,
             stack: Vec::new(),
-            frame: (0..16).map(|n| (8 * n, Value::Guest(8 * n))).collect(),
+            frame: (0..16).map(|n| (8 * n, Value::Guest(8 * n))).chain(BLOCKS).collect(),
             fpu: Owner::Host,
             mxcsr: Owner::Host,
             loaded: Owner::Host,
@@ -125,7 +121,7 @@ impl Model {
         self.registers[name(register)]
     }
 
-    /// The memory behind `[base + offset]`: the frame, or the stack in whole slots.
+    /// The memory of the frame behind `[base + offset]`.
     fn place(&mut self, operand: &str) -> &mut Value {
         let inside = operand.trim_start_matches('[').trim_end_matches(']');
         let (base, offset) = inside.split_once(" + ").unwrap_or((inside, "0"));
@@ -133,10 +129,6 @@ impl Model {
             Some(digits) => usize::from_str_radix(digits, 16).unwrap(),
             None => offset.parse().unwrap(),
         };
-        if base == "rsp" {
-            let slot = self.stack.len() - 1 - offset / 8;
-            return &mut self.stack[slot];
-        }
         assert_eq!(self.get(base), Value::Frame, "{operand} is not the frame");
         self.frame.get_mut(&offset).unwrap_or_else(|| panic!("{operand} is outside the registers"))
     }
@@ -171,20 +163,7 @@ impl Model {
                 let value = self.stack.pop().expect("something was pushed");
                 self.registers.insert(name(register), value);
             }
-            ("sub", ["rsp", "8"]) => {
-                self.stack.push(Value::Unknown);
-                self.zero_flag = None;
-            }
-            ("add", ["rsp", bytes]) => {
-                let slots = bytes.parse::<usize>().unwrap() / 8;
-                self.stack.truncate(self.stack.len() - slots);
-                self.zero_flag = None;
-            }
-            ("stmxcsr", [place]) => *self.place(place) = Value::Mxcsr,
-            ("ldmxcsr", [place]) => {
-                assert_eq!(*self.place(place), Value::Mxcsr);
-                self.mxcsr = Owner::Host;
-            }
+            ("ldmxcsr", ["[rip + lh_host_mxcsr]"]) => self.mxcsr = Owner::Host,
             ("fninit", _) => {
                 assert!(self.fpu_saved, "the guest's FPU state is lost");
                 self.fpu = Owner::Clean;
@@ -211,8 +190,8 @@ impl Model {
                 return None;
             }
             ("cli", _) => self.interrupts = false,
-            ("test", ["ecx", "ecx"]) => {
-                assert_eq!(self.get("rcx"), Value::Shadow);
+            ("test", ["byte ptr [rsi + 0x68]", "1"]) => {
+                assert_eq!(self.get("rsi"), Value::Block);
                 self.zero_flag = Some(!self.shadow);
             }
             ("jnz", [label]) => {
@@ -291,10 +270,10 @@ fn run(code: &[(Option<&str>, &str)], shadow: bool) {
             return model.returned();
         }
         at = match model.step(instruction) {
-            // All jumps go forward.
+            // Every label is there once.
             Some(label) => {
-                let label = label.trim_end_matches('f');
-                at + code[at..].iter().position(|(here, _)| *here == Some(label)).expect("the label")
+                let label = label.trim_end_matches(['b', 'f']);
+                code.iter().position(|(here, _)| *here == Some(label)).expect("the label")
             }
             None => at + 1,
         };

@@ -429,6 +429,10 @@ impl Vmcb {
         }
     }
 
+    /// Which bit of the block says whether the guest is in an interrupt shadow, for the world switch.
+    pub const INTERRUPT_SHADOW_BIT: usize =
+        8 * core::mem::offset_of!(Self, control.int_state) + INTERRUPT_SHADOW.trailing_zeros() as usize;
+
     /// Whether the guest is in the shadow of STI or a stack-segment load.
     #[inline]
     pub const fn interrupt_shadow(&self) -> bool {

@@ -1,9 +1,8 @@
-# One world switch: lh_vmrun(rdi = *mut GuestFrame, rsi = guest VMCB (physical), rdx = host save VMCB (physical),
-#                            ecx = whether the guest is in an interrupt shadow)
+# One world switch: lh_vmrun(rdi = *mut GuestFrame, rsi = *mut Vmcb). Of the general registers it keeps RBX and RBP alone, which
+# inline assembly cannot name among those it changes (vmrun.rs, `enter`): the compiler keeps what it needs of the others.
 #
-#   1. save what the C ABI makes ours, close GIF, open IF: from here a physical interrupt stays pending until VMRUN
-#      and ends it at once
-#   2. guest FPU and SSE state, FS/GS/TR/LDTR and system-call MSRs (VMLOAD), general registers, VMRUN
+#   1. close GIF, open IF: from here a physical interrupt stays pending until VMRUN and ends it at once
+#   2. guest FPU and SSE state, FS/GS/TR/LDTR and system-call MSRs (VMLOAD), general registers, VMRUN, which keeps RAX and RSP
 #   3. the same back; the host keeps no SSE value across this call, so it gets a clean FPU, not a saved one
 #   4. STGI only when the host's GS base is back: an NMI may follow it immediately
 #
@@ -11,7 +10,13 @@
 # STI is the instruction directly before VMRUN exactly when the guest is in a shadow, and an early one otherwise. Other
 # CPUs take the shadow from the control block, and the place of STI means nothing to them.
 # GuestFrame (vmrun.rs asserts it): general registers at 0x00, RAX and RSP unused (they live in the VMCB); FXSAVE area
-# at 0x80. XCR0 and the upper halves of vector registers are never touched by the host, so they stay the guest's.
+# at 0x80; the physical addresses of the guest's VMCB and of the host's at 0x280 and 0x288. XCR0 and the upper halves of
+# vector registers are never touched by the host, so they stay the guest's.
+
+.section .rodata
+.balign 4
+lh_host_mxcsr:
+    .long   0x1f80                  # all exceptions masked, to the nearest: what compiled code expects
 
 .section .text
 .code64
@@ -20,22 +25,14 @@
 .global lh_vmrun
 .type lh_vmrun, @function
 lh_vmrun:
-    push    rbp
     push    rbx
-    push    r12
-    push    r13
-    push    r14
-    push    r15
-    push    rdx
+    push    rbp
     push    rdi
-    sub     rsp, 8                  # [rsp + 4]: the host's MXCSR
-    stmxcsr [rsp + 4]
     clgi
-    test    ecx, ecx                # nothing up to the jump before VMRUN changes ZF
-    jnz     1f
     sti
-1:  fxrstor64 [rdi + 0x80]
-    mov     rax, rsi
+    test    byte ptr [rsi + 0x68], 1    # is the guest in a shadow? Nothing up to the jump changes ZF
+    fxrstor64 [rdi + 0x80]
+    mov     rax, [rdi + 0x280]
     vmload  rax
     mov     rcx, [rdi + 0x08]
     mov     rdx, [rdi + 0x10]
@@ -53,12 +50,9 @@ lh_vmrun:
     mov     rdi, [rdi + 0x38]
     jnz     2f
     vmrun   rax
-    jmp     3f
-2:  sti
-    vmrun   rax
-3:  cli
+1:  cli
     vmsave  rax
-    mov     rax, [rsp + 8]
+    pop     rax                     # the frame
     mov     [rax + 0x08], rcx
     mov     [rax + 0x10], rdx
     mov     [rax + 0x18], rbx
@@ -74,17 +68,16 @@ lh_vmrun:
     mov     [rax + 0x70], r14
     mov     [rax + 0x78], r15
     fxsave64 [rax + 0x80]
-    mov     rax, [rsp + 16]
+    mov     rax, [rax + 0x288]
     vmload  rax
     fninit
-    ldmxcsr [rsp + 4]
+    ldmxcsr [rip + lh_host_mxcsr]
     stgi
-    add     rsp, 24
-    pop     r15
-    pop     r14
-    pop     r13
-    pop     r12
-    pop     rbx
     pop     rbp
+    pop     rbx
     ret
+2:  cli
+    sti                             # casts a shadow only where IF was clear
+    vmrun   rax
+    jmp     1b
 .size lh_vmrun, . - lh_vmrun

@@ -1,7 +1,7 @@
 //! One virtual CPU's memory for the world switch, and the switch.
 #![expect(unsafe_code, reason = "places the control block at a physical address and enters the guest")]
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 
 use levelhead::addr::{HostPhys, PAGE_BYTES};
@@ -16,7 +16,8 @@ use crate::arch::x86::paging::{OutOfMemory, direct};
 global_asm!(include_str!("vmrun.S"));
 
 unsafe extern "C" {
-    fn lh_vmrun(frame: *mut GuestFrame, guest: u64, host: u64, shadow: u32);
+    /// For [`World::enter`] alone: it keeps less than the C ABI asks for.
+    fn lh_vmrun();
 }
 
 /// The FXSAVE image a guest starts with: FCW 0x37f, MXCSR 0x1f80, all registers zero (APM2 14.1.3).
@@ -29,26 +30,31 @@ const FXSAVE_RESET: [u8; 512] = {
     image
 };
 
-/// Registers that VMRUN does not switch. vmrun.S knows the offsets.
+/// Registers that VMRUN does not switch, and where those are that it does. vmrun.S knows the offsets.
 #[repr(C, align(16))]
 #[derive(Debug)]
 pub(crate) struct GuestFrame {
     pub(crate) regs: GuestRegs,
     fx: [u8; 512],
+    /// The control block.
+    guest_block: u64,
+    /// The half of the host's state that VMRUN does not save.
+    host_block: u64,
 }
 
 const _: () = assert!(offset_of!(GuestFrame, fx) == 0x80, "vmrun.S: FXSAVE area");
+const _: () = assert!(offset_of!(GuestFrame, guest_block) == 0x280, "vmrun.S: the guest's VMCB");
+const _: () = assert!(offset_of!(GuestFrame, host_block) == 0x288, "vmrun.S: the host's VMCB");
+const _: () = assert!(Vmcb::INTERRUPT_SHADOW_BIT == 8 * 0x68, "vmrun.S: the interrupt shadow");
 
 /// All that one virtual CPU needs to be entered, in memory of its own.
 pub(crate) struct World {
     pub(crate) vmcb: &'static mut Vmcb,
     pub(crate) frame: &'static mut GuestFrame,
     pub(crate) msr: &'static mut MsrPermissions,
-    vmcb_address: HostPhys,
     io_address: HostPhys,
     msr_address: HostPhys,
     host_save: HostPhys,
-    host_state: HostPhys,
 }
 
 impl World {
@@ -63,10 +69,20 @@ impl World {
         // SAFETY: a fresh page, which is what a control block needs.
         let vmcb = unsafe { place(vmcb_address, Vmcb::new()) };
         // SAFETY: a fresh page, larger than a frame.
-        let frame = unsafe { place(frame_address, GuestFrame { regs: GuestRegs::new(), fx: FXSAVE_RESET }) };
+        let frame = unsafe {
+            place(
+                frame_address,
+                GuestFrame {
+                    regs: GuestRegs::new(),
+                    fx: FXSAVE_RESET,
+                    guest_block: vmcb_address.raw(),
+                    host_block: host_state.raw(),
+                },
+            )
+        };
         // SAFETY: a fresh run of pages of this size.
         let msr = unsafe { place(msr_address, MsrPermissions::deny_all()) };
-        Ok(Self { vmcb, frame, msr, vmcb_address, io_address, msr_address, host_save, host_state })
+        Ok(Self { vmcb, frame, msr, io_address, msr_address, host_save })
     }
 
     /// Switches SVM on for the running CPU, which from now on is the only one to enter this virtual CPU, and wipes what no
@@ -82,7 +98,7 @@ impl World {
         // changes after a CPU's start, so it is saved once.
         // SAFETY: SVM is on, and the page is a fresh control block.
         unsafe {
-            core::arch::asm!("vmsave rax", in("rax") self.host_state.raw(), options(nostack, preserves_flags));
+            asm!("vmsave rax", in("rax") self.frame.host_block, options(nostack, preserves_flags));
         }
         wipe::wipe(cpu);
     }
@@ -91,7 +107,8 @@ impl World {
     /// it was activated on.
     pub(crate) fn renew(&mut self, cpu: &ThisCpu) {
         *self.vmcb = Vmcb::new();
-        *self.frame = GuestFrame { regs: GuestRegs::new(), fx: FXSAVE_RESET };
+        self.frame.regs = GuestRegs::new();
+        self.frame.fx = FXSAVE_RESET;
         wipe::wipe(cpu);
     }
 
@@ -103,11 +120,23 @@ impl World {
     /// Enters the guest until it exits.
     #[inline]
     pub(crate) fn enter(&mut self, _cpu: &mut ThisCpu) {
-        let shadow = u32::from(self.vmcb.interrupt_shadow());
         // SAFETY: the control block was configured by Vmcb::configure, whose intercepts keep the guest inside its nested
-        // page tables and permission maps; frame and block are borrowed mutably until the call returns; `_cpu` proves
-        // that interrupts are off.
-        unsafe { lh_vmrun(self.frame, self.vmcb_address.raw(), self.host_state.raw(), shadow) };
+        // page tables and permission maps; frame and block are borrowed mutably until the call returns, and the frame's addresses
+        // are those of this block and of the page that `activate` saved the host's state in; `_cpu` proves that interrupts are off.
+        // Whatever lh_vmrun changes is named here.
+        unsafe {
+            asm!(
+                "call {switch}",
+                switch = sym lh_vmrun,
+                inout("rdi") &raw mut *self.frame => _,
+                inout("rsi") &raw mut *self.vmcb => _,
+                out("r12") _,
+                out("r13") _,
+                out("r14") _,
+                out("r15") _,
+                clobber_abi("C"),
+            );
+        }
     }
 }
 
