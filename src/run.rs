@@ -23,7 +23,7 @@ use levelhead::vcpu::Exit;
 use levelhead::virq::{Event, Exited, Interruptibility, Rest, Special, Windows};
 use levelhead::x86::rflags;
 
-use crate::arch::x86::cpu::{Arrived, ThisCpu, tsc};
+use crate::arch::x86::cpu::{ThisCpu, tsc};
 use crate::arch::x86::lapic::{CONSOLE_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
 use crate::console;
 use crate::machine::{Here, Machine};
@@ -261,27 +261,26 @@ fn interrupted(vmcb: &Vmcb, entry: &mut Entry, offer_stands: bool) -> Option<Vec
     }
 }
 
-/// Handles the vectors of one window, from the highest to the lowest.
+/// Handles what a window has brought.
 #[inline]
-pub(crate) fn take(machine: &'static Machine, vcpu: &mut VirtualCpu, arrived: Arrived<'_>) {
-    arrived.take_each(|vector| {
-        if take_line(machine, vcpu.here(), vector) {
-            vcpu.partition.counters.count_interrupt();
-        } else {
-            take_local(machine, vcpu, vector);
-        }
-    });
+pub(crate) fn take(machine: &'static Machine, vcpu: &mut VirtualCpu, arrived: Option<Vector>) {
+    let Some(vector) = arrived else { return };
+    if take_line(machine, vcpu.here(), vector) {
+        vcpu.partition.counters.count_interrupt();
+    } else {
+        take_local(machine, vcpu, vector);
+    }
 }
 
-/// Handles the vectors of a CPU without a guest, as [`take`] does for one with: other partitions' lines may lead to it.
-pub(crate) fn serve(machine: &'static Machine, arrived: Arrived<'_>) {
+/// Handles what a window has brought to a CPU without a guest, as [`take`] does for one with: other partitions' lines may lead to
+/// it.
+pub(crate) fn serve(machine: &'static Machine, arrived: Option<Vector>) {
+    let Some(vector) = arrived else { return };
     // Nobody's, so that whoever takes a delivery is told.
     let here = Here { partition: u8::MAX, vcpu: BOOT };
-    arrived.take_each(|vector| {
-        if !take_line(machine, here, vector) {
-            acknowledge(machine, here, vector);
-        }
-    });
+    if !take_line(machine, here, vector) {
+        acknowledge(machine, here, vector);
+    }
 }
 
 /// Ends a vector that is no line's, and answers the console if it is that one's.

@@ -221,7 +221,20 @@ fn interrupts_are_opened_in_the_window_and_behind_clgi_alone() {
 #[test]
 fn sleeping_begins_in_the_shadow_of_sti() {
     let lines = assembly("src/arch/x86/window.S").join("\n");
-    in_order(&lines, &["lh_window_open:\nsti\nnop\nnop\ncli\nret", "lh_window_idle:\nsti\nhlt\ncli\nret"]);
+    in_order(
+        &lines,
+        &[
+            "lh_window_open:\nxor eax, eax\nsti\nnop\ncli\nret",
+            "lh_window_idle:\nxor eax, eax\nsti\nhlt\ncli\nret",
+        ],
+    );
+}
+
+#[test]
+fn a_vector_that_arrives_closes_the_window() {
+    let stubs = assembly("src/arch/x86/stubs.S").join("\n");
+    let stub = ".else\nmov eax, vector\nand qword ptr [rsp + 16], ~RFLAGS_IF\niretq\n.endif";
+    in_order(&stubs, &[".set RFLAGS_IF, 1 << 9", stub]);
 }
 
 #[test]

@@ -250,7 +250,7 @@ fn play(cpu: &mut ThisCpu) {
             vmcb.start_protected32(GuestPhys::new(CODE));
         }
         let arrived = if exit == ExitCode::HLT { cpu.idle() } else { cpu.window() };
-        arrived.take_each(|vector| {
+        if let Some(vector) = arrived {
             ring.apic.eoi();
             if let Some(token) =
                 vector.get().checked_sub(FIRST_TOKEN).map(usize::from).filter(|n| *n < 2 * count)
@@ -261,7 +261,7 @@ fn play(cpu: &mut ThisCpu) {
                 player.look(own);
                 ring.apic.arm_timer(ring.rate, LOOK_TICKS);
             }
-        });
+        }
         own.loops.store(read_counter(seat.counter), Ordering::Release);
     }
     ring.apic.disarm_timer();

@@ -1,4 +1,4 @@
-//! What every CPU has of its own: descriptor tables, interrupt stacks, and the set of vectors that arrived.
+//! What every CPU has of its own: descriptor tables, interrupt stacks, and the window in which a vector arrives.
 //!
 //! Every gate runs on an interrupt stack (IST), so that nothing is ever pushed below the stack pointer of running Rust
 //! code, whose precompiled parts may use the red zone. #NMI, #DF and #MC have one each; all others share the fourth.
@@ -34,16 +34,14 @@ const IST_PAGES: u64 = 4;
 
 unsafe extern "C" {
     static lh_stubs: u8;
-    fn lh_window_open();
-    fn lh_window_idle();
+    fn lh_window_open() -> u8;
+    fn lh_window_idle() -> u8;
 }
 
 /// What the stubs write through GS.
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct PerCpu {
-    /// One bit per vector that arrived and was not yet taken.
-    pending: [AtomicU64; 4],
     nmi_count: AtomicU64,
     id: CpuId,
     /// The innermost rank of lock that this CPU holds, or 0 (order.rs).
@@ -51,43 +49,13 @@ pub(crate) struct PerCpu {
     held: AtomicU32,
 }
 
-const _: () = assert!(offset_of!(PerCpu, pending) == 0, "stubs.S: PERCPU_PENDING");
-const _: () = assert!(offset_of!(PerCpu, nmi_count) == 32, "stubs.S: PERCPU_NMI_COUNT");
+const _: () = assert!(offset_of!(PerCpu, nmi_count) == 0, "stubs.S: PERCPU_NMI_COUNT");
 
 /// This CPU's own view of itself. One exists per CPU, and its `&mut` is the proof that the code runs there with
 /// interrupts off.
 #[derive(Debug)]
 pub(crate) struct ThisCpu {
     shared: &'static PerCpu,
-}
-
-/// The vectors that arrived and were not yet taken, from the highest to the lowest. While it exists no window is open.
-#[derive(Debug)]
-#[must_use = "what is not taken waits until something else arrives"]
-pub(crate) struct Arrived<'a> {
-    pending: &'a [AtomicU64; 4],
-}
-
-impl Arrived<'_> {
-    /// Takes them one after the other. Only stubs on this CPU write the words, and only inside a window: plain loads and stores
-    /// suffice, and what `body` does adds nothing.
-    #[inline(always)]
-    pub(crate) fn take_each(self, mut body: impl FnMut(Vector)) {
-        let [low, second, third, high] = self.pending;
-        for (base, word) in [(192, high), (128, third), (64, second), (0, low)] {
-            let mut bits = word.load(Ordering::Relaxed);
-            if bits == 0 {
-                continue;
-            }
-            word.store(0, Ordering::Relaxed);
-            while let Some(bit) = bits.checked_ilog2() {
-                bits ^= 1 << bit;
-                // Below 64, so that both halves of the number stay apart. The stubs of exceptions never set a bit, so new() does not
-                // refuse.
-                Vector::new(base | bit as u8).into_iter().for_each(&mut body);
-            }
-        }
-    }
 }
 
 impl ThisCpu {
@@ -129,7 +97,6 @@ impl ThisCpu {
         let idt = Box::leak(Box::new(interrupt_table(code)));
         idt.load();
         let shared = Box::leak(Box::new(PerCpu {
-            pending: [const { AtomicU64::new(0) }; 4],
             nmi_count: AtomicU64::new(0),
             id,
             #[cfg(debug_assertions)]
@@ -149,20 +116,23 @@ impl ThisCpu {
         self.shared.nmi_count.load(Ordering::Relaxed)
     }
 
-    /// Opens the interrupt window for a moment; what has arrived.
+    /// Opens the interrupt window for a moment; the vector that has arrived. If more than one waits, the local APIC keeps the lower
+    /// ones, and the next window or entry brings the next.
     #[inline]
-    pub(crate) fn window(&mut self) -> Arrived<'_> {
+    #[must_use = "nobody else completes it"]
+    pub(crate) fn window(&mut self) -> Option<Vector> {
         // SAFETY: the IDT, GS base and interrupt stacks are set up (initialise), and `&mut self` says that no other
         // window is open on this CPU.
-        unsafe { lh_window_open() };
-        Arrived { pending: &self.shared.pending }
+        Vector::new(unsafe { lh_window_open() })
     }
 
-    /// Sleeps until an interrupt or an NMI arrives; what has arrived.
-    pub(crate) fn idle(&mut self) -> Arrived<'_> {
+    /// Sleeps until an interrupt or an NMI arrives; the vector that has arrived. Out of line: a loop around it would call through a
+    /// register, which the gate `no-panic` cannot follow.
+    #[inline(never)]
+    #[must_use = "nobody else completes it"]
+    pub(crate) fn idle(&mut self) -> Option<Vector> {
         // SAFETY: as for `window`: tables are set up, and no other window is open.
-        unsafe { lh_window_idle() };
-        Arrived { pending: &self.shared.pending }
+        Vector::new(unsafe { lh_window_idle() })
     }
 }
 

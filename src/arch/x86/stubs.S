@@ -1,13 +1,13 @@
 # Interrupt and exception entry: 256 stubs of 32 bytes each, so that stub n is at lh_stubs + 32 * n.
 #
-# Vectors 32 to 255 set one bit in this CPU's pending set and return: no Rust, no SSE register, no red zone of
-# interest (interrupts are open at one program point only, inside window.S). Exceptions are the hypervisor's own
-# fault and do not return: they build a frame and report. An NMI is counted.
+# Vectors 32 to 255 are what window.S returns: their stubs put the number into EAX, which is nobody's there, and close the
+# window: no Rust, no SSE register, no red zone of interest (interrupts are open at one program point only, inside
+# window.S). Exceptions are the hypervisor's own fault and do not return: they build a frame and report. An NMI is counted.
 #
 # GS base points to this CPU's PerCpu structure (cpu.rs asserts the offsets).
 
-.set PERCPU_PENDING, 0
-.set PERCPU_NMI_COUNT, 32
+.set PERCPU_NMI_COUNT, 0
+.set RFLAGS_IF, 1 << 9
 
 .section .text
 .code64
@@ -28,7 +28,8 @@ lh_stubs:
         push    vector
         jmp     lh_exception_entry
     .else
-        bts     qword ptr gs:[PERCPU_PENDING + (vector / 64) * 8], vector % 64
+        mov     eax, vector
+        and     qword ptr [rsp + 16], ~RFLAGS_IF
         iretq
     .endif
     .set vector, vector + 1

@@ -1,6 +1,6 @@
-# The one place where host interrupts are open. Both functions are entered and left with IF = 0; what arrives in
-# between sets bits in the pending set and nothing else. Two vectors may arrive before IF falls again, which is why
-# the stubs keep a set and not "the last vector".
+# The one place where host interrupts are open. Both functions are entered and left with IF = 0 and return the vector that
+# has arrived, or 0. Not more than one arrives: its stub puts it into EAX and leaves IF clear in the flags it returns with
+# (stubs.S). Whatever else waits does so in the local APIC, until the next window.
 
 .section .text
 .code64
@@ -9,9 +9,9 @@
 .global lh_window_open
 .type lh_window_open, @function
 lh_window_open:
+    xor     eax, eax
     sti
     nop                             # the shadow of sti ends behind this one
-    nop
     cli
     ret
 .size lh_window_open, . - lh_window_open
@@ -20,6 +20,7 @@ lh_window_open:
 .global lh_window_idle
 .type lh_window_idle, @function
 lh_window_idle:
+    xor     eax, eax
     sti
     hlt                             # in sti's shadow: an interrupt that is already pending still wakes it
     cli
