@@ -168,7 +168,8 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
                 console.status(&format!("kut: {}", test.name));
                 let mut machine = prepare(tree, machine, &folder, test, cpus)?;
                 let limit = options.limit.max(Duration::from_secs(test.seconds.unwrap_or(0)));
-                let mut boot = |machine: &Machine| {
+                row.run(|accel| {
+                    machine.accel = accel.map(str::to_owned);
                     let outcome = machine.run(limit, |line| {
                         if options.verbose {
                             console.line(line);
@@ -178,20 +179,7 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
                         End::Interrupted(_) => bail!("{}: QEMU {}", test.name, outcome.end),
                         _ => Ok(outcome),
                     }
-                };
-                let outcome = boot(&machine)?;
-                row.judge(&outcome);
-                if let (End::TimedOut(_), 2..) = (outcome.end, cpus) {
-                    machine.accel = Some(A_THREAD_EACH.to_owned());
-                    let mut again = boot(&machine)?;
-                    for _ in 1..MOST_LOST {
-                        if !is_lost(&again) {
-                            break;
-                        }
-                        again = boot(&machine)?;
-                    }
-                    row.judge_again(&again);
-                }
+                })?;
             }
             None if row.said.is_none() => row.result = "listed",
             _ => {}
@@ -240,7 +228,6 @@ fn prepare(tree: &Tree, machine: &Machine, folder: &Path, test: &Test, cpus: u8)
     machine.append = HYPERVISOR_WORDS.to_owned();
     machine.memory = format!("{}M", mib + HYPERVISOR_MIB);
     machine.smp = cpus.into();
-    machine.accel = (cpus > 1).then(|| ONE_THREAD.to_owned());
     Ok(machine)
 }
 
@@ -250,6 +237,24 @@ fn is_lost(outcome: &Outcome) -> bool {
 }
 
 impl Row {
+    /// Has `boot` run the test, given how QEMU is to run several CPUs, and reads what became of it. What hung in one thread runs
+    /// with one for each CPU, and there again as long as the emulator loses the guest's state, but not for ever.
+    fn run(&mut self, mut boot: impl FnMut(Option<&str>) -> Result<Outcome>) -> Result<()> {
+        let outcome = boot((self.cpus > 1).then_some(ONE_THREAD))?;
+        self.judge(&outcome);
+        if let (End::TimedOut(_), 2..) = (outcome.end, self.cpus) {
+            let mut again = boot(Some(A_THREAD_EACH))?;
+            for _ in 1..MOST_LOST {
+                if !is_lost(&again) {
+                    break;
+                }
+                again = boot(Some(A_THREAD_EACH))?;
+            }
+            self.judge_again(&again);
+        }
+        Ok(())
+    }
+
     /// Reads from a run what became of the test.
     fn judge(&mut self, outcome: &Outcome) {
         self.seconds = outcome.took.as_secs_f32();
@@ -371,18 +376,26 @@ fn show(console: &mut Console, rows: &[Row], listed: bool) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn judged(end: End, console: &[&str]) -> Row {
-        let mut row = Row {
+    fn row(cpus: u8) -> Row {
+        Row {
             test: "ioapic".to_owned(),
             result: "skipped",
-            cpus: 2,
+            cpus,
             checks: Checks::default(),
             code: None,
             said: None,
             seconds: 0.0,
-        };
+        }
+    }
+
+    fn outcome(end: End, console: &[&str]) -> Outcome {
         let console = console.iter().map(|line| (*line).to_owned()).collect();
-        row.judge(&Outcome { end, console, complaints: Vec::new(), took: Duration::from_millis(500) });
+        Outcome { end, console, complaints: Vec::new(), took: Duration::from_millis(500) }
+    }
+
+    fn judged(end: End, console: &[&str]) -> Row {
+        let mut row = row(2);
+        row.judge(&outcome(end, console));
         row
     }
 
@@ -438,8 +451,7 @@ mod tests {
         let hung = judged(End::TimedOut(Duration::from_secs(9)), &["[kut] PASS: a"]);
         let again = |end, console: &[&str]| {
             let mut row = hung.clone();
-            let console = console.iter().map(|line| (*line).to_owned()).collect();
-            row.judge_again(&Outcome { end, console, complaints: Vec::new(), took: Duration::from_secs(1) });
+            row.judge_again(&outcome(end, console));
             (row.result, row.checks.passed, row.said.unwrap())
         };
         let before = "in one thread of QEMU it hung for 9 s after: PASS: a; with one for each CPU it";
@@ -455,13 +467,54 @@ mod tests {
 
     #[test]
     fn a_run_whose_guest_the_emulator_lost_says_nothing() {
-        let lost = |line: &str| {
-            let (end, complaints, took) = (End::Exited(35), Vec::new(), Duration::ZERO);
-            is_lost(&Outcome { end, console: vec![line.to_owned()], complaints, took })
-        };
+        let lost = |line: &str| is_lost(&outcome(End::Exited(35), &[line]));
         assert!(lost(&format!("  {STATE_LOST}")));
         assert!(!lost(&format!("[kut] {STATE_LOST}")), "what a guest prints");
         assert!(!lost("  RIP 0x1000 RSP 0x2000"));
+    }
+
+    /// How QEMU ran a test of so many CPUs each time, and what became of it, where the runs go like this and no other is made.
+    fn played(cpus: u8, runs: &[&Outcome]) -> (Vec<Option<String>>, &'static str, String) {
+        let (mut row, mut left, mut accels) = (row(cpus), runs.iter(), Vec::new());
+        let boot = |accel: Option<&str>| {
+            accels.push(accel.map(str::to_owned));
+            Ok(left.next().copied().expect("one run too many").clone())
+        };
+        row.run(boot).unwrap();
+        assert_eq!(left.len(), 0, "one run too few");
+        (accels, row.result, row.said.unwrap_or_default())
+    }
+
+    #[test]
+    fn a_test_runs_again_only_where_threads_could_help_it_and_where_the_guest_was_lost_there() {
+        let good = outcome(End::Exited(33), &["[kut] SUMMARY: 1 tests", GOOD_END]);
+        let bad = outcome(End::Exited(35), &["[kut] FAIL: b", BAD_END]);
+        let hung = outcome(End::TimedOut(Duration::from_secs(9)), &["[kut] PASS: a"]);
+        let state = format!("  {STATE_LOST}");
+        let record = "ERROR Guest/triple-fault: partition kut: a triple fault";
+        let lost = outcome(End::Exited(35), &["[kut] PASS: a", record, &state]);
+        let [one, each] = [ONE_THREAD, A_THREAD_EACH].map(|accel| Some(accel.to_owned()));
+        let runs = |threads: usize| [vec![one.clone()], vec![each.clone(); threads]].concat();
+
+        assert_eq!(played(1, &[&hung]).0, [None], "there is nothing to take turns");
+        for first in [&good, &bad, &lost] {
+            assert_eq!(played(2, &[first]).0, runs(0), "it came to an end");
+        }
+        for (threads, result) in [
+            (vec![&good], "passed"),
+            (vec![&bad], "failed"),
+            (vec![&hung], "failed"),
+            (vec![&lost, &good], "passed"),
+            (vec![&lost, &lost, &bad], "failed"),
+            (vec![&lost, &hung], "failed"),
+        ] {
+            let (accels, became, said) = played(4, &[vec![&hung], threads.clone()].concat());
+            assert_eq!((accels, became), (runs(threads.len()), result));
+            assert!(said.starts_with("in one thread of QEMU it hung for 9 s"), "{said}");
+        }
+        let (accels, result, said) = played(2, &[&hung, &lost, &lost, &lost]);
+        assert_eq!((accels, result), (runs(MOST_LOST as usize), "failed"));
+        assert!(said.ends_with(record), "{said}");
     }
 
     #[test]
