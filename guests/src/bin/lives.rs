@@ -2,10 +2,12 @@
 //!
 //! `lives=N` (3): how many; the last one passes. `die=NAME` (isr) says how the others end, each in the handler of an interrupt
 //! that nobody has acknowledged: `isr` by a triple fault, `late` by one when its device was quarantined for that, `reset` by
-//! hypercall, `code` by the exit port, `halt` with interrupts off. `device=reset` says that something resets the device in between: then its line is low at the
-//! beginning of a life, else high.
+//! hypercall, `code` by the exit port, `halt` with interrupts off; or `storm`: by a triple fault when its device, which it completes
+//! but never satisfies, was silenced for interrupting too often. `device=reset` says that something resets the device in between: then its line is low at the
+//! beginning of a life, else high. `quarantined=1` says that it begins the last life quarantined, for what it did itself, and stays so.
 //!
-//! `rng-bus=N` names the bus of a virtio entropy source that something resets in between as well.
+//! `rng-bus=N` names the bus of a virtio entropy source that something resets in between as well. `lost=1` says that there is an e1000e
+//! which does not come back from its first reset.
 //!
 //! What counts the lives is `edu`'s liveness register, which no reset clears. Needs a hypervisor that restarts it.
 #![no_std]
@@ -25,7 +27,9 @@ use guests::{check, cmdline, fail, lapic, say, wait};
 guests::guest!("lives", main);
 
 const VECTOR: u8 = 0x60;
-/// The mask reason of a device whose interrupt was not completed in time.
+/// The mask reason of a device that interrupts too often, for a while.
+const THROTTLE: u64 = 1 << 7;
+/// The mask reason of a device that does so again and again, whose interrupt was not completed in time, or that is lost.
 const QUARANTINE: u64 = 1 << 8;
 /// `edu`'s liveness register: reads as the complement of what was written last, at first as 0.
 const LIVENESS: usize = 0x04;
@@ -70,6 +74,9 @@ fn main() {
     if let Some(bus) = cmdline::number("rng-bus") {
         rng_is_reset(bus as u8);
     }
+    if cmdline::number("lost") == Some(1) {
+        demand_lost(&interface, number > 0);
+    }
     let source = Source::of(&interface, function);
     let info = source.info();
     check!(!info.in_service && info.has_notifier, "life {number} begins with {info:?}");
@@ -81,17 +88,32 @@ fn main() {
     registers.write32(LIVENESS, !(number + 1));
     REGISTERS.set(Some(registers));
     let last = number + 1 == lives;
-    LIFE.set((!last).then_some(Life { number, function, source }));
+    let life = Life { number, function, source };
+    LIFE.set((!last).then_some(life));
     handle(VECTOR, |_| interrupt());
     ioapic::init();
     enable_interrupts();
     wait::a_moment();
     check!(INTERRUPTS.load(Relaxed) == 0, "an interrupt came before its pin was unmasked");
     let pin = Pin::connect(function.gsi(), VECTOR, lapic::id());
+    if last && cmdline::number("quarantined") == Some(1) {
+        source.unmask();
+        wait::a_while();
+        let (interrupts, info) = (INTERRUPTS.load(Relaxed), source.info());
+        check!(interrupts == 0 && info.mask_reasons == QUARANTINE, "{interrupts} interrupts, {info:?}");
+        say!("life {lives} of {lives}: its device is quarantined as before");
+        return;
+    }
     if !kept {
         registers.write32(RAISE, 1);
     }
     check!(wait::until(|| INTERRUPTS.load(Relaxed) > 0), "life {number}: no interrupt");
+    if !last && storms() {
+        let silenced = wait::until(|| source.info().mask_reasons & (THROTTLE | QUARANTINE) != 0);
+        check!(silenced, "nobody minds the storm");
+        life.leave();
+        triple_fault_by(0, 0);
+    }
     check!(last, "life {number} lived on");
     wait::a_while();
     let interrupts = INTERRUPTS.load(Relaxed);
@@ -113,20 +135,55 @@ fn rng_is_reset(bus: u8) {
     check!(common.read8(DEVICE_STATUS) == ACKNOWLEDGE, "virtio-rng does not take a status");
 }
 
-/// Serves the interrupt of the last life; every other life ends in it, after having left what it can.
+/// Of an e1000e: that nothing of it is to be reached if it is lost, whatever the guest does, and that it is silenced for good; else
+/// that its memory and its ports answer.
+fn demand_lost(interface: &Interface, lost: bool) {
+    const STATUS: usize = 0x08;
+    let Some(function) = Function::find(0x8086, 0x10d3) else { fail!("no e1000e") };
+    function.enable();
+    let (Bar::Memory(registers), Bar::Ports(ports)) = (function.bar(0), function.bar(2)) else {
+        fail!("e1000e's BARs 0 and 2 are not memory and ports")
+    };
+    // SAFETY: a register that selects others; it reaches no memory.
+    let port = unsafe { cpu::in32(ports) };
+    let answers = [registers.read32(STATUS), port].map(|value| value != u32::MAX);
+    check!(answers == [!lost; 2], "lost is {lost}, and its memory and its ports answer: {answers:?}");
+    let source = Source::of(interface, function);
+    source.unmask();
+    let quarantined = source.info().mask_reasons & QUARANTINE != 0;
+    check!(quarantined == lost, "lost is {lost}, and it is quarantined: {quarantined}");
+}
+
+fn storms() -> bool {
+    cmdline::value("die") == Some("storm")
+}
+
+impl Life {
+    /// Leaves what it can.
+    fn leave(self) {
+        let Self { number, function, source } = self;
+        source.mask();
+        function.set_interrupt_disable(true);
+        function.write32(INTERRUPT_LINE, 0xff);
+        function.write32(BAR_REGISTER, BAR + (1 + number % BAR_PLACES) * BAR_STEP);
+    }
+}
+
+/// Serves the interrupt of the last life; every other life ends in it, after having left what it can, if it does not end in a storm.
 fn interrupt() {
     INTERRUPTS.fetch_add(1, Relaxed);
-    let Some(Life { number, function, source }) = LIFE.get() else {
+    let Some(life @ Life { source, .. }) = LIFE.get() else {
         if let Some(registers) = REGISTERS.get() {
             registers.write32(ACKNOWLEDGE, u32::MAX);
         }
         lapic::eoi();
         return;
     };
-    source.mask();
-    function.set_interrupt_disable(true);
-    function.write32(INTERRUPT_LINE, 0xff);
-    function.write32(BAR_REGISTER, BAR + (1 + number % BAR_PLACES) * BAR_STEP);
+    if storms() {
+        lapic::eoi();
+        return;
+    }
+    life.leave();
     match cmdline::value("die") {
         None | Some("isr") => triple_fault_by(0, 0),
         Some("late") => {
