@@ -62,6 +62,8 @@ pub mod error {
     pub const BAD_LENGTH: i64 = -7;
     /// Another notifier of the machine is being replaced.
     pub const BUSY: i64 = -8;
+    /// What this source does not have, or does no more.
+    pub const UNSUPPORTED: i64 = -9;
     /// A value does not fit its argument.
     pub const BAD_ARGUMENT: i64 = -10;
     /// Another partition has the device now.
@@ -267,6 +269,8 @@ pub struct Moment {
 impl History {
     /// A device, as who made something happen.
     pub const DEVICE: u64 = 255;
+    /// The hypervisor, likewise.
+    pub const HYPERVISOR: u64 = 254;
     /// Words of the record, the header included.
     const WORDS: usize = 88;
     /// Words before the moments.

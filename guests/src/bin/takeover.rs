@@ -3,6 +3,8 @@
 //! `do=WORDS`, separated by commas, says what is done one after the other:
 //! * `work`: raises interrupts and serves them until the device is gone;
 //! * `count`: the same without interrupts: its notifier is a counter in memory, which it polls;
+//! * `held`: the same for one interrupt, which lasts while partition `other=N` (0) masks and unmasks the device, and until it is
+//!   completed here;
 //! * `hang`: the handler of one interrupt leaves the device asserting and spins, with interrupts off, until the device is gone, and
 //!   then for `ticks=N` of the time stamp counter; `muffled=1` masks the source before, and sets Interrupt Disable;
 //! * `die`: ends in the handler of an interrupt, with the device asserting; `crash` the same by a triple fault;
@@ -16,12 +18,17 @@
 //! * `take`: takes the device over. What it asserts then is delivered once, and nothing if it does not; `masked=1` holds the pin
 //!   back first, and `disabled=1` the device, by Interrupt Disable. `handovers=N` is how many deliveries have ended by then because
 //!   the device changed hands;
+//! * `fall`: ends by a triple fault, wherever the device is;
+//! * `keep`: interrupts, exactly, until partition `other=N` (0) has ended and begun again, which the history of its second source tells;
+//! * `lost`: waits until an e1000e, the second source of partition `other=N`, is lost in a reset, and demands that nobody takes it
+//!   over then or lifts its quarantine;
 //! * `testdev`: takes everything over that has no interrupt pin, among it a `pci-testdev`, which then counts accesses;
 //! * `rounds`: `rounds=N` (200) interrupts, exactly; `forced=N` (0) deliveries were completed by force so far;
 //! * `await`: waits until somebody else has moved the device here;
 //! * `contest`: takes the device over and works with it `rounds=N` times, however soon it loses it again.
 //!
-//! `do=control` is for a partition that may control others, and moves the first device of partition 0 to partition 1 and back.
+//! `do=control` is for a partition that may control others, and moves the first device of partition 0 to partition 1 and back;
+//! `do=meddle` masks and unmasks it while an interrupt of its is in service.
 //!
 //! With `cpus=N` the other CPUs, with interrupts off, read the device's registers all the while, and must find it gone when it is.
 //!
@@ -36,7 +43,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use guests::cpu::{CpuCell, Mmio, disable_interrupts, enable_interrupts, timestamp};
 use guests::edu::{ACKNOWLEDGE, RAISE};
-use guests::hypercall::{self, Interface, Source, error, function, notifier};
+use guests::hypercall::{self, History, Interface, Source, error, function, notifier};
 use guests::interrupts::{Frame, handle, triple_fault_by};
 use guests::ioapic::{self, Pin};
 use guests::pci::{Bar, Function};
@@ -57,6 +64,9 @@ const GUEST_DISINTX: u64 = 1 << 2;
 const VIRTUAL_RTE_MASKED: u64 = 1 << 3;
 const OPERATOR: u64 = 1 << 4;
 const THROTTLE: u64 = 1 << 7;
+const QUARANTINE: u64 = 1 << 8;
+/// What of a history says that a reason was taken back.
+const UNMASKED: u64 = 6;
 /// What nobody answers.
 const NOBODY: u32 = u32::MAX;
 
@@ -97,8 +107,10 @@ fn main() {
     let Some(interface) = Interface::find("taking over") else { return };
     check!(interface.features & 1 << 3 != 0, "no takeover in {:#x}", interface.features);
     let words = cmdline::value("do").unwrap_or("work");
-    if words == "control" {
-        return control();
+    match words {
+        "control" => return control(),
+        "meddle" => return meddle(),
+        _ => {}
     }
     lapic::init();
     ioapic::init();
@@ -115,7 +127,7 @@ fn main() {
         device.demand_nothing_works();
         say!("begins without it");
         let first = words.split(',').next();
-        if matches!(first, Some("work" | "count" | "hang" | "die" | "crash" | "storm")) {
+        if matches!(first, Some("work" | "count" | "held" | "hang" | "die" | "crash" | "storm")) {
             return;
         }
     } else {
@@ -130,14 +142,18 @@ fn main() {
         match word {
             "work" => work(device),
             "count" => count(device),
+            "held" => held(device),
             "hang" => hang(device),
             "die" => in_handler(device, Handling::Die),
             "crash" => in_handler(device, Handling::Crash),
             "doom" => doom(device),
             "storm" => storm(device),
+            "fall" => triple_fault_by(0, 0),
             "rest" => rest(),
             "watch" => watch(),
             "take" => take(device),
+            "keep" => keep(device),
+            "lost" => lost(&interface),
             "testdev" => take_without_pin(&interface),
             "rounds" => rounds(device),
             "await" => arrive(device),
@@ -278,9 +294,14 @@ fn rest() {
     spin();
 }
 
+/// A source of the partition that the command line names.
+fn of_another(index: u64) -> Source {
+    Source((u64::from(cmdline::number("other").unwrap_or(0)) + 1) << 8 | index)
+}
+
 fn watch() {
     let number = |name, default| u64::from(cmdline::number(name).unwrap_or(default));
-    let source = Source((number("other", 0) + 1) << 8);
+    let source = of_another(0);
     // What was delivered here is in the same books.
     let own = if FOUND.load(Relaxed) == 0 { 0 } else { source.ledger().delivered };
     let (deliveries, resets) = (own + number("deliveries", 1), number("resets", 0));
@@ -331,6 +352,30 @@ fn count(device: Shared) {
     end("count");
     device.demand_nothing_works();
     say!("count: gone after {served} deliveries");
+}
+
+fn held(device: Shared) {
+    begin(Handling::Serve);
+    let other = u64::from(cmdline::number("other").unwrap_or(0));
+    let demand = |counted: u64, when: &str| {
+        wait::a_while();
+        let (found, info) = (COUNTER.load(Relaxed), device.source.info());
+        check!(found == counted && info.in_service, "held: {found} counted {when}, not {counted}: {info:?}");
+    };
+    device.source.notify_counter(&COUNTER);
+    device.raise();
+    until("held", || COUNTER.load(Relaxed) == 1);
+    until("held", || {
+        let moments = History::of(device.source);
+        moments.moment(0).is_some_and(|moment| (moment.what, moment.by) == (UNMASKED, other))
+    });
+    demand(1, "after another has unmasked it");
+    device.source.unmask();
+    demand(2, "after its completion with the device asserting");
+    device.registers.write32(ACKNOWLEDGE, u32::MAX);
+    device.source.unmask();
+    device.source.ledger().demand_balance_at_rest();
+    say!("held: completed by its owner alone");
 }
 
 fn hang(device: Shared) {
@@ -471,17 +516,47 @@ fn take_without_pin(interface: &Interface) {
     testdev::exercise();
 }
 
-fn rounds(device: Shared) {
-    let rounds = cmdline::number("rounds").unwrap_or(200);
+/// Has the device interrupt again and again as long as `goes_on` says so after so many, and demands that it did so exactly.
+fn serve_while(what: &str, device: Shared, goes_on: impl Fn(u32) -> bool) -> u32 {
     begin(Handling::Serve);
-    for round in 1..=rounds {
+    let mut rounds = 0;
+    while goes_on(rounds) {
+        rounds += 1;
         device.raise();
-        until("rounds", || FOUND.load(Relaxed) == round);
+        until(what, || FOUND.load(Relaxed) == rounds);
     }
     wait::a_while();
     let entries = ENTRIES.load(Relaxed);
-    check!(entries == rounds, "rounds: {entries} interrupts, not {rounds}");
-    end("rounds");
+    check!(entries == rounds, "{what}: {entries} interrupts, not {rounds}");
+    end(what);
+    rounds
+}
+
+fn keep(device: Shared) {
+    let has_begun_again = || {
+        let history = History::of(of_another(1));
+        let mut moments = (0..).map_while(|ago| history.moment(ago));
+        moments.any(|moment| (moment.what, moment.by) == (UNMASKED, History::HYPERVISOR))
+    };
+    let rounds = serve_while("keep", device, |_| !has_begun_again());
+    check!(rounds > 0, "keep: the other began again before it had lost the device");
+    say!("keep: it was served all the while");
+}
+
+fn lost(interface: &Interface) {
+    let Some(function) = Function::find(0x8086, 0x10d3) else { fail!("no e1000e") };
+    let (here, there) = (Source::of(interface, function), of_another(1));
+    let is_quarantined = || there.info().mask_reasons & QUARANTINE != 0;
+    until("lost", is_quarantined);
+    refused(function::TAKE_OVER, [here.0, 0, 0], error::UNSUPPORTED);
+    there.unmask();
+    check!(is_quarantined() && here.info().elsewhere, "lost: {:?}, {:?}", there.info(), here.info());
+    say!("lost: nobody gets it");
+}
+
+fn rounds(device: Shared) {
+    let rounds = cmdline::number("rounds").unwrap_or(200);
+    serve_while("rounds", device, |done| done < rounds);
     agreed("rounds", false);
     device.source.ledger().demand_balance_after(cmdline::number("forced").unwrap_or(0).into());
     say!("rounds {rounds}/{rounds} ok");
@@ -521,6 +596,15 @@ fn contest(device: Shared) {
         core::hint::spin_loop();
     }
     say!("contest: took it over {won} times of {rounds}");
+}
+
+/// Masks and unmasks the first device of partition 0 while it waits for its guest's completion, which that is not.
+fn meddle() {
+    let source = Source(1 << 8);
+    until("meddle", || source.info().in_service);
+    source.mask();
+    source.unmask();
+    say!("meddle: done");
 }
 
 /// Moves the first device of partition 0 to partition 1 and back, and asks what there is to ask.
