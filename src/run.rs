@@ -541,7 +541,8 @@ pub(crate) fn replace_now(
 }
 
 /// Makes sure that nothing of a silent source's past is left: no interrupt of a line that is masked as a whole is still on
-/// its way (Remote IRR, I48), and its books balance (N5).
+/// its way (Remote IRR, I48), and its books balance (N5). Out of line, so that a debugger finds it.
+#[inline(never)]
 pub(crate) fn close_source(
     cpu: &mut ThisCpu,
     machine: &'static Machine,
