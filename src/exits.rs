@@ -245,8 +245,12 @@ impl VirtualCpu {
     #[inline(always)]
     fn plain_length(&self, what: Intercepted) -> Option<u8> {
         let vmcb = &self.world.vmcb;
-        let (linear, user) = (vmcb.linear_rip(), vmcb.cpl() == 3);
-        let first = self.pages.peek(&self.partition.ram, self.paging(), linear, user)?;
+        // RIP is its own linear address there; where the bit means nothing, which is outside of long mode, no page is known.
+        if !vmcb.cs_is_long() {
+            return None;
+        }
+        let user = !what.is_privileged() && vmcb.cpl() == 3;
+        let first = self.pages.peek(&self.partition.ram, self.paging(), vmcb.rip(), user)?;
         plain_length(first as u32, what)
     }
 

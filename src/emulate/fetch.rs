@@ -96,6 +96,7 @@ mod tests {
 
     impl GuestMemory for Ram {
         type Word = [u8; 8];
+        type Page = GuestPhys;
 
         fn word(&self, at: GuestPhys) -> Option<[u8; 8]> {
             let mut bytes = [0; 8];
@@ -104,6 +105,15 @@ mod tests {
 
         fn load(&self, word: [u8; 8]) -> u64 {
             u64::from_le_bytes(word)
+        }
+
+        fn page(&self, at: GuestPhys) -> Option<GuestPhys> {
+            Some(at)
+        }
+
+        fn read_page(&self, page: GuestPhys, offset: u64) -> Option<[u8; 16]> {
+            assert!(offset <= 0xff0);
+            self.read_16(page.checked_add(offset)?).ok()
         }
 
         fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {

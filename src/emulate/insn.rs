@@ -87,6 +87,15 @@ impl Intercepted {
         }
     }
 
+    /// Whether privilege level 0 alone gets as far as the exit: anybody else's #GP comes before it (APM2 15.9).
+    #[inline]
+    pub const fn is_privileged(self) -> bool {
+        match self {
+            Self::Rdmsr | Self::Wrmsr | Self::Hlt | Self::Wbinvd => true,
+            Self::Cpuid | Self::Vmmcall | Self::Rdpmc => false,
+        }
+    }
+
     const fn is(self, mnemonic: Mnemonic) -> bool {
         matches!(
             (self, mnemonic),

@@ -4,6 +4,9 @@
 //! the bytes there. The cache saves most of the page walk and none of its meaning: the guest changes its tables
 //! without an exit, so the entries are read and compared every time, and only if registers and entries are all
 //! what they were is the remembered page what a walk would find. The bytes themselves are always read anew.
+//!
+//! Only pages of long mode are remembered, in which all that has to be fast runs. EFER.LMA says there that paging is on, and of
+//! CR0 nothing else bears on where code is fetched from.
 
 use core::cell::Cell;
 
@@ -11,48 +14,50 @@ use crate::addr::{GuestPhys, PAGE_BYTES};
 use crate::emulate::fetch::{Code, fetch};
 use crate::emulate::walk::{Access, AccessKind, GuestMemory, NotRam, PagingRegisters, WalkError};
 use crate::vcpu::CodeSize;
+use crate::x86::efer;
 
 /// Entries that one walk reads at most.
 const MAX_ENTRIES: usize = 4;
 
-/// A translation and everything it depends on.
+/// A translation and everything it depends on, but for the privilege.
 #[derive(Clone, Copy, Debug)]
-struct Page<W> {
-    registers: PagingRegisters,
-    user: bool,
+struct Page<W, P> {
+    cr3: u64,
+    cr4: u64,
+    efer: u64,
     /// The linear address of the page.
     linear: u64,
     /// Where it leads.
-    address: GuestPhys,
-    entries: Option<Entries<W>>,
+    page: P,
+    entries: Entries<W>,
 }
 
 /// Page-table entries: where each is and what it said. A walk that read fewer than there is room for repeats its first one.
 #[derive(Clone, Copy, Debug)]
 struct Entries<W>([(W, u64); MAX_ENTRIES]);
 
-impl<W: Copy> Page<W> {
+impl<W: Copy> Entries<W> {
     /// Whether every entry still says what it said.
     #[inline(always)]
-    fn stands(&self, memory: &impl GuestMemory<Word = W>) -> bool {
-        let Some(Entries(entries)) = &self.entries else { return true };
-        entries.iter().all(|&(word, entry)| memory.load(word) == entry)
+    fn stand(&self, memory: &impl GuestMemory<Word = W>) -> bool {
+        self.0.iter().all(|&(word, entry)| memory.load(word) == entry)
     }
 }
 
 /// How many pages are remembered: a few handlers, each in two or three pages, seldom push one another out.
 const PAGES: usize = 16;
 
-/// A cache for one virtual processor and its memory, in whose words it remembers; a fixed array, nothing is allocated.
+/// A cache for one virtual processor and its memory, in whose words and pages it remembers; a fixed array, nothing is allocated.
 #[derive(Debug)]
-pub struct CodePages<W> {
-    pages: [Option<Page<W>>; PAGES],
+pub struct CodePages<W, P> {
+    /// Those that the supervisor fetched from, and the user's.
+    pages: [[Option<Page<W, P>>; PAGES]; 2],
 }
 
-impl<W: Copy + core::fmt::Debug> CodePages<W> {
+impl<W: Copy + core::fmt::Debug, P: Copy + core::fmt::Debug> CodePages<W, P> {
     /// An empty cache.
     pub const fn new() -> Self {
-        Self { pages: [None; PAGES] }
+        Self { pages: [[None; PAGES]; 2] }
     }
 
     /// What [`fetch`] returns for the same arguments, errors included.
@@ -62,16 +67,16 @@ impl<W: Copy + core::fmt::Debug> CodePages<W> {
     #[inline(always)]
     pub fn fetch(
         &mut self,
-        memory: &impl GuestMemory<Word = W>,
+        memory: &impl GuestMemory<Word = W, Page = P>,
         registers: PagingRegisters,
         linear: u64,
         size: CodeSize,
         user: bool,
     ) -> Result<Code, WalkError> {
-        if let Some(at) = self.known(memory, registers, linear, user) {
-            return memory.read_16(at).map(Code::from_sixteen).map_err(|NotRam| WalkError::Table(at));
+        match self.sixteen(memory, registers, linear, user) {
+            Some(bytes) => Ok(Code::from_sixteen(bytes)),
+            None => self.walk(memory, registers, linear, size, user),
         }
-        self.walk(memory, registers, linear, size, user)
     }
 
     /// Sixteen bytes, the first in the lowest place, of which the first fifteen are what [`fetch`] returns for the same arguments; if
@@ -79,43 +84,40 @@ impl<W: Copy + core::fmt::Debug> CodePages<W> {
     #[inline(always)]
     pub fn peek(
         &self,
-        memory: &impl GuestMemory<Word = W>,
+        memory: &impl GuestMemory<Word = W, Page = P>,
         registers: PagingRegisters,
         linear: u64,
         user: bool,
     ) -> Option<u128> {
-        let at = self.known(memory, registers, linear, user)?;
-        memory.read_16(at).ok().map(u128::from_le_bytes)
+        self.sixteen(memory, registers, linear, user).map(u128::from_le_bytes)
     }
 
-    /// Where the bytes are, if they are in a page that is remembered. An instruction that may continue on the next page is left
-    /// to the walk.
+    /// The bytes, if they are in a page that is remembered. An instruction that may continue on the next page is left to the
+    /// walk.
     #[inline(always)]
-    fn known(
+    fn sixteen(
         &self,
-        memory: &impl GuestMemory<Word = W>,
+        memory: &impl GuestMemory<Word = W, Page = P>,
         registers: PagingRegisters,
         linear: u64,
         user: bool,
-    ) -> Option<GuestPhys> {
-        let offset = linear % PAGE_BYTES;
-        if offset <= PAGE_BYTES - 16
-            && let Some(Some(page)) = self.pages.get(index(linear))
-            && page.linear == linear - offset
-            && page.registers == registers
-            && page.user == user
-            && page.stands(memory)
-        {
-            return page.address.checked_add(offset);
-        }
-        None
+    ) -> Option<[u8; 16]> {
+        let page = self.pages.get(usize::from(user))?.get(index(linear))?.as_ref()?;
+        // Below the page this wraps, to beyond its end.
+        let offset = linear.wrapping_sub(page.linear);
+        let stands = offset <= PAGE_BYTES - 16
+            && page.cr3 == registers.cr3
+            && page.cr4 == registers.cr4
+            && page.efer == registers.efer
+            && page.entries.stand(memory);
+        if stands { memory.read_page(page.page, offset) } else { None }
     }
 
     /// Fetches by the guest's tables and remembers the page.
     #[cold]
     fn walk(
         &mut self,
-        memory: &impl GuestMemory<Word = W>,
+        memory: &impl GuestMemory<Word = W, Page = P>,
         registers: PagingRegisters,
         linear: u64,
         size: CodeSize,
@@ -125,17 +127,20 @@ impl<W: Copy + core::fmt::Debug> CodePages<W> {
         let recorder = Recorder { memory, read: Cell::new(Read::NOTHING) };
         let access = Access { kind: AccessKind::Execute, user, alignment_check: false };
         let found = paging.translate(&recorder, linear, access)?;
-        if let Some(entries) = recorder.read.get().entries()
-            && let Some(place) = self.pages.get_mut(index(linear))
+        if registers.efer & efer::LMA != 0
+            && let Some(entries) = recorder.read.get().entries()
+            && let Some(page) = memory.page(found.address.page())
+            && let Some(place) =
+                self.pages.get_mut(usize::from(user)).and_then(|pages| pages.get_mut(index(linear)))
         {
-            let linear = linear - linear % PAGE_BYTES;
-            *place = Some(Page { registers, user, linear, address: found.address.page(), entries });
+            let PagingRegisters { cr3, cr4, efer, .. } = registers;
+            *place = Some(Page { cr3, cr4, efer, linear: linear - linear % PAGE_BYTES, page, entries });
         }
         fetch(memory, &paging, linear, size, user)
     }
 }
 
-impl<W: Copy + core::fmt::Debug> Default for CodePages<W> {
+impl<W: Copy + core::fmt::Debug, P: Copy + core::fmt::Debug> Default for CodePages<W, P> {
     fn default() -> Self {
         Self::new()
     }
@@ -171,13 +176,11 @@ impl<W: Copy> Read<W> {
         self
     }
 
-    /// All of it, if all of it was written down: no entries at all, or so many.
-    fn entries(self) -> Option<Option<Entries<W>>> {
-        if self.more {
-            return None;
-        }
+    /// All of it, if there is any and all of it was written down.
+    fn entries(self) -> Option<Entries<W>> {
         let [first, ..] = self.entries;
-        Some(first.map(|first| Entries(self.entries.map(|entry| entry.unwrap_or(first)))))
+        let first = first.filter(|_| !self.more)?;
+        Some(Entries(self.entries.map(|entry| entry.unwrap_or(first))))
     }
 }
 
@@ -189,6 +192,7 @@ struct Recorder<'m, M: GuestMemory> {
 
 impl<M: GuestMemory> GuestMemory for Recorder<'_, M> {
     type Word = M::Word;
+    type Page = M::Page;
 
     fn word(&self, at: GuestPhys) -> Option<M::Word> {
         self.memory.word(at)
@@ -198,6 +202,14 @@ impl<M: GuestMemory> GuestMemory for Recorder<'_, M> {
         let entry = self.memory.load(word);
         self.read.set(self.read.get().note(word, entry));
         entry
+    }
+
+    fn page(&self, at: GuestPhys) -> Option<M::Page> {
+        self.memory.page(at)
+    }
+
+    fn read_page(&self, page: M::Page, offset: u64) -> Option<[u8; 16]> {
+        self.memory.read_page(page, offset)
     }
 
     /// Not an entry of eight bytes: the two-level mode, whose guests walk every time.
@@ -237,6 +249,16 @@ mod tests {
 
     impl GuestMemory for Ram {
         type Word = usize;
+        type Page = GuestPhys;
+
+        fn page(&self, at: GuestPhys) -> Option<GuestPhys> {
+            (at.raw() < 16 * 4096).then_some(at)
+        }
+
+        fn read_page(&self, page: GuestPhys, offset: u64) -> Option<[u8; 16]> {
+            assert!(offset <= 0xff0);
+            self.read_16(page.checked_add(offset)?).ok()
+        }
 
         fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
             for (n, byte) in into.iter_mut().enumerate() {
@@ -296,6 +318,16 @@ mod tests {
     }
 
     #[test]
+    fn what_the_user_may_not_execute_is_not_taken_from_the_supervisors_pages() {
+        let mut ram = Ram::new();
+        ram.words[4 * 512 + 2] &= !4;
+        let mut pages = CodePages::new();
+        pages.fetch(&ram, LONG, 0x2010, CodeSize::Bits64, false).unwrap();
+        assert_eq!(pages.peek(&ram, LONG, 0x2010, true), None);
+        assert_eq!(pages.fetch(&ram, LONG, 0x2010, CodeSize::Bits64, true), Err(WalkError::Protection));
+    }
+
+    #[test]
     fn a_change_of_any_table_is_seen() {
         for table in 1..=4 {
             let mut ram = Ram::new();
@@ -333,7 +365,8 @@ mod tests {
             PagingRegisters { cr4: cr4::PAE | cr4::SMEP, ..LONG },
             PagingRegisters { efer: 0, ..LONG },
             PagingRegisters { efer: 0, cr4: 0, ..LONG },
-            PagingRegisters { cr0: cr0::PE, ..LONG },
+            PagingRegisters { cr0: cr0::PE, efer: efer::LME, ..LONG },
+            PagingRegisters { cr0: cr0::PE | cr0::PG | cr0::WP, ..LONG },
         ]);
         let offset = prop::sample::select(vec![0u64, 0x10, 0xff0, 0xff1, 0xfff]);
         let fetch = (0u64..9, offset, any::<bool>(), registers)

@@ -15,12 +15,20 @@ pub trait GuestMemory {
     /// Eight aligned bytes of it that were found once: they stay what they are, wherever they are kept, as long as the memory
     /// does.
     type Word: Copy + core::fmt::Debug;
+    /// A page of it that was found once, likewise.
+    type Page: Copy + core::fmt::Debug;
 
     /// The word at `at`, a multiple of 8, or `None` where there is no RAM.
     fn word(&self, at: GuestPhys) -> Option<Self::Word>;
 
     /// What a word of this memory says now, little-endian.
     fn load(&self, word: Self::Word) -> u64;
+
+    /// The page at `at`, a multiple of its size, or `None` where it is not all RAM, in one piece.
+    fn page(&self, at: GuestPhys) -> Option<Self::Page>;
+
+    /// Sixteen bytes of a page of this memory from `offset` on, or `None` if it has less left.
+    fn read_page(&self, page: Self::Page, offset: u64) -> Option<[u8; 16]>;
 
     /// Fills `into` from `at`; all of it is RAM, or nothing is read.
     fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam>;

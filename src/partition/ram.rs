@@ -16,27 +16,20 @@ use crate::arch::svm::nested::TablePool;
 use crate::arch::x86::paging::{OutOfMemory, direct};
 
 /// A contiguous piece of guest RAM.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Piece {
     guest: GuestPhys,
     host: HostPhys,
     bytes: u64,
 }
 
-impl Piece {
-    /// `bytes` bytes at `at`, if all of them are in this piece.
-    #[inline]
-    fn view(&self, at: GuestPhys, bytes: u64) -> Option<*const u8> {
-        // Below the piece this wraps, to beyond its end.
-        let offset = at.raw().wrapping_sub(self.guest.raw());
-        let inside = offset <= self.bytes.checked_sub(bytes)?;
-        inside.then(|| direct(self.host).cast_const().wrapping_add(offset as usize))
-    }
-}
-
 /// A 64-bit word of some guest's RAM, which is RAM of that guest for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word(HostPhys);
+
+/// A page of some guest's RAM, likewise.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RamPage(HostPhys);
 
 /// A counter that the hypervisor keeps in a guest's RAM: which word, and nothing else of it.
 #[derive(Debug)]
@@ -72,8 +65,6 @@ impl PollCounter {
 #[derive(Debug, Default)]
 pub(crate) struct Ram {
     pieces: Vec<Piece>,
-    /// The first of them: where a guest keeps what is read on the way of its interrupts, nearly always.
-    first: Piece,
 }
 
 impl Ram {
@@ -99,7 +90,6 @@ impl Ram {
                 offset += piece.1;
             }
         }
-        ram.first = ram.pieces.first().copied().unwrap_or_default();
         ram.clear();
         Ok(ram)
     }
@@ -193,20 +183,6 @@ impl Ram {
         Ok(())
     }
 
-    /// `bytes` bytes of RAM in one piece.
-    #[inline]
-    fn whole(&self, at: GuestPhys, bytes: u64) -> Option<*const u8> {
-        match self.first.view(at, bytes) {
-            None => self.elsewhere(at, bytes),
-            found => found,
-        }
-    }
-
-    #[cold]
-    fn elsewhere(&self, at: GuestPhys, bytes: u64) -> Option<*const u8> {
-        self.pieces.iter().find_map(|piece| piece.view(at, bytes))
-    }
-
     /// Where a guest address is, and how many bytes follow in the same piece.
     #[inline]
     fn locate(&self, at: GuestPhys) -> Option<(HostPhys, u64)> {
@@ -220,6 +196,7 @@ impl Ram {
 
 impl GuestMemory for Ram {
     type Word = Word;
+    type Page = RamPage;
 
     fn word(&self, at: GuestPhys) -> Option<Word> {
         let (host, left) = self.locate(at)?;
@@ -231,6 +208,20 @@ impl GuestMemory for Ram {
         // SAFETY: only a `Word` is ever read: eight aligned bytes of RAM in the direct map; the bytes are copied, never
         // referenced.
         unsafe { direct(word.0).cast::<u64>().read_volatile() }
+    }
+
+    fn page(&self, at: GuestPhys) -> Option<RamPage> {
+        let (host, left) = self.locate(at)?;
+        (left >= PAGE_BYTES).then_some(RamPage(host))
+    }
+
+    #[inline]
+    fn read_page(&self, RamPage(host): RamPage, offset: u64) -> Option<[u8; 16]> {
+        if offset > PAGE_BYTES - 16 {
+            return None;
+        }
+        // SAFETY: sixteen bytes of a page of RAM in the direct map; the bytes are copied, never referenced.
+        Some(unsafe { direct(host).wrapping_add(offset as usize).cast::<[u8; 16]>().read() })
     }
 
     fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
@@ -250,16 +241,5 @@ impl GuestMemory for Ram {
             unsafe { now.as_mut_ptr().copy_from_nonoverlapping(direct(host), now.len()) };
             rest = later;
         })
-    }
-
-    #[inline]
-    fn read_16(&self, at: GuestPhys) -> Result<[u8; 16], NotRam> {
-        if let Some(bytes) = self.whole(at, 16) {
-            // SAFETY: sixteen bytes inside a piece, in the direct map; the bytes are copied, never referenced.
-            return Ok(unsafe { bytes.cast::<[u8; 16]>().read() });
-        }
-        let mut bytes = [0; 16];
-        self.read(at, &mut bytes)?;
-        Ok(bytes)
     }
 }

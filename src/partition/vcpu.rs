@@ -10,7 +10,7 @@ use levelhead::vcpu::{Gpr, GuestRegs};
 use levelhead::virq::{Doorbell, PinSet, Requests, Vcpu, VirtualLapic};
 
 use super::Partition;
-use super::ram::Word;
+use super::ram::{RamPage, Word};
 use super::watch::Watch;
 use crate::arch::svm::vmrun::World;
 use crate::arch::x86::cpu::{cpuid, has_xcr0};
@@ -55,7 +55,7 @@ pub(crate) struct VirtualCpu {
     pub(crate) world: World,
     /// Where the guest begins.
     pub(super) entry: EntryState,
-    pub(crate) pages: CodePages<Word>,
+    pub(crate) pages: CodePages<Word, RamPage>,
     pub(crate) decoded: DecodeCache,
     pub(crate) exits: Exits,
     /// Where the guest has put this one's local APIC, as its chip has it: only its own writes move it.

@@ -533,13 +533,19 @@ impl Vmcb {
     /// The size of the code that was running.
     #[inline]
     pub const fn code_size(&self) -> CodeSize {
-        if self.save.efer & efer::LMA != 0 && self.save.cs.attributes & Segment::LONG != 0 {
+        if self.save.efer & efer::LMA != 0 && self.cs_is_long() {
             CodeSize::Bits64
         } else if self.save.cs.attributes & Segment::DEFAULT_32 != 0 {
             CodeSize::Bits32
         } else {
             CodeSize::Bits16
         }
+    }
+
+    /// Whether the code segment is one of 64-bit code, as it is in long mode; elsewhere the bit has no meaning.
+    #[inline]
+    pub const fn cs_is_long(&self) -> bool {
+        self.save.cs.attributes & Segment::LONG != 0
     }
 
     /// The linear address of the instruction at RIP.

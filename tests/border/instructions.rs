@@ -181,6 +181,7 @@ impl Ram {
 
 impl GuestMemory for Ram {
     type Word = GuestPhys;
+    type Page = GuestPhys;
 
     fn word(&self, at: GuestPhys) -> Option<GuestPhys> {
         Self::place(at.raw()).map(|_| at)
@@ -190,6 +191,15 @@ impl GuestMemory for Ram {
         let mut bytes = [0; 8];
         self.read(word, &mut bytes).unwrap();
         u64::from_le_bytes(bytes)
+    }
+
+    fn page(&self, at: GuestPhys) -> Option<GuestPhys> {
+        Self::place(at.raw()).map(|_| at)
+    }
+
+    fn read_page(&self, page: GuestPhys, offset: u64) -> Option<[u8; 16]> {
+        assert!(offset <= 0xff0);
+        self.read_16(page.checked_add(offset)?).ok()
     }
 
     fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
@@ -207,12 +217,15 @@ impl GuestMemory for Ram {
 
 fn paging_registers(dice: &mut Dice) -> PagingRegisters {
     let long = efer::LME | efer::LMA;
+    let pg = dice.pick(&[cr0::PG, cr0::PG, cr0::PG, 0]);
+    // A CPU clears LMA with PG.
+    let possible = if pg == 0 { !efer::LMA } else { u64::MAX };
     PagingRegisters {
-        cr0: cr0::PE | dice.pick(&[cr0::PG, cr0::PG, cr0::PG, 0]) | dice.pick(&[0, cr0::WP]),
+        cr0: cr0::PE | pg | dice.pick(&[0, cr0::WP]),
         cr3: if dice.one_in(8) { dice.hostile() } else { dice.below(LOW_PAGES) << 12 },
         cr4: dice.pick(&[cr4::PAE, cr4::PAE, cr4::PAE, 0, cr4::PSE, cr4::PAE | cr4::LA57])
             | dice.pick(&[0, cr4::SMEP, cr4::SMAP]),
-        efer: dice.pick(&[long, long | efer::NXE, long | efer::NXE, 0, efer::NXE]),
+        efer: possible & dice.pick(&[long, long | efer::NXE, long | efer::NXE, 0, efer::NXE]),
     }
 }
 

@@ -29,6 +29,7 @@ impl Ram {
 
 impl GuestMemory for Ram {
     type Word = u64;
+    type Page = GuestPhys;
 
     fn word(&self, at: GuestPhys) -> Option<u64> {
         self.reads.set(self.reads.get() + 1);
@@ -37,6 +38,15 @@ impl GuestMemory for Ram {
 
     fn load(&self, word: u64) -> u64 {
         self.words.get(&word).copied().unwrap_or(0)
+    }
+
+    fn page(&self, at: GuestPhys) -> Option<GuestPhys> {
+        Some(at)
+    }
+
+    fn read_page(&self, page: GuestPhys, offset: u64) -> Option<[u8; 16]> {
+        assert!(offset <= 0xff0);
+        self.read_16(page.checked_add(offset)?).ok()
     }
 
     fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
