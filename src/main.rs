@@ -32,11 +32,11 @@ use alloc::vec::Vec;
 use levelhead::facts::{IoApic, MemoryKind};
 use levelhead::irq::CpuId;
 use levelhead::message::{Message, Refusal};
-use log::info;
+use log::{info, warn};
 
 use arch::svm::enable;
 use arch::x86::cpu::ThisCpu;
-use arch::x86::ioapic::IoApics;
+use arch::x86::ioapic::{IoApics, LAST_GSI_BASE};
 use arch::x86::lapic::LocalApic;
 use arch::x86::memory;
 use arch::x86::paging::{AddressSpace, image_range};
@@ -92,7 +92,13 @@ fn boot(start_info: u32, delta: u64) -> Result<Verdict, BootError> {
     let mut io_apics = IoApics::default();
     let mut chips = Vec::new();
     for &tables::IoApicEntry { address, gsi_base } in &platform.io_apics {
-        let pins = io_apics.add(address, gsi_base, &mut space, &mut frames)?.get();
+        let Some(pins) = io_apics.add(address, gsi_base, &mut space, &mut frames)? else {
+            warn!(
+                "IO-APIC at {address}: not used, as its GSIs from {gsi_base} on are beyond {LAST_GSI_BASE}"
+            );
+            continue;
+        };
+        let pins = pins.get();
         info!("IO-APIC at {address}: GSI {gsi_base} to {}", gsi_base.saturating_add(u32::from(pins) - 1));
         chips.push(IoApic { address, gsi_base, pins });
     }

@@ -3,6 +3,7 @@
 
 use core::ptr::NonNull;
 
+use levelhead::addr::PAGE_BYTES;
 use volatile::VolatilePtr;
 
 /// A block of registers, mapped uncacheable for the rest of the machine's life.
@@ -63,6 +64,38 @@ impl Registers {
         let pointer = unsafe { self.base.add(offset) }.cast::<T>();
         // SAFETY: mapped and aligned as `new` was promised; no reference to it exists anywhere.
         Some(unsafe { VolatilePtr::new(pointer) })
+    }
+}
+
+/// A block of registers of 32 bits that is at least a page long, so that it is seen when it is compiled which places are inside.
+#[derive(Debug)]
+pub(crate) struct RegisterPage(Registers);
+
+impl RegisterPage {
+    /// The block's first page, if it has that many bytes.
+    pub(crate) fn new(registers: Registers) -> Option<Self> {
+        (registers.bytes as u64 >= PAGE_BYTES).then_some(Self(registers))
+    }
+
+    /// Reads the register at `AT`.
+    #[inline]
+    pub(crate) fn read<const AT: usize>(&self) -> u32 {
+        self.register::<AT>().read()
+    }
+
+    /// Writes the register at `AT`.
+    #[inline]
+    pub(crate) fn write<const AT: usize>(&self, value: u32) {
+        self.register::<AT>().write(value);
+    }
+
+    #[inline]
+    fn register<const AT: usize>(&self) -> VolatilePtr<'_, u32> {
+        const { assert!(AT.is_multiple_of(4) && AT < PAGE_BYTES as usize, "a register of the page") };
+        // SAFETY: inside the first page, which the block has.
+        let pointer = unsafe { self.0.base.add(AT) }.cast();
+        // SAFETY: mapped and aligned as `Registers::new` was promised; no reference to it exists anywhere.
+        unsafe { VolatilePtr::new(pointer) }
     }
 }
 
