@@ -18,7 +18,7 @@ use levelhead::intx::{MaskReasons, count};
 use levelhead::message::Message;
 use levelhead::pci::{Bdf, Effect};
 use levelhead::svm::{Fault, Stale};
-use levelhead::vcpu::{Exit, Gpr, NestedFault};
+use levelhead::vcpu::{CodeSize, Exit, Gpr, NestedFault};
 use levelhead::virq::{Ended, Outcome, Requests};
 use levelhead::x86::{self, GeneralProtection, exception};
 
@@ -215,6 +215,18 @@ impl VirtualCpu {
         self.pages.fetch(&self.partition.ram, paging, linear, size, user)
     }
 
+    /// Sixteen bytes at RIP, the first in the lowest place and the last without meaning, if they are 64-bit code in a page that is
+    /// remembered.
+    #[inline(always)]
+    fn known_code(&self, user: bool) -> Option<u128> {
+        let vmcb = &self.world.vmcb;
+        // RIP is its own linear address there; where the bit means nothing, which is outside of long mode, no page is remembered.
+        if !vmcb.cs_is_long() {
+            return None;
+        }
+        self.pages.peek(&self.partition.ram, self.paging(), vmcb.rip(), user)
+    }
+
     #[inline(always)]
     fn current_code(&mut self) -> Result<Code, Trouble> {
         self.code().map_err(Trouble::from)
@@ -244,14 +256,8 @@ impl VirtualCpu {
 
     #[inline(always)]
     fn plain_length(&self, what: Intercepted) -> Option<u8> {
-        let vmcb = &self.world.vmcb;
-        // RIP is its own linear address there; where the bit means nothing, which is outside of long mode, no page is known.
-        if !vmcb.cs_is_long() {
-            return None;
-        }
-        let user = !what.is_privileged() && vmcb.cpl() == 3;
-        let first = self.pages.peek(&self.partition.ram, self.paging(), vmcb.rip(), user)?;
-        plain_length(first as u32, what)
+        let user = !what.is_privileged() && self.world.vmcb.cpl() == 3;
+        plain_length(self.known_code(user)? as u32, what)
     }
 
     #[cold]
@@ -461,9 +467,8 @@ impl VirtualCpu {
         if !vmcb.fetched_bytes().is_empty() {
             return None;
         }
-        let (linear, user) = (vmcb.linear_rip(), vmcb.cpl() == 3);
-        let bytes = self.pages.peek(&self.partition.ram, self.paging(), linear, user)?;
-        let store = self.decoded.known_store(vmcb.rip(), bytes, vmcb.code_size())?;
+        let bytes = self.known_code(vmcb.cpl() == 3)?;
+        let store = self.decoded.known_store(vmcb.rip(), bytes, CodeSize::Bits64)?;
         Some((store.length(), store.width().bytes() as u8))
     }
 

@@ -5,7 +5,8 @@
 #![expect(unsafe_code, reason = "copies to and from guest memory in the direct map")]
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use levelhead::addr::{GuestPhys, HostPhys, LARGE_PAGE_BYTES, PAGE_BYTES};
 use levelhead::emulate::{GuestMemory, NotRam};
@@ -23,30 +24,30 @@ struct Piece {
     bytes: u64,
 }
 
-/// A 64-bit word of some guest's RAM, which is RAM of that guest for ever.
+/// A 64-bit word of some guest's RAM, which is RAM of that guest for ever: its address in the direct map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Word(HostPhys);
+pub(crate) struct Word(usize);
 
 /// A page of some guest's RAM, likewise.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RamPage(HostPhys);
+pub(crate) struct RamPage(usize);
 
 /// A counter that the hypervisor keeps in a guest's RAM: which word, and nothing else of it.
 #[derive(Debug)]
-pub(crate) struct PollCounter(AtomicU64);
+pub(crate) struct PollCounter(AtomicUsize);
 
 impl PollCounter {
     /// No word.
-    const NOWHERE: u64 = u64::MAX;
+    const NOWHERE: usize = usize::MAX;
 
     /// A counter that counts nowhere.
     pub(crate) const fn new() -> Self {
-        Self(AtomicU64::new(Self::NOWHERE))
+        Self(AtomicUsize::new(Self::NOWHERE))
     }
 
     /// Counts in this word from now on.
     pub(crate) fn lead_to(&self, word: Word) {
-        self.0.store(word.0.raw(), Ordering::Release);
+        self.0.store(word.0, Ordering::Release);
     }
 
     /// Counts one, as one locked addition. The guest may write the word at the same time.
@@ -57,7 +58,7 @@ impl PollCounter {
         }
         // SAFETY: only a `Word` is ever stored: eight aligned bytes of RAM in the direct map that stay a guest's for ever. The
         // hypervisor accesses them through atomics alone while this reference lives, which ends with the addition.
-        unsafe { AtomicU64::from_ptr(direct(HostPhys::new(at)).cast()) }.fetch_add(1, Ordering::AcqRel);
+        unsafe { AtomicU64::from_ptr(with_exposed_provenance_mut(at)) }.fetch_add(1, Ordering::AcqRel);
     }
 }
 
@@ -200,28 +201,28 @@ impl GuestMemory for Ram {
 
     fn word(&self, at: GuestPhys) -> Option<Word> {
         let (host, left) = self.locate(at)?;
-        (at.is_aligned(8) && host.is_aligned(8) && left >= 8).then_some(Word(host))
+        (at.is_aligned(8) && host.is_aligned(8) && left >= 8).then_some(Word(direct(host).addr()))
     }
 
     #[inline]
     fn load(&self, word: Word) -> u64 {
         // SAFETY: only a `Word` is ever read: eight aligned bytes of RAM in the direct map; the bytes are copied, never
         // referenced.
-        unsafe { direct(word.0).cast::<u64>().read_volatile() }
+        unsafe { with_exposed_provenance::<u64>(word.0).read_volatile() }
     }
 
     fn page(&self, at: GuestPhys) -> Option<RamPage> {
         let (host, left) = self.locate(at)?;
-        (left >= PAGE_BYTES).then_some(RamPage(host))
+        (left >= PAGE_BYTES).then_some(RamPage(direct(host).addr()))
     }
 
     #[inline]
-    fn read_page(&self, RamPage(host): RamPage, offset: u64) -> Option<[u8; 16]> {
+    fn read_page(&self, RamPage(at): RamPage, offset: u64) -> Option<[u8; 16]> {
         if offset > PAGE_BYTES - 16 {
             return None;
         }
         // SAFETY: sixteen bytes of a page of RAM in the direct map; the bytes are copied, never referenced.
-        Some(unsafe { direct(host).wrapping_add(offset as usize).cast::<[u8; 16]>().read() })
+        Some(unsafe { with_exposed_provenance::<[u8; 16]>(at.wrapping_add(offset as usize)).read() })
     }
 
     fn read(&self, at: GuestPhys, into: &mut [u8]) -> Result<(), NotRam> {
