@@ -140,10 +140,9 @@ impl Vmcb {
     #[inline]
     pub const fn exit(&self) -> Exit {
         let (info1, info2) = (self.exit_info1(), self.exit_info2());
-        let code = ExitCode::new(self.exit_code());
-        match code {
+        // Those on the way of an interrupt come first, each at the cost of a comparison.
+        match ExitCode(self.exit_code()) {
             ExitCode::INTR => Exit::Interrupt,
-            ExitCode::NPF => Exit::NestedFault(nested_fault(info1, info2)),
             ExitCode::MSR => {
                 if info1 & 1 != 0 {
                     Exit::WriteMsr
@@ -151,6 +150,17 @@ impl Vmcb {
                     Exit::ReadMsr
                 }
             }
+            ExitCode::NPF => Exit::NestedFault(nested_fault(info1, info2)),
+            _ => self.other_exit(),
+        }
+    }
+
+    /// Why the guest stopped, if it is none of these.
+    #[inline(never)]
+    const fn other_exit(&self) -> Exit {
+        let (info1, info2) = (self.exit_info1(), self.exit_info2());
+        let code = ExitCode::new(self.exit_code());
+        match code {
             ExitCode::HLT => Exit::Hlt,
             ExitCode::IOIO => match port_access(info1, info2) {
                 Some(access) => Exit::Io(access),
