@@ -7,13 +7,15 @@
 
 use core::fmt;
 
+use arrayvec::ArrayVec;
+
 use super::event::{Effects, Event};
 use super::gate::{Gate, Sample};
 use super::ledger::Completion;
 use super::line::Line;
 use super::notifier::{Control, Entered, Notifier, NotifierSlot, Retiring};
 use super::recorder::{Actor, Happening, Recorder};
-use super::sharers::{MAX_SHARERS, Sharer, SharerSet};
+use super::sharers::{Alone, MAX_SHARERS, Seating, Several, Sharer, SharerSet};
 use crate::irq::{Gsi, Vector};
 use crate::sync::{AtomicU64, Lock, Ordering};
 
@@ -96,8 +98,8 @@ impl Recorded {
     }
 
     #[inline]
-    pub(super) fn note(&mut self, what: Happening, sharers: SharerSet, io: &mut impl LineIo) {
-        self.recorder.note(self.line.state(), what, sharers, io.actor(), io.now());
+    pub(super) fn note<S: Seating>(&mut self, what: Happening, sharers: SharerSet, io: &mut impl LineIo) {
+        self.recorder.note::<S>(self.line.state(), what, sharers, io.actor(), io.now());
     }
 }
 
@@ -133,7 +135,7 @@ impl Handler {
     /// One event under the line's lock: whether it changed anything, and what is to be done outside of the lock.
     pub(super) fn drive(&self, event: Event, io: &mut impl LineIo) -> (bool, Deliveries<'_>) {
         let mut deliveries = Deliveries::none();
-        let changed = self.state.with(|state| self.run(state, event, &mut deliveries, io));
+        let changed = self.state.with(|state| self.run::<Several>(state, event, &mut deliveries, io));
         (changed, deliveries)
     }
 
@@ -141,15 +143,16 @@ impl Handler {
     /// the same goes for [`Handler::complete`], the other half of every interrupt.
     #[inline]
     pub(super) fn assert<'t>(&'t self, io: &mut impl LineIo, deliveries: &mut Deliveries<'t>) {
-        self.state.with(|state| match state.line.state().gate {
-            Gate::RteMask => {
-                self.run(state, Event::Wire { metered: false }, deliveries, io);
+        self.state.with(|state| {
+            if is_exclusive(&state.line) {
+                self.run::<Alone>(state, Event::Wire { metered: false }, deliveries, io);
+            } else {
+                self.assert_apart(state, io, deliveries);
             }
-            Gate::DirectedEoi | Gate::Function => self.assert_apart(state, io, deliveries),
         });
     }
 
-    // Apart, so that the compiler leaves on the path of the simplest gate, an exclusive line's, what that gate needs.
+    // Apart, so that the compiler leaves on the path of an exclusive line what that needs.
     #[inline(never)]
     fn assert_apart<'t>(
         &'t self,
@@ -157,13 +160,13 @@ impl Handler {
         io: &mut impl LineIo,
         deliveries: &mut Deliveries<'t>,
     ) {
-        self.run(state, Event::Wire { metered: false }, deliveries, io);
+        self.run::<Several>(state, Event::Wire { metered: false }, deliveries, io);
     }
 
     /// [`Handler::assert`] for a line on which somebody has a storm budget: apart, so that the others do not pay for it.
     #[inline(never)]
     pub(super) fn assert_metered<'t>(&'t self, io: &mut impl LineIo, deliveries: &mut Deliveries<'t>) {
-        self.state.with(|state| self.run(state, Event::Wire { metered: true }, deliveries, io));
+        self.state.with(|state| self.run::<Several>(state, Event::Wire { metered: true }, deliveries, io));
     }
 
     /// The guest completed.
@@ -180,15 +183,10 @@ impl Handler {
             if in_flight && self.overtakes(sharer, from, io) {
                 // As if it came through nobody, which nothing is in service through.
                 let _stale = state.line.step(Event::Eoi { sharer, from: Notifier::None });
+            } else if is_exclusive(&state.line) && sharer == Sharer::FIRST {
+                self.run::<Alone>(state, Event::Eoi { sharer: Sharer::FIRST, from }, deliveries, io);
             } else {
-                match state.line.state().gate {
-                    Gate::RteMask => {
-                        self.run(state, Event::Eoi { sharer, from }, deliveries, io);
-                    }
-                    Gate::DirectedEoi | Gate::Function => {
-                        self.complete_apart(state, sharer, from, io, deliveries);
-                    }
-                }
+                self.complete_apart(state, sharer, from, io, deliveries);
             }
         });
     }
@@ -211,13 +209,13 @@ impl Handler {
         io: &mut impl LineIo,
         deliveries: &mut Deliveries<'t>,
     ) {
-        self.run(state, Event::Eoi { sharer, from }, deliveries, io);
+        self.run::<Several>(state, Event::Eoi { sharer, from }, deliveries, io);
     }
 
     /// One event from beginning to end: step, effects, the slots that are to be entered, the functions that are to be
     /// sampled, and what the recorder makes of it. Whether the event changed anything.
     #[inline(always)]
-    fn run<'t>(
+    fn run<'t, S: Seating>(
         &'t self,
         state: &mut Recorded,
         event: Event,
@@ -225,11 +223,11 @@ impl Handler {
         io: &mut impl LineIo,
     ) -> bool {
         let line = &mut state.line;
-        let effects = line.step(event);
+        let effects = line.step_as::<S>(event);
         self.carry_out(&effects, io);
         let mut touched = event.sharer().map_or(SharerSet::EMPTY, SharerSet::only).union(effects.notify);
-        for sharer in effects.notify {
-            self.notify(line, sharer, deliveries, io);
+        for sharer in S::each(effects.notify) {
+            self.notify::<S>(line, sharer, deliveries, io);
         }
         if !effects.sample.is_empty() || effects.unclaimed {
             let wire = matches!(event, Event::Wire { .. });
@@ -242,7 +240,7 @@ impl Handler {
         // What names nobody, the vector, is worth a note if it concerned anybody.
         let noted = if event.sharer().is_some() { effects.changed } else { !touched.is_empty() };
         if noted {
-            state.note(Happening::of(&event), touched, io);
+            state.note::<S>(Happening::of(&event), touched, io);
         }
         effects.changed
     }
@@ -273,7 +271,7 @@ impl Handler {
             }
         }
         if line.has_finding() {
-            deliveries.handler = Some(self);
+            deliveries.finding = Some(self);
         }
         touched
     }
@@ -312,7 +310,7 @@ impl Handler {
             let effects = line.step(Event::Sampled { sharer, sample });
             self.carry_out(&effects, io);
             for sharer in effects.notify {
-                self.notify(line, sharer, deliveries, io);
+                self.notify::<Several>(line, sharer, deliveries, io);
             }
             if !effects.overdrawn.is_empty() {
                 self.time(line, effects.overdrawn, deliveries, io);
@@ -334,7 +332,7 @@ impl Handler {
             let effects = line.step(Event::Timed { sharer, now: io.now() });
             self.carry_out(&effects, io);
             for sharer in effects.notify {
-                self.notify(line, sharer, deliveries, io);
+                self.notify::<Several>(line, sharer, deliveries, io);
             }
         }
     }
@@ -342,20 +340,20 @@ impl Handler {
     /// Asks the slot where the assertion goes. The line learns of it in the same hold of its lock, so that a
     /// replacement that finishes later finds the delivery in the line's state.
     #[inline(always)]
-    fn notify<'t>(
+    fn notify<'t, S: Seating>(
         &'t self,
         line: &mut Line,
         sharer: Sharer,
         deliveries: &mut Deliveries<'t>,
         io: &mut impl LineIo,
     ) {
-        let Some(slot) = self.slots.get(sharer.index()) else { return };
+        let (Some(slot), Some(seat)) = (self.slots.get(sharer.index()), self.seat(sharer)) else { return };
         let entered = slot.enter();
         let addressee = entered.addressee();
-        let effects = line.step(Event::Notified { sharer, addressee });
+        let effects = line.step_as::<S>(Event::Notified { sharer, addressee });
         if !addressee.is_none() {
             // The gate was closed for the delivery and stays so: there is nothing to carry out.
-            deliveries.put(self, sharer, entered);
+            deliveries.put(Delivery { slot, entered, source: seat.source });
             return;
         }
         // Closed now for want of a notifier, which may take another gate than a delivery in service does.
@@ -402,33 +400,39 @@ impl Handler {
     }
 }
 
+/// Whether there is one source, and its gate is the line's own.
+#[inline(always)]
+fn is_exclusive(line: &Line) -> bool {
+    let state = line.state();
+    state.gate == Gate::RteMask && state.present == Alone::PRESENT
+}
+
 /// The deliveries that one event caused: each virtual pin is still to be raised, outside the line's lock.
+///
+/// Those that are not made give up their places when this is dropped, so that the next replacement does not wait for ever.
 #[derive(Debug)]
 #[must_use = "a delivery that is not made is an interrupt lost: raise each target"]
 pub struct Deliveries<'t> {
-    /// Whose they are; of a line about which something was found out if there are none.
-    handler: Option<&'t Handler>,
-    to_make: SharerSet,
-    /// Meaningful where `to_make`.
-    entered: [Entered; MAX_SHARERS],
+    to_make: ArrayVec<Delivery<'t>, MAX_SHARERS>,
+    /// A line about which something was found out.
+    finding: Option<&'t Handler>,
 }
 
 impl<'t> Deliveries<'t> {
     /// Nothing to deliver.
+    #[inline]
     pub const fn none() -> Self {
-        Self { handler: None, to_make: SharerSet::EMPTY, entered: [Entered::NOWHERE; MAX_SHARERS] }
+        Self { to_make: ArrayVec::new_const(), finding: None }
     }
 
-    #[inline]
-    fn put(&mut self, handler: &'t Handler, sharer: Sharer, entered: Entered) {
-        if let Some(place) = self.entered.get_mut(sharer.index()) {
-            *place = entered;
-            self.to_make.insert(sharer);
-            self.handler = Some(handler);
-        }
+    #[inline(always)]
+    fn put(&mut self, delivery: Delivery<'t>) {
+        // A line has as many sources as there is room, and each is notified once in an event.
+        let _never_full = self.to_make.try_push(delivery);
     }
 
     /// Whether there is nothing to deliver.
+    #[inline]
     pub const fn is_empty(&self) -> bool {
         self.to_make.is_empty()
     }
@@ -436,13 +440,13 @@ impl<'t> Deliveries<'t> {
     /// Whether there is nothing to deliver and nothing to record either.
     #[inline]
     pub const fn is_nothing(&self) -> bool {
-        self.handler.is_none()
+        self.is_empty() && self.finding.is_none()
     }
 
     /// Where nothing is to be delivered: the vector of a line about whose functions something was found out, see
     /// [`LineTable::take_finding`](super::LineTable::take_finding).
     pub fn found(&self) -> Option<Vector> {
-        self.handler.filter(|_| self.is_empty()).map(|handler| handler.vector)
+        self.finding.filter(|_| self.is_empty()).map(|handler| handler.vector)
     }
 }
 
@@ -451,21 +455,7 @@ impl<'t> Iterator for Deliveries<'t> {
 
     #[inline]
     fn next(&mut self) -> Option<Delivery<'t>> {
-        let sharer = self.to_make.next()?;
-        let handler = self.handler?;
-        Some(Delivery {
-            slot: handler.slots.get(sharer.index())?,
-            entered: *self.entered.get(sharer.index())?,
-            source: handler.seat(sharer)?.source,
-        })
-    }
-}
-
-impl Drop for Deliveries<'_> {
-    /// Gives up the places of deliveries that were not made, so that the next replacement does not wait for ever.
-    #[inline]
-    fn drop(&mut self) {
-        self.for_each(drop);
+        self.to_make.pop()
     }
 }
 
@@ -550,7 +540,7 @@ impl<'t> Replacing<'t> {
         handler.state.with(|state| {
             // Read under the lock: a change after this moment is reported as an event of its own, after this one.
             let masked = !retired.new.is_none() && io.virtual_rte_masked(retired.new);
-            handler.run(state, Event::retired(sharer, &retired, masked, how), &mut deliveries, io)
+            handler.run::<Several>(state, Event::retired(sharer, &retired, masked, how), &mut deliveries, io)
         });
         if let Some(listeners) = left {
             listeners.fetch_and(!source.bit(), Ordering::AcqRel);

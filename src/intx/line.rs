@@ -26,7 +26,7 @@ use super::gate::{Gate, Sample};
 use super::ledger::{Account, Completion, Ledger, count};
 use super::notifier::{Addressee, Notifier};
 use super::reasons::MaskReasons;
-use super::sharers::{MAX_SHARERS, Sharer, SharerSet};
+use super::sharers::{MAX_SHARERS, Seating, Several, Sharer, SharerSet};
 use super::storm::{Budget, Meter, Outcome, Storm, Verdict};
 use super::suspicion::{LIE_LIMIT, LineFinding, Suspicion};
 
@@ -240,7 +240,7 @@ impl Line {
         self.state.doubted.remove(sharer);
         self.suspicion.forget(sharer);
         let mut effects = Effects { changed: true, ..Effects::default() };
-        self.settle(SharerSet::only(sharer), &mut effects);
+        self.settle::<Several>(SharerSet::only(sharer), &mut effects);
         if self.state.gate != Gate::Function {
             effects.clear_disintx.insert(sharer);
         }
@@ -260,7 +260,7 @@ impl Line {
             effects.set_disintx.insert(sharer);
         }
         self.state.disintx.remove(sharer);
-        self.settle(SharerSet::EMPTY, &mut effects);
+        self.settle::<Several>(SharerSet::EMPTY, &mut effects);
         Some(effects)
     }
 
@@ -269,9 +269,15 @@ impl Line {
     /// Always inlined, so that a caller with a certain event is left with the rules for that event alone.
     #[inline(always)]
     pub fn step(&mut self, event: Event) -> Effects {
+        self.step_as::<Several>(event)
+    }
+
+    /// [`Line::step`] of a line whose sources sit like this.
+    #[inline(always)]
+    pub(super) fn step_as<S: Seating>(&mut self, event: Event) -> Effects {
         let mut effects = Effects::default();
         match event {
-            Event::Wire { metered } => self.wire(metered, &mut effects),
+            Event::Wire { metered } => self.wire::<S>(metered, &mut effects),
             Event::Unclaimed => self.unclaimed_wire(&mut effects),
             Event::Timed { sharer, now } => self.timed(sharer, now, &mut effects),
             Event::Resume { sharer, now } => self.resume(sharer, now, &mut effects),
@@ -324,7 +330,7 @@ impl Line {
             Event::Unclaimed => self.state.present,
             _ => event.sharer().map_or(SharerSet::EMPTY, SharerSet::only),
         };
-        self.settle(changed, &mut effects);
+        self.settle::<S>(changed, &mut effects);
         effects
     }
 
@@ -340,12 +346,12 @@ impl Line {
     /// A vector says "somebody on the line". At a line gate nobody can tell who, so it concerns every source; at
     /// function gates the open ones are asked, and only them: a function in reset or asleep is closed.
     #[inline(always)]
-    fn wire(&mut self, metered: bool, effects: &mut Effects) {
+    fn wire<S: Seating>(&mut self, metered: bool, effects: &mut Effects) {
         count(&mut self.interrupts);
         // Without an EOI broadcast the chip now holds the line until it is told otherwise.
         self.state.held = self.state.gate == Gate::DirectedEoi;
         let Self { state, ledgers, meters, .. } = self;
-        for sharer in state.present {
+        for sharer in S::each(state.present) {
             let function_gate = state.gate == Gate::Function;
             let Some((source, ledger)) = seat(state, ledgers, sharer) else { continue };
             if function_gate {
@@ -563,15 +569,15 @@ impl Line {
     /// Derives the gate from the reason sets and emits the difference. Idempotent. `changed` are those whose reasons may have
     /// changed: where each function has a gate of its own, no other can have to move.
     #[inline(always)]
-    fn settle(&mut self, changed: SharerSet, effects: &mut Effects) {
+    fn settle<S: Seating>(&mut self, changed: SharerSet, effects: &mut Effects) {
         let wanted = match self.state.gate {
             Gate::Function => {
                 self.settle_functions(changed, effects);
                 self.state.stopped
             }
-            Gate::RteMask => !self.union().is_empty(),
+            Gate::RteMask => !self.union::<S>().is_empty(),
             Gate::DirectedEoi => {
-                let union = self.union();
+                let union = self.union::<S>();
                 if self.state.held && !union.contains(MaskReasons::IN_SERVICE) {
                     self.state.held = false;
                     effects.directed_eoi = true;
@@ -606,8 +612,8 @@ impl Line {
 
     /// Why somebody on the line is silenced.
     #[inline(always)]
-    fn union(&self) -> MaskReasons {
-        self.state.present.into_iter().fold(MaskReasons::empty(), |union, sharer| {
+    fn union<S: Seating>(&self) -> MaskReasons {
+        S::each(self.state.present).fold(MaskReasons::empty(), |union, sharer| {
             union
                 | self.state.sources.get(sharer.index()).map_or(MaskReasons::empty(), |source| source.reasons)
         })

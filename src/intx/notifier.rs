@@ -231,9 +231,6 @@ impl Control {
 pub struct Entered(Word);
 
 impl Entered {
-    /// What stands in a table where no delivery does.
-    pub(super) const NOWHERE: Self = Self(Word(0));
-
     /// Counted with `charge` when the slot's word was `word`.
     #[inline]
     const fn new(word: Word, charge: u64) -> Self {

@@ -9,7 +9,7 @@ use core::fmt;
 use super::event::Event;
 use super::line::LineState;
 use super::reasons::MaskReasons;
-use super::sharers::{MAX_SHARERS, Sharer, SharerSet};
+use super::sharers::{MAX_SHARERS, Seating, Sharer, SharerSet};
 
 /// How many moments a line remembers; the oldest is forgotten first.
 pub const MOMENTS: usize = 32;
@@ -140,6 +140,8 @@ pub struct Since {
 
 /// How many reasons there are.
 const REASONS: usize = MaskReasons::all().bits().count_ones() as usize;
+/// How many there could be.
+const BITS: usize = u16::BITS as usize;
 
 const NEVER: Since = Since { at: 0, by: Actor::Hypervisor };
 const NOTHING: Moment = Moment {
@@ -194,8 +196,8 @@ impl History {
 struct Track {
     /// The reasons as they were after the last step.
     seen: MaskReasons,
-    /// When each reason came last, and by whom.
-    since: [Since; REASONS],
+    /// When each reason came last, and by whom, by the number of its bit.
+    since: [Since; BITS],
 }
 
 /// The recorder of one line.
@@ -209,13 +211,13 @@ pub(super) struct Recorder {
 
 impl Recorder {
     pub(super) const fn new() -> Self {
-        const EMPTY: Track = Track { seen: MaskReasons::empty(), since: [NEVER; REASONS] };
+        const EMPTY: Track = Track { seen: MaskReasons::empty(), since: [NEVER; BITS] };
         Self { moments: [NOTHING; MOMENTS], count: 0, tracks: [EMPTY; MAX_SHARERS] }
     }
 
     /// Looks at those places of a line whose reasons may have changed, or whom an event names.
     #[inline(always)]
-    pub(super) fn note(
+    pub(super) fn note<S: Seating>(
         &mut self,
         line: &LineState,
         what: Happening,
@@ -224,7 +226,7 @@ impl Recorder {
         now: u64,
     ) {
         let mut reasons = MaskReasons::empty();
-        for sharer in sharers {
+        for sharer in S::each(sharers) {
             let (Some(source), Some(track)) =
                 (line.sources.get(sharer.index()), self.tracks.get_mut(sharer.index()))
             else {
@@ -234,7 +236,7 @@ impl Recorder {
             let mut risen = source.reasons.difference(track.seen).bits();
             track.seen = source.reasons;
             while risen != 0 {
-                if let Some(since) = track.since.get_mut(risen.trailing_zeros() as usize) {
+                if let Some(since) = track.since.get_mut(risen.trailing_zeros() as usize % BITS) {
                     *since = Since { at: now, by };
                 }
                 risen &= risen.wrapping_sub(1);
@@ -283,6 +285,7 @@ impl Recorder {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sharers::Several;
     use super::*;
     use crate::intx::{Addressee, Completion, Control, Gate, Line, Notifier, Parity, Retired};
     use crate::irq::Pin;
@@ -319,7 +322,7 @@ mod tests {
 
         fn note(&mut self, what: Happening, sharers: SharerSet, by: Actor) {
             self.now += 1;
-            self.recorder.note(self.line.state(), what, sharers, by, self.now);
+            self.recorder.note::<Several>(self.line.state(), what, sharers, by, self.now);
         }
 
         fn event(&mut self, event: Event, by: Actor) {

@@ -7,6 +7,9 @@ pub use crate::irq::MAX_SHARERS;
 pub struct Sharer(u8);
 
 impl Sharer {
+    /// The first place.
+    pub(super) const FIRST: Self = Self(0);
+
     /// The place `index`, or `None` from [`MAX_SHARERS`] on.
     pub const fn new(index: u8) -> Option<Self> {
         if (index as usize) < MAX_SHARERS { Some(Self(index)) } else { None }
@@ -91,9 +94,47 @@ impl Iterator for SharerSet {
     }
 }
 
+/// How a step goes through a set of its line's sources: as a type, so that the compiler leaves the loops out where there is one source.
+pub(super) trait Seating {
+    /// Each of `set`.
+    fn each(set: SharerSet) -> impl Iterator<Item = Sharer>;
+}
+
+/// Any number of sources at any places.
+pub(super) struct Several;
+
+impl Seating for Several {
+    #[inline(always)]
+    fn each(set: SharerSet) -> impl Iterator<Item = Sharer> {
+        set
+    }
+}
+
+/// A source at the first place and nobody else: an exclusive line, as nearly all are.
+pub(super) struct Alone;
+
+impl Alone {
+    /// Who is there.
+    pub(super) const PRESENT: SharerSet = SharerSet::only(Sharer::FIRST);
+}
+
+impl Seating for Alone {
+    #[inline(always)]
+    fn each(set: SharerSet) -> impl Iterator<Item = Sharer> {
+        set.contains(Sharer::FIRST).then_some(Sharer::FIRST).into_iter()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_alone_is_all_there_is() {
+        for set in [SharerSet::EMPTY, Alone::PRESENT] {
+            assert!(Alone::each(set).eq(Several::each(set)));
+        }
+    }
 
     #[test]
     fn sets_of_sharers_are_sets() {

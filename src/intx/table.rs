@@ -16,7 +16,7 @@ use super::line::{LineState, SourceState};
 use super::notifier::{Control, Notifier, NotifierSlot, SlotSnapshot};
 use super::reasons::MaskReasons;
 use super::recorder::{Happening, History};
-use super::sharers::{Sharer, SharerSet};
+use super::sharers::{Several, Sharer, SharerSet};
 use super::storm::{Budget, Meter, Storm};
 use super::suspicion::{LIE_LIMIT, LineFinding};
 use crate::irq::{Gsi, Pin, Vector};
@@ -216,7 +216,7 @@ impl LineTable {
         let attached = handler.state.with(|state| {
             let attached = state.line.attach();
             if let Some((sharer, _)) = attached {
-                state.note(Happening::Attached, SharerSet::only(sharer), io);
+                state.note::<Several>(Happening::Attached, SharerSet::only(sharer), io);
             }
             attached
         });
@@ -310,7 +310,7 @@ impl LineTable {
         }
         let detached = handler.state.with(|state| {
             let detached = state.line.detach(place.sharer)?;
-            state.note(Happening::Detached, SharerSet::only(place.sharer), io);
+            state.note::<Several>(Happening::Detached, SharerSet::only(place.sharer), io);
             state.recorder.forget(place.sharer);
             Some(detached)
         });
