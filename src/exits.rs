@@ -19,7 +19,7 @@ use levelhead::message::Message;
 use levelhead::pci::{Bdf, Effect};
 use levelhead::svm::{Fault, Stale};
 use levelhead::vcpu::{CodeSize, Exit, Gpr, NestedFault};
-use levelhead::virq::{Ended, Outcome, Requests};
+use levelhead::virq::{Ended, Foreseen, Outcome, Requests};
 use levelhead::x86::{self, GeneralProtection, exception};
 
 use crate::arch::x86::cpu::{cpuid as host_cpuid, tsc};
@@ -88,6 +88,7 @@ impl VirtualCpu {
     /// Deals with one exit of the guest's own doing.
     #[inline]
     pub(crate) fn handle<'m>(&mut self, machine: &'m Machine, exit: Exit) -> Next<'m> {
+        self.tell_taken(machine);
         let done = match exit {
             Exit::WriteMsr => self.write_msr(machine),
             Exit::NestedFault(fault) => match self.device_access(machine, fault) {
@@ -247,11 +248,14 @@ impl VirtualCpu {
         if let Some(next) = self.world.vmcb.next_rip() {
             return Ok(next);
         }
-        let length = match self.plain_length(what) {
-            Some(length) => length,
-            None => self.prefixed_length(what)?,
-        };
-        Ok(self.world.vmcb.rip().wrapping_add(length.into()))
+        match self.plain_length(what) {
+            // 64-bit code: there is nothing to cut off.
+            Some(length) => Ok(self.world.vmcb.rip().wrapping_add(length.into())),
+            None => {
+                let length = self.prefixed_length(what)?;
+                Ok(self.world.vmcb.behind(length))
+            }
+        }
     }
 
     #[inline(always)]
@@ -348,27 +352,25 @@ impl VirtualCpu {
         Ok(())
     }
 
-    #[inline]
+    /// The number and the value of WRMSR.
+    #[inline(always)]
+    fn msr_written(&self) -> (u32, u64) {
+        let regs = &self.world.frame.regs;
+        (regs[Gpr::Rcx] as u32, regs[Gpr::Rdx] << 32 | self.world.vmcb.rax() & 0xffff_ffff)
+    }
+
+    #[inline(never)]
     fn write_msr(&mut self, machine: &Machine) -> Result<(), Trouble> {
         count(&mut self.exits.msr);
         let next = self.next_rip(Intercepted::Wrmsr)?;
-        let number = self.world.frame.regs[Gpr::Rcx] as u32;
-        let value = self.world.frame.regs[Gpr::Rdx] << 32 | self.world.vmcb.rax() & 0xffff_ffff;
+        let (number, value) = self.msr_written();
         // Judged first: an instruction that faults does not retire.
-        if !msrs::is_local_apic(number) {
-            self.write_other_msr(machine, number, value)?;
-            self.world.vmcb.continue_at(next);
-            return Ok(());
+        if msrs::is_local_apic(number) {
+            return self.write_local_msr(machine, number, value, next);
         }
-        let id = self.id;
-        if msrs::is_eoi(number)
-            && let Some(ended) = self.chips(|chips| chips.eoi_msr(id, value))
-        {
-            self.world.vmcb.continue_at(next);
-            self.ended(machine, ended);
-            return Ok(());
-        }
-        self.write_local_msr(machine, number, value, next)
+        self.write_other_msr(machine, number, value)?;
+        self.world.vmcb.continue_at(next);
+        Ok(())
     }
 
     #[inline(never)]
@@ -412,10 +414,61 @@ impl VirtualCpu {
         Ok(())
     }
 
+    // The other end of an interrupt.
+
+    /// Whether the exit is an EOI that needs nothing more than that: it is dealt with then, with one look at the chips, which are told in
+    /// passing that the guest took what it was offered. Anything else, an EOI that is written in some unheard-of way among it, is for
+    /// [`handle`](Self::handle).
+    #[inline(always)]
+    pub(crate) fn ends_interrupt(&mut self, machine: &Machine, exit: Exit) -> bool {
+        match exit {
+            Exit::WriteMsr => self.ends_by_msr(machine),
+            Exit::NestedFault(fault) => self.ends_by_page(machine, fault),
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn ends_by_msr(&mut self, machine: &Machine) -> bool {
+        let (number, value) = self.msr_written();
+        if !msrs::is_eoi(number) {
+            return false;
+        }
+        let Ok(next) = self.next_rip(Intercepted::Wrmsr) else { return false };
+        let (id, took_offer) = (self.id, self.took_offer);
+        let Some(ended) = self.chips(|chips| chips.eoi_msr(id, value, took_offer)) else { return false };
+        count(&mut self.exits.msr);
+        self.world.vmcb.continue_at(next);
+        self.ended(machine, ended);
+        true
+    }
+
+    #[inline(always)]
+    fn ends_by_page(&mut self, machine: &Machine, fault: NestedFault) -> bool {
+        let delivering = self.world.vmcb.interrupted_a_delivery();
+        let Ok(place) = Place::find(fault, delivering, self.local_apic, BAR_WINDOW) else { return false };
+        if !place.is_eoi() {
+            return false;
+        }
+        let Some((length, bytes)) = self.known_store() else { return false };
+        // What is stored there does not matter.
+        let (id, took_offer) = (self.id, self.took_offer);
+        let Some(ended) = self.chips(|chips| chips.eoi_page(id, bytes, took_offer)) else { return false };
+        count(&mut self.exits.mmio);
+        self.world.vmcb.retire(length);
+        self.ended(machine, ended);
+        true
+    }
+
     /// The guest has ended an interrupt.
     #[inline(always)]
     fn ended(&mut self, machine: &Machine, ended: Ended) {
-        self.quiet = self.complete(machine, ended.completed) && ended.quiet;
+        self.took_offer = false;
+        let quiet = match ended.completed.only() {
+            Some(vpin) => self.complete_pin(machine, vpin),
+            None => self.complete(machine, ended.completed),
+        };
+        self.foreseen = if quiet { ended.next } else { Foreseen::Unknown };
     }
 
     /// Carries out what a write to one of the interrupt chips asks for.
@@ -445,17 +498,6 @@ impl VirtualCpu {
         count(&mut self.exits.mmio);
         let delivering = self.world.vmcb.interrupted_a_delivery();
         let place = Place::find(fault, delivering, self.local_apic, BAR_WINDOW).map_err(Trouble::End)?;
-        if place.is_eoi()
-            && let Some((length, bytes)) = self.known_store()
-        {
-            // What is stored there does not matter.
-            let id = self.id;
-            if let Some(ended) = self.chips(|chips| chips.eoi_page(id, bytes)) {
-                self.world.vmcb.retire(length);
-                self.ended(machine, ended);
-                return Ok(None);
-            }
-        }
         self.other_access(machine, place)
     }
 

@@ -1,6 +1,7 @@
 //! The vocabulary of interrupts: numbers of different kinds that must never be mistaken for one another.
 
 use core::fmt;
+use core::num::NonZeroU8;
 
 /// An ACPI global system interrupt: one input of one IO-APIC, numbered across the machine (ACPI 6.5 5.2.13).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,28 +45,31 @@ impl PinCount {
 
 /// An interrupt vector that may be used for a device: 32 to 255 (APM2 8.2). Never an exception's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Vector(u8);
+pub struct Vector(NonZeroU8);
 
 impl Vector {
     /// The vector `raw`, or `None` for 0 to 31, which belong to exceptions.
     pub const fn new(raw: u8) -> Option<Self> {
-        if raw >= 32 { Some(Self(raw)) } else { None }
+        match NonZeroU8::new(raw) {
+            Some(number) if raw >= 32 => Some(Self(number)),
+            _ => None,
+        }
     }
 
     /// The number in the interrupt descriptor table.
     pub const fn get(self) -> u8 {
-        self.0
+        self.0.get()
     }
 
     /// The priority class, bits 7 to 4 (APM2 16.6.1).
     pub const fn class(self) -> u8 {
-        self.0 >> 4
+        self.get() >> 4
     }
 }
 
 impl fmt::Display for Vector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "vector {:#04x}", self.0)
+        write!(f, "vector {:#04x}", self.get())
     }
 }
 

@@ -9,11 +9,12 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use levelhead::config::COM1_PIN;
 use levelhead::decide::MAX_SOURCES;
 use levelhead::device::Output;
-use levelhead::intx::{Actor, Deliveries, LineIo, LineTable, Notifier, Sample, SourceId, Turns};
+use levelhead::intx::{Actor, Deliveries, Delivery, LineIo, LineTable, Notifier, Sample, SourceId, Turns};
 use levelhead::irq::{ApicId, Gsi, Pin, Vector};
 use levelhead::pci::{Bdf, ConfigSpace, DisIntx, Offset};
 use levelhead::virq::{
-    Contributor, Doorbell, LapicModel, MAX_VCPUS, PinSet, Requests, Settled, Vcpu, VcpuSet, VirtualChips,
+    Contributor, Doorbell, Foreseen, LapicModel, MAX_VCPUS, PinSet, Requests, Settled, Vcpu, VcpuSet,
+    VirtualChips,
 };
 
 use crate::arch::x86::config_space::HostConfig;
@@ -196,28 +197,66 @@ impl Machine {
         Wires { machine: self, actor, silent: false, _line: Hold::begin(Rank::Line) }
     }
 
-    /// Raises the pins of what was delivered, whoever's they are, and wakes those who take it.
+    /// Raises the pins of what the running CPU's interrupt delivered, whoever's they are, and wakes those who take it. What that makes of
+    /// the next entry of the guest at work, which this CPU is about to enter.
     #[inline(always)]
-    pub(crate) fn deliver(&self, here: Here, deliveries: &mut Deliveries<'_>) {
+    pub(crate) fn deliver(&self, here: Here, deliveries: &mut Deliveries<'_>) -> Foreseen {
+        let mut foreseen = Foreseen::Unknown;
         for delivery in deliveries {
-            if let Notifier::Pin { partition, vpin } = delivery.target()
-                && let Some(receiver) = self.receivers.get(usize::from(partition))
-                && let Some(contributor) = Contributor::new(delivery.source().0)
-            {
-                let settled = receiver.chips(|chips| chips.assert_pin(vpin, contributor));
-                let elsewhere = self.follow(here, partition, receiver, vpin, settled);
-                if !elsewhere.is_empty() {
-                    self.aim(delivery.source(), receiver, settled.takers);
-                }
-            } else if let Notifier::Poll { counter } = delivery.target() {
-                self.count(counter);
-            }
+            foreseen = match self.offer(here, &delivery) {
+                Some(vector) => Foreseen::Offer(vector),
+                None => self.send(here, &delivery).unwrap_or(foreseen),
+            };
+        }
+        foreseen
+    }
+
+    /// [`Machine::deliver`] for what was delivered beside an interrupt's own way.
+    #[inline(never)]
+    pub(crate) fn deliver_apart(&self, here: Here, deliveries: &mut Deliveries<'_>) {
+        for delivery in deliveries {
+            self.send(here, &delivery);
         }
     }
 
-    /// Counts a delivery to a poll counter. Out of line, as the path of pins is spread over every call into the table.
-    #[cold]
+    /// Offers a delivery to the guest at work, if it is for that guest's running CPU and nothing keeps it back, as nearly always.
+    #[inline(always)]
+    fn offer(&self, here: Here, delivery: &Delivery<'_>) -> Option<Vector> {
+        let Notifier::Pin { partition, vpin } = delivery.target() else { return None };
+        let contributor = Contributor::new(delivery.source().0)?;
+        if partition != here.partition {
+            return None;
+        }
+        let receiver = self.receivers.get(usize::from(partition))?;
+        receiver.chips(|chips| chips.offer_from_pin(here.vcpu, vpin, contributor))
+    }
+
+    /// Raises the pin of a delivery, and wakes those who take its message. What that makes of the next entry of the guest at work, if
+    /// it is that guest's.
     #[inline(never)]
+    fn send(&self, here: Here, delivery: &Delivery<'_>) -> Option<Foreseen> {
+        let (partition, vpin) = match delivery.target() {
+            Notifier::Pin { partition, vpin } => (partition, vpin),
+            Notifier::Poll { counter } => {
+                self.count(counter);
+                return None;
+            }
+            Notifier::None => return None,
+        };
+        let receiver = self.receivers.get(usize::from(partition))?;
+        let contributor = Contributor::new(delivery.source().0)?;
+        let own = partition == here.partition;
+        let (settled, next) = receiver
+            .chips(|chips| (chips.assert_pin(vpin, contributor), own.then(|| chips.foresee(here.vcpu))));
+        let elsewhere = self.follow(here, partition, receiver, vpin, settled);
+        if !elsewhere.is_empty() {
+            self.aim(delivery.source(), receiver, settled.takers);
+        }
+        next
+    }
+
+    /// Counts a delivery to a poll counter.
+    #[cold]
     fn count(&self, counter: u16) {
         if let Some(counter) = self.poll_counters.get(usize::from(counter)) {
             counter.count();

@@ -20,7 +20,7 @@ use levelhead::message::{Message, Record};
 use levelhead::ownership::{Claim, Refused};
 use levelhead::svm::{self, NmiMask, Vmcb, interrupted_delivery};
 use levelhead::vcpu::Exit;
-use levelhead::virq::{Event, Exited, Interruptibility, Rest, Special, Windows};
+use levelhead::virq::{Event, Exited, Foreseen, Interruptibility, Rest, Special, Windows};
 use levelhead::x86::rflags;
 
 use crate::arch::x86::cpu::{ThisCpu, tsc};
@@ -97,20 +97,24 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtu
         let next = match vcpu.world.vmcb.exit() {
             Exit::Interrupt => {
                 count(&mut vcpu.exits.interrupt);
+                vcpu.tell_taken(machine);
                 let arrived = cpu.window();
-                take(machine, vcpu, arrived);
+                vcpu.foreseen = take(machine, vcpu, arrived);
                 Next::Enter
             }
             // Taken by the host's own stub as soon as GIF was set; there is nothing to do for the guest.
             Exit::Nmi | Exit::Smi | Exit::Init | Exit::InterruptWindow => {
                 count(&mut vcpu.exits.other);
+                vcpu.tell_taken(machine);
                 Next::Enter
             }
             Exit::Iret => {
                 count(&mut vcpu.exits.other);
+                vcpu.tell_taken(machine);
                 entry.nmi.stopped_at_iret(vcpu.world.vmcb);
                 Next::Enter
             }
+            end if vcpu.ends_interrupt(machine, end) => Next::Enter,
             other => vcpu.handle(machine, other),
         };
         match next {
@@ -147,9 +151,18 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtu
 /// after an INIT.
 #[inline]
 fn prepare(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> bool {
-    // As the control block is: the last exit has seen that nothing waits, and there is nothing of the loop's own.
-    if mem::take(&mut vcpu.quiet) && !entry.offers && entry.forced.is_none() && !entry.watching {
-        return true;
+    let foreseen = mem::take(&mut vcpu.foreseen);
+    // Nothing is of the loop's own, and the handler of the last exit has looked.
+    if entry.forced.is_none() && !entry.watching {
+        match foreseen {
+            Foreseen::Nothing if !entry.offers => return true,
+            Foreseen::Offer(vector) => {
+                vcpu.world.vmcb.set_virtual_interrupt(vector);
+                entry.offers = true;
+                return true;
+            }
+            Foreseen::Nothing | Foreseen::Unknown => {}
+        }
     }
     let (id, receiver) = (vcpu.id, vcpu.receiver);
     let vmcb = &mut vcpu.world.vmcb;
@@ -238,14 +251,16 @@ fn leave(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) {
     }
     vmcb.exited();
     // Nothing was offered and nothing struck: nothing for the chips to learn.
-    if entry.offers || exited.interrupted.is_some() {
-        let id = vcpu.id;
-        let taken = vcpu.chips(|chips| chips.after_exit(id, exited));
-        if !taken.is_empty() {
-            vcpu.complete(machine, taken);
-        }
-        entry.offers = offer_stands;
+    if !entry.offers && exited.interrupted.is_none() {
+        return;
     }
+    if offer_stands || exited.interrupted.is_some() {
+        vcpu.tell(machine, exited);
+    } else {
+        // Whoever deals with the exit tells the chips, which for an EOI is one look at them instead of two.
+        vcpu.took_offer = true;
+    }
+    entry.offers = offer_stands;
 }
 
 /// The vector whose delivery the exit interrupted; another event is forced again by the loop itself. Out of line, as it is rare.
@@ -261,14 +276,16 @@ fn interrupted(vmcb: &Vmcb, entry: &mut Entry, offer_stands: bool) -> Option<Vec
     }
 }
 
-/// Handles what a window has brought.
+/// Handles what a window has brought. What that makes of the guest's next entry, if nothing else comes before it.
 #[inline]
-pub(crate) fn take(machine: &'static Machine, vcpu: &mut VirtualCpu, arrived: Option<Vector>) {
-    let Some(vector) = arrived else { return };
-    if take_line(machine, vcpu.here(), vector) {
+pub(crate) fn take(machine: &'static Machine, vcpu: &mut VirtualCpu, arrived: Option<Vector>) -> Foreseen {
+    let Some(vector) = arrived else { return Foreseen::Unknown };
+    if let Some(foreseen) = take_line(machine, vcpu.here(), vector) {
         vcpu.partition.counters.count_interrupt();
+        foreseen
     } else {
         take_local(machine, vcpu, vector);
+        Foreseen::Unknown
     }
 }
 
@@ -278,7 +295,7 @@ pub(crate) fn serve(machine: &'static Machine, arrived: Option<Vector>) {
     let Some(vector) = arrived else { return };
     // Nobody's, so that whoever takes a delivery is told.
     let here = Here { partition: u8::MAX, vcpu: BOOT };
-    if !take_line(machine, here, vector) {
+    if take_line(machine, here, vector).is_none() {
         acknowledge(machine, here, vector);
     }
 }
@@ -297,20 +314,19 @@ fn acknowledge(machine: &Machine, here: Here, vector: Vector) {
     }
 }
 
-/// Handles the vector of a line; whether it is one's. Each source is silenced before the vector's EOI at the local APIC, so
-/// that nothing can arrive twice.
-fn take_line(machine: &'static Machine, here: Here, vector: Vector) -> bool {
+/// Handles the vector of a line, if it is one's. Each source is silenced before the vector's EOI at the local APIC, so
+/// that nothing can arrive twice. What it makes of the next entry of the guest at work.
+fn take_line(machine: &'static Machine, here: Here, vector: Vector) -> Option<Foreseen> {
     let mut deliveries = Deliveries::none();
     if !machine.lines.assert(vector, &mut machine.wires(Actor::Device), &mut deliveries) {
-        return false;
+        return None;
     }
     machine.apic.eoi();
     if deliveries.is_empty() {
         report::finding(machine, vector);
-    } else {
-        machine.deliver(here, &mut deliveries);
+        return Some(Foreseen::Unknown);
     }
-    true
+    Some(machine.deliver(here, &mut deliveries))
 }
 
 /// A vector of the hypervisor's own, or one that nobody expects. A kick has done its work by being there.

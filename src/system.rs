@@ -324,7 +324,7 @@ fn first_notifier(
         .map_err(|(_, error)| bug(&error.to_string()))?;
     let mut done =
         replacing.poll(&mut machine.wires(Actor::Hypervisor)).map_err(|_| bug("a delivery was in flight"))?;
-    machine.deliver(Here { partition, vcpu: BOOT }, &mut done.deliveries);
+    machine.deliver_apart(Here { partition, vcpu: BOOT }, &mut done.deliveries);
     Ok(done.control)
 }
 

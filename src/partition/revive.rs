@@ -16,7 +16,7 @@ use levelhead::policy::RestartPolicy;
 use levelhead::restart::{Restart, Restarts};
 use levelhead::svm::{Inconsistency, Setup};
 use levelhead::vcpu::Gpr;
-use levelhead::virq::Vcpu;
+use levelhead::virq::{Foreseen, Vcpu};
 
 use super::end::End;
 use super::platform::Platform;
@@ -130,7 +130,8 @@ impl VirtualCpu {
         self.mtrr_def_type = 0;
         self.again = (0, 0);
         self.awaited = None;
-        self.quiet = false;
+        self.foreseen = Foreseen::Unknown;
+        self.took_offer = false;
         if let Some(watch) = &mut self.watch {
             watch.renew(&self.partition.functions);
         }

@@ -7,7 +7,7 @@ use levelhead::intx::{Deliveries, Notifier};
 use levelhead::irq::Pin;
 use levelhead::svm::Stale;
 use levelhead::vcpu::{Gpr, GuestRegs};
-use levelhead::virq::{Doorbell, PinSet, Requests, Vcpu, VirtualLapic};
+use levelhead::virq::{Doorbell, Exited, Foreseen, PinSet, Requests, Vcpu, VirtualLapic};
 
 use super::Partition;
 use super::ram::{RamPage, Word};
@@ -70,8 +70,10 @@ pub(crate) struct VirtualCpu {
     pub(crate) again: (u64, u32),
     /// What the other CPUs of the guest must have forgotten before it goes on.
     pub(crate) awaited: Option<u64>,
-    /// Nothing waits for the guest: so the handler of the last exit has seen in the chips, and nobody has rung since.
-    pub(crate) quiet: bool,
+    /// What the handler of the last exit has seen in the chips of the next entry, if nobody has rung since.
+    pub(crate) foreseen: Foreseen,
+    /// The last exit has shown that the guest took what it was offered, which the chips are still to be told.
+    pub(crate) took_offer: bool,
     /// When the partition's devices are looked at, if a policy asks for it; the boot CPU looks.
     pub(crate) watch: Option<Watch>,
 }
@@ -101,7 +103,8 @@ impl VirtualCpu {
             mtrr_def_type: 0,
             again: (0, 0),
             awaited: None,
-            quiet: false,
+            foreseen: Foreseen::Unknown,
+            took_offer: false,
             watch,
         };
         vcpu.local_apic_moved();
@@ -118,6 +121,25 @@ impl VirtualCpu {
     #[inline(always)]
     pub(crate) fn chips<R>(&self, body: impl FnOnce(&mut Chips) -> R) -> R {
         self.receiver.chips(body)
+    }
+
+    /// Tells the chips that the guest took what it was offered, if that is news to them.
+    #[inline(always)]
+    pub(crate) fn tell_taken(&mut self, machine: &Machine) {
+        if self.took_offer {
+            self.took_offer = false;
+            self.tell(machine, Exited { offer_stands: false, interrupted: None });
+        }
+    }
+
+    /// Tells the chips what an exit has shown.
+    #[inline(never)]
+    pub(crate) fn tell(&mut self, machine: &Machine, exited: Exited) {
+        let id = self.id;
+        let taken = self.chips(|chips| chips.after_exit(id, exited));
+        if !taken.is_empty() {
+            self.complete(machine, taken);
+        }
     }
 
     /// The guest may have moved its local APIC, enabled or disabled it.
@@ -145,23 +167,20 @@ impl VirtualCpu {
     fn deliver_some(&self, machine: &Machine, deliveries: &mut Deliveries<'_>) {
         match deliveries.found() {
             Some(vector) => report::finding(machine, vector),
-            None => machine.deliver(self.here(), deliveries),
+            None => machine.deliver_apart(self.here(), deliveries),
         }
     }
 
     /// The guest is done with these pins: completes the lines behind each, then lets the pin speak again. Whether none of that can
     /// have brought the guest anything.
-    #[inline(always)]
+    #[inline(never)]
     pub(crate) fn complete(&self, machine: &Machine, pins: PinSet) -> bool {
-        let mut quiet = true;
-        for vpin in pins {
-            quiet &= self.complete_pin(machine, vpin);
-        }
-        quiet
+        pins.into_iter().fold(true, |quiet, vpin| quiet & self.complete_pin(machine, vpin))
     }
 
+    /// [`complete`](Self::complete) of one pin.
     #[inline(never)]
-    fn complete_pin(&self, machine: &Machine, vpin: Pin) -> bool {
+    pub(crate) fn complete_pin(&self, machine: &Machine, vpin: Pin) -> bool {
         let partition = self.partition.index;
         let target = Notifier::Pin { partition, vpin };
         let mut quiet = true;
@@ -215,7 +234,7 @@ impl VirtualCpu {
             Stale::EVERYTHING.forget(self.world.vmcb);
             self.receiver.forgot(self.id, change);
         }
-        self.quiet = false;
+        self.foreseen = Foreseen::Unknown;
         let due = self.receiver.take_due();
         if !due.is_empty() {
             self.complete(machine, due);

@@ -162,7 +162,7 @@ impl Vmcb {
         let code = ExitCode::new(self.exit_code());
         match code {
             ExitCode::HLT => Exit::Hlt,
-            ExitCode::IOIO => match port_access(info1, info2) {
+            ExitCode::IOIO => match port_access(info1, self.code_size().truncate(info2)) {
                 Some(access) => Exit::Io(access),
                 None => Exit::Unknown(code.0),
             },

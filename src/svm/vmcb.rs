@@ -104,8 +104,6 @@ const _: () = {
 // int_ctl, offset 0x60 (APM2 15.21).
 const V_TPR: u32 = 0x0f;
 const V_IRQ: u32 = 1 << 8;
-const V_INTR_PRIO_SHIFT: u32 = 16;
-const V_INTR_PRIO: u32 = 0xf << V_INTR_PRIO_SHIFT;
 const V_IGN_TPR: u32 = 1 << 20;
 const V_INTR_MASKING: u32 = 1 << 24;
 
@@ -388,13 +386,10 @@ impl Vmcb {
     }
 
     /// Presents `vector` as a virtual interrupt: the CPU delivers it by itself as soon as RFLAGS.IF and the
-    /// interrupt shadow allow (APM2 15.21.4). The task priority is not compared; the caller did.
+    /// interrupt shadow allow (APM2 15.21.4). The task priority is not compared, so V_INTR_PRIO does not count; the caller did.
     #[inline]
     pub const fn set_virtual_interrupt(&mut self, vector: Vector) {
-        self.control.int_ctl = self.control.int_ctl & !V_INTR_PRIO
-            | V_IRQ
-            | V_IGN_TPR
-            | (vector.class() as u32) << V_INTR_PRIO_SHIFT;
+        self.control.int_ctl = self.control.int_ctl | V_IRQ | V_IGN_TPR;
         self.control.int_vector = vector.get() as u32;
         self.touch(CleanBits::VIRTUAL_INTERRUPT);
     }
@@ -402,7 +397,7 @@ impl Vmcb {
     /// Withdraws the virtual interrupt.
     #[inline]
     pub const fn clear_virtual_interrupt(&mut self) {
-        self.control.int_ctl &= !(V_IRQ | V_IGN_TPR | V_INTR_PRIO);
+        self.control.int_ctl &= !(V_IRQ | V_IGN_TPR);
         self.touch(CleanBits::VIRTUAL_INTERRUPT);
     }
 
@@ -563,13 +558,19 @@ impl Vmcb {
     /// (interrupt shadow, RFLAGS.RF) ends. A guest that single-steps traps behind it, at the next entry.
     #[inline]
     pub const fn retire(&mut self, length: u8) {
-        self.continue_at(self.save.rip.wrapping_add(length as u64));
+        self.continue_at(self.behind(length));
     }
 
-    /// Like [`Vmcb::retire`] with the address of the next instruction, as port exits report it.
+    /// The address behind an instruction of `length` bytes at RIP.
+    #[inline]
+    pub const fn behind(&self, length: u8) -> u64 {
+        self.code_size().truncate(self.save.rip.wrapping_add(length as u64))
+    }
+
+    /// Like [`Vmcb::retire`] with the address of the next instruction: from [`Vmcb::behind`], or as the CPU reports it.
     #[inline]
     pub const fn continue_at(&mut self, next_rip: u64) {
-        self.save.rip = self.code_size().truncate(next_rip);
+        self.save.rip = next_rip;
         self.control.int_state &= !INTERRUPT_SHADOW;
         if self.save.rflags & (rflags::RF | rflags::TF) != 0 {
             self.resume_or_trap();

@@ -4,12 +4,12 @@
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
-use super::inject::{Event, Exited, Injection, Interruptibility, Offer};
+use super::inject::{Event, Exited, Injection, Interruptibility, Undelivered};
 use super::message::{Delivery, Destination, Ipi, IpiTarget, Message};
 use super::pic::Pics;
 use super::pins::{Contributor, PinSet};
 use super::vioapic::{self, Completion, RteChanged, VirtualIoapic};
-use super::vlapic::{self, ApicMode, GeneralProtection, LapicModel, VirtualLapic};
+use super::vlapic::{self, ApicMode, Eoi, GeneralProtection, LapicModel, VirtualLapic};
 use crate::irq::{ApicId, Pin, TriggerMode, Vector};
 
 #[cfg(test)]
@@ -103,54 +103,86 @@ pub struct Outcome {
     pub rte: Option<RteChanged>,
 }
 
+/// What a look at the chips has shown of a virtual CPU's next entry, for as long as nothing else happens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Foreseen {
+    /// That is for [`before_entry`](VirtualChips::before_entry) to say.
+    #[default]
+    Unknown,
+    /// It carries nothing.
+    Nothing,
+    /// It offers this vector and does nothing else.
+    Offer(Vector),
+}
+
 /// What an EOI leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Ended {
     /// As [`Outcome::completed`].
     pub completed: PinSet,
-    /// Nothing waits for the virtual CPU: until something comes, its entry would carry nothing.
-    pub quiet: bool,
+    /// The next entry, unless the completion changes it.
+    pub next: Foreseen,
 }
 
 /// One virtual CPU's share.
 #[derive(Debug)]
 struct Local {
     lapic: VirtualLapic,
-    offer: Offer,
+    undelivered: Undelivered,
 }
 
 impl Local {
     fn new(index: u8, model: LapicModel) -> Self {
-        Self { lapic: VirtualLapic::new(ApicId(index.into()), index == 0, model), offer: Offer::new() }
+        Self {
+            lapic: VirtualLapic::new(ApicId(index.into()), index == 0, model),
+            undelivered: Undelivered::NONE,
+        }
     }
 
-    /// The guest ends the interrupt of highest priority in service.
+    /// The guest ends the interrupt of highest priority in service, having taken what it was offered if that is news.
     #[inline(always)]
-    fn end_interrupt(&mut self, ioapic: &mut VirtualIoapic) -> Ended {
-        let completed = match self.lapic.eoi() {
+    fn end_interrupt(&mut self, ioapic: &mut VirtualIoapic, took_offer: bool) -> Ended {
+        let eoi = if took_offer { self.lapic.eoi_of_offered() } else { self.lapic.eoi() };
+        let completed = match eoi {
+            Some(Eoi { vector, trigger: TriggerMode::Edge, .. }) if took_offer => {
+                ioapic.acknowledged(vector.get())
+            }
             Some(eoi) => ioapic.hear(eoi),
             None => PinSet::EMPTY,
         };
-        let waits = self.lapic.has_more_than_vectors()
-            || self.lapic.pending().is_some()
-            || self.offer.holds_undelivered();
-        Ended { completed, quiet: !waits }
+        let waits = !self.is_plain() || self.lapic.pending().is_some();
+        Ended { completed, next: if waits { Foreseen::Unknown } else { Foreseen::Nothing } }
+    }
+
+    /// Whether the vector that waits decides the next entry alone: no non-maskable interrupt waits, nothing was interrupted. Nearly
+    /// always.
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        !self.lapic.has_more_than_vectors() && !self.undelivered.is_some()
+    }
+
+    /// The next entry, if the vector that waits decides it.
+    #[inline(always)]
+    fn foresee(&mut self) -> Foreseen {
+        if !self.is_plain() {
+            return Foreseen::Unknown;
+        }
+        match self.lapic.offer() {
+            Some(vector) => Foreseen::Offer(vector),
+            None => Foreseen::Nothing,
+        }
     }
 
     /// An entry that may have to do more than to offer a vector.
     #[cold]
-    fn decide(
-        &mut self,
-        pending: Option<Vector>,
-        pics: &mut Option<Pics>,
-        cpu: Interruptibility,
-    ) -> Injection {
-        let Self { lapic, offer } = self;
+    fn decide(&mut self, pics: &mut Option<Pics>, cpu: Interruptibility) -> Injection {
+        let Self { lapic, undelivered } = self;
+        lapic.take_back();
         if lapic.has_nmi() && cpu.nmi_blocked {
             lapic.collapse_nmis();
         }
-        let mut injection = offer.decide(pending, lapic.has_nmi(), cpu);
+        let mut injection = undelivered.decide(lapic.pending(), lapic.has_nmi(), cpu);
         if lapic.awaits_startup() {
             injection.special.get_or_insert_default().reset = true;
         }
@@ -161,8 +193,11 @@ impl Local {
             && lapic.has_external()
             && !lapic.awaits_startup()
         {
-            injection = offer.add_external(injection, cpu, || pics.acknowledge());
+            injection = injection.with_external(cpu, || pics.acknowledge());
             lapic.drive_lint0(pics.output());
+        }
+        if injection.offer.is_some() {
+            lapic.offer();
         }
         injection
     }
@@ -250,6 +285,17 @@ impl VirtualChips {
             Some(message) => self.send_from(pin, message),
             None => Settled::default(),
         }
+    }
+
+    /// [`assert_pin`](Self::assert_pin) and [`foresee`](Self::foresee) in one, where the pin sends a level to `vcpu` alone and nothing keeps
+    /// that back: then `vcpu` is offered it. Nearly every interrupt of a line. If it is not so, nothing has changed.
+    #[inline(always)]
+    pub fn offer_from_pin(&mut self, vcpu: Vcpu, pin: Pin, contributor: Contributor) -> Option<Vector> {
+        let Self { ioapic, locals, .. } = self;
+        let local = locals.get_mut(usize::from(vcpu.0))?;
+        ioapic.assert_direct(pin, contributor, |direct| {
+            direct.apic == vcpu.0 && local.is_plain() && local.lapic.offer_at_once(direct.vector)
+        })
     }
 
     /// `contributor` deasserts `pin`.
@@ -407,7 +453,7 @@ impl VirtualChips {
 
     // The guest's accesses.
 
-    fn broadcast(&mut self, eoi: vlapic::Eoi) -> Outcome {
+    fn broadcast(&mut self, eoi: Eoi) -> Outcome {
         Outcome { completed: self.ioapic.hear(eoi), ..Outcome::default() }
     }
 
@@ -465,20 +511,21 @@ impl VirtualChips {
     }
 
     /// [`lapic_write`](Self::lapic_write) of so many bytes at the EOI register's offset, if that is an EOI. Every interrupt ends here or in
-    /// [`eoi_msr`](Self::eoi_msr): past the register file's dispatch, with the same effect.
+    /// [`eoi_msr`](Self::eoi_msr): past the register file's dispatch, with the same effect. `took_offer` if the exit has shown that the CPU
+    /// took what it was offered and nothing more; [`after_exit`](Self::after_exit) is not called then, unless this is no EOI.
     #[inline(always)]
-    pub fn eoi_page(&mut self, vcpu: Vcpu, bytes: u8) -> Option<Ended> {
+    pub fn eoi_page(&mut self, vcpu: Vcpu, bytes: u8, took_offer: bool) -> Option<Ended> {
         let Self { locals, ioapic, .. } = self;
         let local = locals.get_mut(usize::from(vcpu.0))?;
-        local.lapic.takes_mmio_eoi(bytes).then(|| local.end_interrupt(ioapic))
+        local.lapic.takes_mmio_eoi(bytes).then(|| local.end_interrupt(ioapic, took_offer))
     }
 
     /// [`write_msr`](Self::write_msr) of the EOI register, if that is an EOI.
     #[inline(always)]
-    pub fn eoi_msr(&mut self, vcpu: Vcpu, value: u64) -> Option<Ended> {
+    pub fn eoi_msr(&mut self, vcpu: Vcpu, value: u64, took_offer: bool) -> Option<Ended> {
         let Self { locals, ioapic, .. } = self;
         let local = locals.get_mut(usize::from(vcpu.0))?;
-        local.lapic.takes_msr_eoi(value).then(|| local.end_interrupt(ioapic))
+        local.lapic.takes_msr_eoi(value).then(|| local.end_interrupt(ioapic, took_offer))
     }
 
     #[inline(never)]
@@ -520,17 +567,22 @@ impl VirtualChips {
 
     // The virtual CPU.
 
+    /// What `vcpu`'s next entry carries if nothing else comes before it, as far as that is a vector: it is offered then, and taken back
+    /// with the next look.
+    #[inline(always)]
+    pub fn foresee(&mut self, vcpu: Vcpu) -> Foreseen {
+        self.local(vcpu).map_or(Foreseen::Unknown, Local::foresee)
+    }
+
     /// What `vcpu`'s next entry carries. A non-maskable interrupt in it counts as taken. `cpu` is asked only if it matters.
     #[inline]
     pub fn before_entry(&mut self, vcpu: Vcpu, cpu: impl FnOnce() -> Interruptibility) -> Injection {
         let Some(local) = self.locals.get_mut(usize::from(vcpu.0)) else { return Injection::default() };
-        let pending = local.lapic.pending();
-        if !local.lapic.has_more_than_vectors()
-            && let Some(injection) = local.offer.propose(pending)
-        {
-            return injection;
+        match local.foresee() {
+            Foreseen::Unknown => local.decide(&mut self.pics, cpu()),
+            Foreseen::Nothing => Injection::default(),
+            Foreseen::Offer(vector) => Injection { offer: Some(vector), special: None },
         }
-        local.decide(pending, &mut self.pics, cpu())
     }
 
     /// Evaluates `vcpu`'s exit; to be called before anything else is done about it. Returns pins to complete
@@ -538,11 +590,15 @@ impl VirtualChips {
     /// taken.
     #[inline]
     pub fn after_exit(&mut self, vcpu: Vcpu, exited: Exited) -> PinSet {
-        let Some(Local { lapic, offer }) = self.local(vcpu) else { return PinSet::EMPTY };
-        let Some(vector) = offer.exited(exited) else { return PinSet::EMPTY };
-        match lapic.acknowledge(vector) {
-            Some(TriggerMode::Edge) => self.ioapic.acknowledged(vector.get()),
-            Some(TriggerMode::Level) | None => PinSet::EMPTY,
+        let Some(Local { lapic, undelivered }) = self.local(vcpu) else { return PinSet::EMPTY };
+        undelivered.exited(exited, lapic.offered());
+        if exited.offer_stands {
+            lapic.take_back();
+            return PinSet::EMPTY;
+        }
+        match lapic.taken() {
+            Some((vector, TriggerMode::Edge)) => self.ioapic.acknowledged(vector.get()),
+            Some((_, TriggerMode::Level)) | None => PinSet::EMPTY,
         }
     }
 
@@ -552,6 +608,7 @@ impl VirtualChips {
     /// either done so, which shows here, or executes and is not at rest.
     pub fn rest(&mut self, vcpu: Vcpu, interrupts_enabled: bool) -> Rest {
         let Some(Local { lapic, .. }) = self.local(vcpu) else { return Rest::ForEver };
+        lapic.take_back();
         let listens = interrupts_enabled && !lapic.awaits_startup();
         if lapic.is_roused() || listens && (lapic.pending().is_some() || lapic.has_external()) {
             self.deaf = self.deaf.without(vcpu);
@@ -588,10 +645,10 @@ impl VirtualChips {
     /// Whether an INIT arrived for `vcpu`: its registers are to be reset. What was offered to it is
     /// forgotten.
     pub fn take_init(&mut self, vcpu: Vcpu) -> bool {
-        let Some(Local { lapic, offer }) = self.local(vcpu) else { return false };
+        let Some(Local { lapic, undelivered }) = self.local(vcpu) else { return false };
         let init = lapic.take_init();
         if init {
-            *offer = Offer::new();
+            *undelivered = Undelivered::NONE;
         }
         init
     }

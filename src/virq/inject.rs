@@ -6,9 +6,10 @@
 //! A vendor without the second channel makes an offer an event when the guest is interruptible, and asks for
 //! an exit when it becomes so otherwise.
 //!
-//! An offer commits to nothing. The vector stays in IRR while it stands, so that a higher one simply replaces
-//! it at the next entry, and a raised task priority withdraws it: a guest cannot change its priority without
-//! an exit. Only when an exit shows that the offer was taken does the vector move from IRR to ISR.
+//! An offer commits to nothing. While it stands the vector is in neither IRR nor ISR, since only the next exit tells whether the CPU
+//! has taken it: if so it goes to ISR, and otherwise back to IRR, so that a higher one simply replaces it at the next entry, and a
+//! raised task priority withdraws it: a guest cannot change its priority without an exit. What arrives for the vector meanwhile waits
+//! in IRR, as it does in a CPU that has acknowledged the one before.
 
 use bitflags::bitflags;
 
@@ -83,47 +84,29 @@ pub struct Special {
     pub reset: bool,
 }
 
-/// The memory of one virtual CPU's channels from an entry to the exit after it, and on to the next entry.
+/// What one virtual CPU's channels leave from an exit to the next entry: a vector that is in service already, but was interrupted
+/// before the guest saw it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Offer {
-    offered: Option<Vector>,
-    /// In service already, but interrupted before the guest saw it.
-    undelivered: Option<Vector>,
-}
+pub struct Undelivered(Option<Vector>);
 
-impl Offer {
-    /// Nothing offered.
-    pub const fn new() -> Self {
-        Self { offered: None, undelivered: None }
-    }
+impl Undelivered {
+    /// Nothing.
+    pub const NONE: Self = Self(None);
 
-    /// Evaluates an exit. Returns the vector the CPU has taken, which moves from IRR to ISR now.
+    /// Evaluates an exit, after an entry that offered `offered`.
     #[inline]
-    pub fn exited(&mut self, exited: Exited) -> Option<Vector> {
+    pub fn exited(&mut self, exited: Exited, offered: Option<Vector>) {
         let Exited { offer_stands, interrupted } = exited;
-        let offered = self.offered.take();
         // An offer that stands was not taken, even if it is reported as interrupted in delivery: it will be
         // offered again, and forcing it too would deliver it twice. Some implementations report both.
         let interrupted = interrupted.filter(|&vector| !(offer_stands && offered == Some(vector)));
-        self.undelivered = self.undelivered.or(interrupted);
-        if offer_stands { None } else { offered }
+        self.0 = self.0.or(interrupted);
     }
 
     /// Whether a vector that was interrupted on its way waits to be delivered.
     #[inline]
-    pub(super) const fn holds_undelivered(&self) -> bool {
-        self.undelivered.is_some()
-    }
-
-    /// The next entry from the vector that waits, if that decides it: nothing was interrupted, and no non-maskable interrupt
-    /// waits. Nearly every entry.
-    #[inline(always)]
-    pub(super) fn propose(&mut self, pending: Option<Vector>) -> Option<Injection> {
-        if self.undelivered.is_some() {
-            return None;
-        }
-        self.offered = pending;
-        Some(Injection { offer: pending, special: None })
+    pub const fn is_some(&self) -> bool {
+        self.0.is_some()
     }
 
     /// Decides the next entry from the vector that waits, the non-maskable interrupt that waits, and the
@@ -132,7 +115,7 @@ impl Offer {
         let Interruptibility { nmi_blocked, shadow, event_taken, .. } = cpu;
         // An interrupted delivery goes before everything: the guest's CPU had begun with it. If the caller
         // forces an event of its own, it has to wait here.
-        let interrupted = if event_taken { None } else { self.undelivered.take() };
+        let interrupted = if event_taken { None } else { self.0.take() };
         let windows = match (nmi_waits, nmi_blocked) {
             (false, _) => Windows::empty(),
             (true, true) => Windows::IRET,
@@ -146,30 +129,28 @@ impl Offer {
             None => None,
         };
         // While a delivery is held back no other one may begin: there is room to remember one.
-        self.offered = if self.undelivered.is_some() { None } else { pending };
+        let offer = if self.is_some() { None } else { pending };
         let special = Special { event, windows, reset: false };
-        Injection { offer: self.offered, special: (special != Special::default()).then_some(special) }
+        Injection { offer, special: (special != Special::default()).then_some(special) }
     }
+}
 
-    /// Adds the interrupt of an 8259 pair that waits to an entry, if it can go in now: after all else that is forced, by the entry or
+impl Injection {
+    /// With the interrupt of an 8259 pair that waits, if it can go in now: after all else that is forced, by the entry or
     /// by the caller. `acknowledge` is asked for its vector then.
-    pub fn add_external(
-        &mut self,
-        entry: Injection,
-        cpu: Interruptibility,
-        acknowledge: impl FnOnce() -> u8,
-    ) -> Injection {
+    #[must_use]
+    pub fn with_external(self, cpu: Interruptibility, acknowledge: impl FnOnce() -> u8) -> Self {
         let Interruptibility { shadow, interrupts_enabled, event_taken, .. } = cpu;
-        let Injection { offer, special } = entry;
+        let Self { offer, special } = self;
         let mut special = special.unwrap_or_default();
         if !interrupts_enabled || shadow || event_taken || special.event.is_some() {
             special.windows |= Windows::INTERRUPTS;
-            return Injection { offer, special: Some(special) };
+            return Self { offer, special: Some(special) };
         }
         special.event = Some(Event::External(acknowledge()));
         // An exit in the middle of its delivery names the vector, which is not to be mistaken for that of an offer.
-        special.windows.set(Windows::INTERRUPTS, self.offered.take().is_some());
-        Injection { offer: None, special: Some(special) }
+        special.windows.set(Windows::INTERRUPTS, offer.is_some());
+        Self { offer: None, special: Some(special) }
     }
 }
 
@@ -179,8 +160,6 @@ mod tests {
 
     const FREE: Interruptibility =
         Interruptibility { nmi_blocked: false, shadow: false, interrupts_enabled: true, event_taken: false };
-    const STANDS: Exited = Exited { offer_stands: true, interrupted: None };
-    const TAKEN: Exited = Exited { offer_stands: false, interrupted: None };
 
     fn event(injection: Injection) -> Option<Event> {
         injection.special?.event
@@ -194,79 +173,49 @@ mod tests {
         Vector::new(raw).unwrap()
     }
 
-    #[test]
-    fn an_offer_is_acknowledged_once_when_it_was_taken() {
-        let mut offer = Offer::new();
-        assert_eq!(offer.decide(Some(v(0x51)), false, FREE).offer, Some(v(0x51)));
-        assert_eq!(offer.exited(STANDS), None);
-        assert_eq!(offer.decide(Some(v(0x51)), false, FREE).offer, Some(v(0x51)));
-        assert_eq!(offer.exited(TAKEN), Some(v(0x51)));
-        assert_eq!(offer.exited(TAKEN), None);
-        assert_eq!(offer.decide(None, false, FREE), Injection::default());
-        assert_eq!(offer.exited(TAKEN), None, "nothing offered, nothing taken");
+    /// The exit struck while the CPU was delivering the vector, and perhaps before it took what it was offered.
+    fn struck(vector: u8, offer_stands: bool) -> Exited {
+        Exited { offer_stands, interrupted: Some(v(vector)) }
     }
 
     #[test]
-    fn a_higher_vector_supersedes_a_standing_offer() {
-        let mut offer = Offer::new();
-        offer.decide(Some(v(0x51)), false, FREE);
-        assert_eq!(offer.exited(STANDS), None);
-        assert_eq!(offer.decide(Some(v(0x61)), false, FREE).offer, Some(v(0x61)));
-        assert_eq!(offer.exited(TAKEN), Some(v(0x61)));
-        assert_eq!(offer.decide(Some(v(0x51)), false, FREE).offer, Some(v(0x51)));
-    }
-
-    #[test]
-    fn an_offer_is_withdrawn_when_nothing_is_pending() {
-        let mut offer = Offer::new();
-        offer.decide(Some(v(0x51)), false, FREE);
-        offer.exited(STANDS);
-        assert_eq!(offer.decide(None, false, FREE), Injection::default());
-        assert_eq!(offer.exited(TAKEN), None);
-    }
-
-    #[test]
-    fn an_interrupted_delivery_is_acknowledged_once_and_forced_until_it_succeeds() {
-        let mut offer = Offer::new();
-        offer.decide(Some(v(0x51)), false, FREE);
-        let interrupted = Exited { offer_stands: false, interrupted: Some(v(0x51)) };
-        assert_eq!(offer.exited(interrupted), Some(v(0x51)));
+    fn an_interrupted_delivery_is_forced_until_it_succeeds() {
+        let mut undelivered = Undelivered::NONE;
+        undelivered.exited(struck(0x51, false), Some(v(0x51)));
         for _ in 0..3 {
-            let injection = offer.decide(Some(v(0x71)), false, FREE);
+            assert!(undelivered.is_some());
+            let injection = undelivered.decide(Some(v(0x71)), false, FREE);
             assert_eq!(event(injection), Some(Event::Interrupt(v(0x51))));
             assert_eq!(injection.offer, Some(v(0x71)));
             // The forced event is interrupted again; the higher offer has to wait behind it.
-            assert_eq!(offer.exited(Exited { offer_stands: true, interrupted: Some(v(0x51)) }), None);
+            undelivered.exited(struck(0x51, true), Some(v(0x71)));
         }
-        offer.decide(Some(v(0x71)), false, FREE);
-        assert_eq!(offer.exited(TAKEN), Some(v(0x71)));
-        assert_eq!(offer.decide(None, false, FREE), Injection::default());
+        undelivered.decide(Some(v(0x71)), false, FREE);
+        undelivered.exited(Exited::default(), Some(v(0x71)));
+        assert_eq!(undelivered.decide(None, false, FREE), Injection::default());
     }
 
     #[test]
-    fn a_standing_offer_reported_as_interrupted_is_delivered_once() {
-        let mut offer = Offer::new();
-        offer.decide(Some(v(0x50)), false, FREE);
-        assert_eq!(offer.exited(Exited { offer_stands: true, interrupted: Some(v(0x50)) }), None);
-        let injection = offer.decide(Some(v(0x50)), false, FREE);
+    fn a_standing_offer_reported_as_interrupted_is_not_forced_too() {
+        let mut undelivered = Undelivered::NONE;
+        undelivered.exited(struck(0x50, true), Some(v(0x50)));
+        let injection = undelivered.decide(Some(v(0x50)), false, FREE);
         assert_eq!((event(injection), injection.offer), (None, Some(v(0x50))));
-        assert_eq!(offer.exited(TAKEN), Some(v(0x50)));
     }
 
     #[test]
     fn the_callers_own_event_goes_first_and_nothing_is_lost() {
-        let mut offer = Offer::new();
-        offer.decide(Some(v(0x51)), false, FREE);
-        offer.exited(Exited { offer_stands: false, interrupted: Some(v(0x51)) });
+        let mut undelivered = Undelivered::NONE;
+        undelivered.exited(struck(0x51, false), Some(v(0x51)));
         let own = Interruptibility { event_taken: true, ..FREE };
         let special = Special { windows: Windows::DELIVERY, ..Special::default() };
         let held_back = Injection { offer: None, special: Some(special) };
-        assert_eq!(offer.decide(Some(v(0x71)), true, own), held_back);
-        assert_eq!(offer.exited(TAKEN), None);
-        let injection = offer.decide(None, true, FREE);
+        assert_eq!(undelivered.decide(Some(v(0x71)), true, own), held_back);
+        undelivered.exited(Exited::default(), None);
+        let injection = undelivered.decide(None, true, FREE);
         assert_eq!(event(injection), Some(Event::Interrupt(v(0x51))));
         assert_eq!(windows(injection), Windows::DELIVERY);
-        assert_eq!(event(offer.decide(None, true, FREE)), Some(Event::Nmi));
+        assert_eq!(event(undelivered.decide(None, true, FREE)), Some(Event::Nmi));
     }
 
     #[test]
@@ -275,8 +224,8 @@ mod tests {
             for shadow in [false, true] {
                 for event_taken in [false, true] {
                     let cpu = Interruptibility { nmi_blocked, shadow, event_taken, ..FREE };
-                    assert_eq!(Offer::new().decide(None, false, cpu), Injection::default());
-                    let injection = Offer::new().decide(None, true, cpu);
+                    assert_eq!(Undelivered::default().decide(None, false, cpu), Injection::default());
+                    let injection = Undelivered::default().decide(None, true, cpu);
                     let expected = match (nmi_blocked, event_taken, shadow) {
                         (true, _, _) => (None, Windows::IRET),
                         (false, true, _) => (None, Windows::DELIVERY),
@@ -288,12 +237,13 @@ mod tests {
             }
         }
     }
+
     #[test]
     fn an_external_interrupt_goes_in_last_and_only_when_the_cpu_takes_interrupts() {
-        let external = |offer: &mut Offer, pending, nmi, cpu| {
-            let entry = offer.decide(pending, nmi, cpu);
+        let external = |pending, nmi, cpu| {
+            let entry = Undelivered::default().decide(pending, nmi, cpu);
             let mut acknowledged = false;
-            let entry = offer.add_external(entry, cpu, || {
+            let entry = entry.with_external(cpu, || {
                 acknowledged = true;
                 8
             });
@@ -302,34 +252,26 @@ mod tests {
             (entry.offer, special.event, special.windows)
         };
         let in_now = (None, Some(Event::External(8)), Windows::empty());
-        assert_eq!(external(&mut Offer::new(), None, false, FREE), in_now);
+        assert_eq!(external(None, false, FREE), in_now);
         for cpu in [
             Interruptibility { shadow: true, ..FREE },
             Interruptibility { interrupts_enabled: false, ..FREE },
             Interruptibility { event_taken: true, ..FREE },
         ] {
-            assert_eq!(
-                external(&mut Offer::new(), Some(v(0x51)), false, cpu),
-                (Some(v(0x51)), None, Windows::INTERRUPTS)
-            );
+            assert_eq!(external(Some(v(0x51)), false, cpu), (Some(v(0x51)), None, Windows::INTERRUPTS));
         }
-        assert_eq!(
-            external(&mut Offer::new(), None, true, FREE),
-            (None, Some(Event::Nmi), Windows::INTERRUPTS)
-        );
+        assert_eq!(external(None, true, FREE), (None, Some(Event::Nmi), Windows::INTERRUPTS));
     }
 
     #[test]
     fn an_offer_waits_behind_an_external_interrupt_whose_delivery_may_be_interrupted() {
-        let mut offer = Offer::new();
-        let entry = offer.decide(Some(v(0x51)), false, FREE);
-        let entry = offer.add_external(entry, FREE, || 0x51);
+        let mut undelivered = Undelivered::NONE;
+        let entry = undelivered.decide(Some(v(0x51)), false, FREE).with_external(FREE, || 0x51);
         let special = entry.special.unwrap();
         assert_eq!((entry.offer, special.event), (None, Some(Event::External(0x51))));
         assert_eq!(special.windows, Windows::INTERRUPTS, "what was offered is to be offered again");
         // The window's own virtual interrupt stands.
-        assert_eq!(offer.exited(Exited { offer_stands: true, interrupted: Some(v(0x51)) }), None);
-        assert_eq!(event(offer.decide(Some(v(0x51)), false, FREE)), Some(Event::Interrupt(v(0x51))));
-        assert_eq!(offer.exited(TAKEN), Some(v(0x51)), "the local APIC's own");
+        undelivered.exited(struck(0x51, true), entry.offer);
+        assert_eq!(event(undelivered.decide(Some(v(0x51)), false, FREE)), Some(Event::Interrupt(v(0x51))));
     }
 }

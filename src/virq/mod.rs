@@ -10,8 +10,8 @@
 //!   VirtualIoapic::pending            level: asserted, unmasked, the last one completed; edge: latched
 //!   VirtualLapic::matches, receive    physical, logical flat, logical cluster, x2APIC logical; TMR, then IRR
 //!   VirtualIoapic::accepted           Remote IRR, only if somebody took the message
-//! before_entry(vcpu, ..)              the highest vector of a class above the processor priority is offered
-//! after_exit(vcpu, ..)                taken: IRR to ISR; not taken: it stays in IRR and is offered afresh
+//! before_entry(vcpu, ..)              the highest vector of a class above the processor priority leaves IRR and is offered
+//! after_exit(vcpu, ..)                taken: to ISR; not taken: back to IRR, and it is offered afresh
 //! ```
 //!
 //! # And back to an EOI
@@ -47,9 +47,9 @@ mod vectors;
 mod vioapic;
 mod vlapic;
 
-pub use self::chips::{Ended, MAX_VCPUS, Outcome, Rest, Settled, Vcpu, VcpuSet, VirtualChips};
+pub use self::chips::{Ended, Foreseen, MAX_VCPUS, Outcome, Rest, Settled, Vcpu, VcpuSet, VirtualChips};
 pub use self::doorbell::{Doorbell, Requests};
-pub use self::inject::{Event, Exited, Injection, Interruptibility, Offer, Special, Windows};
+pub use self::inject::{Event, Exited, Injection, Interruptibility, Special, Undelivered, Windows};
 pub use self::message::{Delivery, Destination, Ipi, IpiTarget, Message};
 pub use self::pic::Pics;
 pub use self::pins::{Contributor, PinSet, Pins};

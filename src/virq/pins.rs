@@ -59,6 +59,12 @@ impl PinSet {
         self.0 == 0
     }
 
+    /// The pin that is the only member.
+    #[inline]
+    pub const fn only(self) -> Option<Pin> {
+        if self.0.is_power_of_two() { Some(Pin(self.0.trailing_zeros() as u8)) } else { None }
+    }
+
     /// Whether `pin` is in the set.
     pub const fn contains(self, pin: Pin) -> bool {
         self.0 & Self::bit(pin) != 0
@@ -110,14 +116,14 @@ mod tests {
         let set = PinSet(0x8000_0011);
         assert_eq!(set.into_iter().collect::<Vec<_>>(), [Pin(0), Pin(4), Pin(31)]);
         assert_eq!(PinSet(u32::MAX).into_iter().count(), 32);
-        assert_eq!(PinSet::EMPTY.into_iter().next(), None);
+        assert_eq!((PinSet::EMPTY.into_iter().next(), PinSet::EMPTY.only(), set.only()), (None, None, None));
     }
 
     #[test]
     fn membership_is_exact_and_total() {
         for member in 0..=u8::MAX {
             let mut set = PinSet::of(Pin(member));
-            assert_eq!(set.is_empty(), member >= 32);
+            assert_eq!((set.is_empty(), set.only()), (member >= 32, (member < 32).then_some(Pin(member))));
             for other in 0..=u8::MAX {
                 assert_eq!(set.contains(Pin(other)), member == other && member < 32);
             }

@@ -15,7 +15,7 @@ use super::vlapic::Eoi;
 use crate::ioapic::{
     MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_ARBITRATION, REG_ID, REG_RTE_BASE, REG_VERSION, Rte,
 };
-use crate::irq::{Level, Pin, TriggerMode};
+use crate::irq::{Level, Pin, TriggerMode, Vector};
 
 #[cfg(test)]
 mod tests;
@@ -70,12 +70,23 @@ pub enum Completion {
     Now,
 }
 
+/// A level for one local APIC: what nearly every pin behind which there is a line sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Direct {
+    /// The identifier of the local APIC.
+    pub(super) apic: u8,
+    /// Which interrupt.
+    pub(super) vector: Vector,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct PinState {
     /// As the guest wrote it; the read-only bits are kept aside and are clear here.
     rte: Rte,
     /// What `rte` sends, if anything: it is written now and then, and sends with every interrupt.
     message: Option<Message>,
+    /// What `rte` sends, if that is a level for one local APIC.
+    direct: Option<Direct>,
     /// Whether `rte` takes edges: unmasked, and edge-triggered in effect.
     takes_edges: bool,
     /// Who asserts the pin, one bit per contributor.
@@ -104,10 +115,11 @@ pub struct VirtualIoapic {
 
 impl PinState {
     /// A pin whose entry reads `rte`, which nobody asserts.
-    const fn new(rte: Rte) -> Self {
+    fn new(rte: Rte) -> Self {
         Self {
             rte,
             message: message(rte),
+            direct: direct(rte),
             takes_edges: takes_edges(rte),
             contributions: 0,
             accepted_vector: 0,
@@ -115,7 +127,7 @@ impl PinState {
     }
 
     /// The guest wrote the entry; what the wire and the local APICs know stays.
-    const fn rewrite(&mut self, rte: Rte) {
+    fn rewrite(&mut self, rte: Rte) {
         *self = Self {
             contributions: self.contributions,
             accepted_vector: self.accepted_vector,
@@ -126,10 +138,9 @@ impl PinState {
 
 impl VirtualIoapic {
     /// The chip after reset: every pin masked and deasserted.
-    pub const fn new() -> Self {
-        const RESET: PinState = PinState::new(Rte::RESET);
+    pub fn new() -> Self {
         Self {
-            pins: [RESET; PINS as usize],
+            pins: [PinState::new(Rte::RESET); PINS as usize],
             in_service: PinSet::EMPTY,
             uncompleted: PinSet::EMPTY,
             latched: PinSet::EMPTY,
@@ -175,6 +186,27 @@ impl VirtualIoapic {
         if rises && state.takes_edges {
             self.latched.insert(pin);
         }
+    }
+
+    /// [`assert`](Self::assert), [`pending`](Self::pending) and [`accepted`](Self::accepted) in one, where the pin sends a level to one local
+    /// APIC and that one `takes` it. Which, if it was so; otherwise nothing has changed.
+    #[inline(always)]
+    pub(super) fn assert_direct(
+        &mut self,
+        pin: Pin,
+        contributor: Contributor,
+        takes: impl FnOnce(Direct) -> bool,
+    ) -> Option<Vector> {
+        let state = self.pins.get_mut(usize::from(pin.0))?;
+        let direct = state.direct?;
+        if self.uncompleted.contains(pin) || !takes(direct) {
+            return None;
+        }
+        state.contributions |= contributor.bit();
+        state.accepted_vector = direct.vector.get();
+        self.in_service.insert(pin);
+        self.uncompleted.insert(pin);
+        Some(direct.vector)
     }
 
     /// `contributor` deasserts the pin. What was accepted already is not taken back.
@@ -238,7 +270,7 @@ impl VirtualIoapic {
     /// A local APIC broadcast the EOI of a level interrupt: Remote IRR goes down on every pin that was
     /// *accepted* with this vector, whatever its entry says by now. Returns those pins. The caller completes
     /// what is behind them, which may deassert them, and then says so ([`completed`](Self::completed)).
-    #[inline]
+    #[inline(always)]
     pub fn eoi(&mut self, vector: u8) -> PinSet {
         let mut completed = PinSet::EMPTY;
         for pin in self.in_service {
@@ -251,7 +283,7 @@ impl VirtualIoapic {
     }
 
     /// A local APIC's interrupt was ended: the pins that hear of it, see [`eoi`](Self::eoi).
-    #[inline]
+    #[inline(always)]
     pub fn hear(&mut self, eoi: Eoi) -> PinSet {
         if eoi.broadcast { self.eoi(eoi.vector.get()) } else { PinSet::EMPTY }
     }
@@ -438,6 +470,16 @@ const fn message(rte: Rte) -> Option<Message> {
     };
     let destination = Destination::xapic(rte.destination(), rte.destination_mode());
     Some(Message { delivery, destination, trigger: trigger(rte) })
+}
+
+/// What an entry sends, if that is a level for one local APIC.
+fn direct(rte: Rte) -> Option<Direct> {
+    match message(rte)? {
+        Message { delivery: Delivery::Fixed(raw), destination, trigger: TriggerMode::Level } => {
+            Some(Direct { apic: u8::try_from(destination.only()?).ok()?, vector: Vector::new(raw)? })
+        }
+        _ => None,
+    }
 }
 
 /// Which half of which entry a register is. The pin may be one the chip does not have.

@@ -17,7 +17,7 @@ pub use self::registers::{MMIO_BYTES, MMIO_EOI};
 use self::base::ApicBase;
 use self::timer::Timer;
 use super::message::{Delivery, Destination, Ipi};
-use super::vectors::VectorSet;
+use super::vectors::{RankedVectors, VectorSet};
 use crate::addr::GuestPhys;
 use crate::ioapic::DestinationMode;
 use crate::irq::{ApicId, TriggerMode, Vector};
@@ -78,9 +78,11 @@ pub struct VirtualLapic {
     /// Derived from `tpr` and `isr`; kept because it is read before every entry and changes only with them
     /// (APM2 16.6.4).
     ppr: u8,
-    irr: VectorSet,
-    isr: VectorSet,
+    irr: RankedVectors,
+    isr: RankedVectors,
     tmr: VectorSet,
+    /// The vector that is with the CPU: out of IRR, and in ISR once it is known to be taken.
+    offered: Option<Vector>,
     /// LDR as software sees it in xAPIC mode; in x2APIC mode it derives from `id`.
     ldr: u32,
     dfr: u32,
@@ -167,9 +169,10 @@ impl VirtualLapic {
             base: ApicBase::new(bootstrap, model),
             tpr: 0,
             ppr: 0,
-            irr: VectorSet::EMPTY,
-            isr: VectorSet::EMPTY,
+            irr: RankedVectors::EMPTY,
+            isr: RankedVectors::EMPTY,
             tmr: VectorSet::EMPTY,
+            offered: None,
             ldr: 0,
             dfr: DFR_FLAT,
             svr: SVR_RESET,
@@ -201,6 +204,7 @@ impl VirtualLapic {
             irr,
             isr,
             tmr,
+            offered,
             ldr,
             dfr,
             svr,
@@ -216,9 +220,10 @@ impl VirtualLapic {
         } = self;
         *tpr = 0;
         *ppr = 0;
-        *irr = VectorSet::EMPTY;
-        *isr = VectorSet::EMPTY;
+        *irr = RankedVectors::EMPTY;
+        *isr = RankedVectors::EMPTY;
         *tmr = VectorSet::EMPTY;
+        *offered = None;
         *ldr = 0;
         *dfr = DFR_FLAT;
         *svr = SVR_RESET;
@@ -282,7 +287,7 @@ impl VirtualLapic {
     /// What lowest-priority delivery compares between chips: the highest of what the CPU runs at and what
     /// waits for it (APM2 16.6.2).
     pub(super) fn arbitration_priority(&self) -> u8 {
-        let waiting = self.irr.highest().map_or(0, |vector| vector.get() & 0xf0);
+        let waiting = self.irr.highest().max(self.offered).map_or(0, |vector| vector.get() & 0xf0);
         self.ppr.max(waiting)
     }
 
@@ -357,21 +362,63 @@ impl VirtualLapic {
         self.irr.highest().filter(|vector| vector.class() > self.ppr >> 4)
     }
 
-    /// The CPU takes `vector`: IRR to ISR. Returns how it came, or `None` when it does not wait any more,
-    /// which happens only when the chip was reset between the offer and this call.
+    /// The CPU is offered what it should take [next](Self::pending), which leaves IRR. What it was offered before is taken back.
     #[inline]
-    pub fn acknowledge(&mut self, vector: Vector) -> Option<TriggerMode> {
-        if !self.irr.contains(vector) {
-            return None;
-        }
+    pub fn offer(&mut self) -> Option<Vector> {
+        self.take_back();
+        let vector = self.pending()?;
         self.irr.remove(vector);
+        self.offered = Some(vector);
+        self.offered
+    }
+
+    /// [`accept`](Self::accept) of a level and [`offer`](Self::offer) in one, where nothing else waits and nothing keeps it back. Whether it
+    /// was so; otherwise nothing has changed.
+    #[inline(always)]
+    pub fn offer_at_once(&mut self, vector: Vector) -> bool {
+        let free = self.irr.highest().is_none() && self.offered.is_none() && vector.class() > self.ppr >> 4;
+        if !free || !self.accepts_interrupts() {
+            return false;
+        }
+        self.tmr.insert(vector);
+        self.offered = Some(vector);
+        true
+    }
+
+    /// The CPU has not taken what it was offered: it waits again.
+    #[inline]
+    pub fn take_back(&mut self) {
+        if let Some(vector) = self.offered.take() {
+            self.irr.insert(vector);
+        }
+    }
+
+    /// What the CPU was offered, as far as it is not known to have taken it.
+    #[inline]
+    pub const fn offered(&self) -> Option<Vector> {
+        self.offered
+    }
+
+    /// The CPU has taken what it was offered, which is in service now. Which it is and how it came, or `None` if it was offered nothing,
+    /// or the chip was reset meanwhile.
+    #[inline]
+    pub fn taken(&mut self) -> Option<(Vector, TriggerMode)> {
+        let vector = self.offered.take()?;
         self.isr.insert(vector);
         // What `update_ppr` would find: a class above the present one is above all that makes it up, and any other
         // changes nothing.
         if vector.class() > self.ppr >> 4 {
             self.ppr = vector.class() << 4;
         }
-        Some(self.trigger(vector))
+        Some((vector, self.trigger(vector)))
+    }
+
+    /// [`taken`](Self::taken) and [`eoi`](Self::eoi) in one: as what the CPU is offered is above all that is in service, it is what
+    /// ends.
+    #[inline]
+    pub fn eoi_of_offered(&mut self) -> Option<Eoi> {
+        let vector = self.offered.take()?;
+        Some(self.ended(vector))
     }
 
     fn trigger(&self, vector: Vector) -> TriggerMode {
@@ -384,9 +431,14 @@ impl VirtualLapic {
         let vector = self.isr.highest()?;
         self.isr.remove(vector);
         self.update_ppr();
+        Some(self.ended(vector))
+    }
+
+    #[inline]
+    fn ended(&self, vector: Vector) -> Eoi {
         let trigger = self.trigger(vector);
         let broadcast = trigger == TriggerMode::Level && self.svr & SVR_SUPPRESS_EOI_BROADCAST == 0;
-        Some(Eoi { vector, trigger, broadcast })
+        Eoi { vector, trigger, broadcast }
     }
 
     /// APM2 16.6.4: the higher class of TPR and the highest vector in service; the subclass only if it is

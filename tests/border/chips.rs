@@ -4,8 +4,8 @@
 use levelhead::ioapic::{MMIO_DATA, MMIO_EOI, MMIO_INDEX, REG_RTE_BASE};
 use levelhead::irq::{Pin, Vector};
 use levelhead::virq::{
-    ApicMode, Contributor, Ended, Event, Exited, Injection, Interruptibility, LapicModel, Outcome, PINS,
-    PinSet, Vcpu, VirtualChips,
+    ApicMode, Contributor, Ended, Event, Exited, Foreseen, Injection, Interruptibility, LapicModel, Outcome,
+    PINS, PinSet, Vcpu, VirtualChips,
 };
 
 use crate::dice::{Dice, fuzz};
@@ -52,8 +52,8 @@ fn pins() -> impl Iterator<Item = Pin> {
 }
 
 /// What an EOI leaves, as any write would; and where it says that nothing waits, the next entry carries nothing.
-fn left(chips: &mut Chips, vcpu: Vcpu, Ended { completed, quiet }: Ended) -> Outcome {
-    if quiet {
+fn left(chips: &mut Chips, vcpu: Vcpu, Ended { completed, next }: Ended) -> Outcome {
+    if next == Foreseen::Nothing {
         assert_eq!(chips.before_entry(vcpu, Interruptibility::default), Injection::default());
     }
     Outcome { completed, ..Outcome::default() }
@@ -206,7 +206,7 @@ impl World {
         let eoi = offset == u64::from(EOI) << 4 && bytes >= 4 && self.mode(vcpu) == Some(ApicMode::XApic);
         let direct = eoi && self.by_turns();
         let outcome = |chips: &mut Chips, now| {
-            let ended = if direct { chips.eoi_page(vcpu, bytes) } else { None };
+            let ended = if direct { chips.eoi_page(vcpu, bytes, false) } else { None };
             assert_eq!(ended.is_some(), direct);
             ended
                 .map(|ended| left(chips, vcpu, ended))
@@ -222,7 +222,7 @@ impl World {
         let direct = to_eoi && self.by_turns();
         let mut refused = false;
         let outcome = |chips: &mut Chips, now| {
-            let ended = if direct { chips.eoi_msr(vcpu, value) } else { None };
+            let ended = if direct { chips.eoi_msr(vcpu, value, false) } else { None };
             assert_eq!(ended.is_some(), direct && eoi);
             if let Some(ended) = ended {
                 return left(chips, vcpu, ended);

@@ -430,7 +430,7 @@ impl<'t> Machine<'t> {
             }
             Op::Eoi(_) => {
                 self.cpus[cpu].handlers.pop();
-                let ended = self.board.chips[partition].eoi_page(vcpu, 4);
+                let ended = self.board.chips[partition].eoi_page(vcpu, 4, false);
                 self.done(cpu, ended.expect("xAPIC mode").completed);
             }
             Op::Priority(_, priority) => {
@@ -662,6 +662,13 @@ impl<'t> Machine<'t> {
                 if let Notifier::Pin { partition, vpin } = delivery.target() {
                     let source = usize::from(delivery.source().0);
                     let chips = &mut self.board.chips[usize::from(partition)];
+                    // The guest at work may be offered it at once.
+                    let here = &self.cpus[cpu];
+                    if here.partition == usize::from(partition)
+                        && chips.offer_from_pin(Vcpu(here.vcpu), vpin, contributor(source)).is_some()
+                    {
+                        return;
+                    }
                     if chips.assert_pin(vpin, contributor(source)).completion_due {
                         self.partitions[usize::from(partition)].due.push(vpin);
                     }

@@ -103,9 +103,9 @@ impl<const N: usize> Machine<N> {
     }
 
     fn eoi(&mut self, vcpu: Vcpu) {
-        let ended = self.chips.eoi_msr(vcpu, 0).or_else(|| self.chips.eoi_page(vcpu, 4));
-        if let Some(Ended { completed, quiet }) = ended {
-            if quiet {
+        let ended = self.chips.eoi_msr(vcpu, 0, false).or_else(|| self.chips.eoi_page(vcpu, 4, false));
+        if let Some(Ended { completed, next }) = ended {
+            if next == Foreseen::Nothing {
                 let next = self.chips.before_entry(vcpu, Interruptibility::default);
                 assert_eq!(next, Injection::default(), "the EOI said that nothing waits");
             }
@@ -492,7 +492,7 @@ fn t9_both_halves_rewritten_in_service_complete_exactly_once() {
 #[test]
 fn t9_an_entry_written_between_an_eoi_and_its_completion_sends_nothing() {
     fn handler(machine: &mut Machine<2>, vcpu: Vcpu, _: usize) {
-        let outcome = machine.chips.eoi_page(vcpu, 4).unwrap();
+        let outcome = machine.chips.eoi_page(vcpu, 4, false).unwrap();
         assert!(!machine.remote_irr(PIN), "the guest sees that its EOI has arrived");
         machine.redirect_high(PIN, 1);
         machine.redirect_low(PIN, LEVEL | 0x61);
@@ -520,9 +520,9 @@ fn t9_a_pin_that_goes_low_before_its_eoi_sends_nothing_until_then() {
             machine.assert(PIN, LINE);
             assert_eq!(machine.chips.before_entry(vcpu, Interruptibility::default), Injection::default());
         }
-        let ended = machine.chips.eoi_page(vcpu, 4).unwrap();
+        let ended = machine.chips.eoi_page(vcpu, 4, false).unwrap();
         assert!(machine.chips.lower_pin(PIN, LINE), "nothing is left of the level");
-        assert!(ended.completed.contains(PIN) && ended.quiet);
+        assert!(ended.completed.contains(PIN) && ended.next == Foreseen::Nothing);
     }
     let mut machine = Machine::<1>::new(handler);
     for round in 1..=2 {
@@ -546,7 +546,7 @@ fn t8_an_eoi_tells_whatever_waits_behind_it() {
         assert_eq!(chips.before_entry(BOOT, Interruptibility::default).offer, Vector::new(0x71));
         chips.after_exit(BOOT, Exited { offer_stands: false, interrupted: None });
         arrives(&mut chips);
-        chips.eoi_page(BOOT, 4).unwrap().quiet
+        chips.eoi_page(BOOT, 4, false).unwrap().next == Foreseen::Nothing
     };
     assert!(ended(|_| {}));
     // Of a class below the one in service, which until the EOI it cannot interrupt.

@@ -59,6 +59,14 @@ fn errors(chip: &mut VirtualLapic) -> u64 {
     read(chip, ESR)
 }
 
+/// The CPU takes what it is offered, which is this. How it came.
+fn take(chip: &mut VirtualLapic, vector: Vector) -> TriggerMode {
+    assert_eq!(chip.offer(), Some(vector));
+    let (taken, trigger) = chip.taken().unwrap();
+    assert_eq!(taken, vector);
+    trigger
+}
+
 // Priorities.
 
 #[test]
@@ -68,14 +76,14 @@ fn a_vector_is_pending_exactly_when_its_class_is_above_the_processor_priority() 
             let mut chip = xapic();
             if let Some(vector) = serviced {
                 chip.accept(vector, TriggerMode::Edge);
-                chip.acknowledge(vector);
+                take(&mut chip, vector);
             }
             write(&mut chip, TPR, u64::from(tpr));
             let serviced_class = serviced.map_or(0, Vector::class);
             let ppr = if tpr >> 4 >= serviced_class { tpr } else { serviced_class << 4 };
             assert_eq!(read(&mut chip, 0xa0), u64::from(ppr));
             for vector in [0x20, 0x50, 0x52, 0x60, 0x9f, 0xaf, 0xb0, 0xfe].map(v) {
-                let mut chip = VirtualLapic { irr: VectorSet::EMPTY, isr: chip.isr, ..xapic() };
+                let mut chip = VirtualLapic { irr: RankedVectors::EMPTY, isr: chip.isr, ..xapic() };
                 write(&mut chip, TPR, u64::from(tpr));
                 chip.accept(vector, TriggerMode::Edge);
                 assert_eq!(chip.pending(), (vector.class() > ppr >> 4).then_some(vector));
@@ -91,16 +99,16 @@ fn interrupts_nest_by_class_and_end_from_the_highest() {
         assert!(chip.accept(vector, TriggerMode::Edge));
     }
     assert_eq!(chip.pending(), Some(v(0x71)));
-    chip.acknowledge(v(0x71));
+    take(&mut chip, v(0x71));
     assert_eq!(chip.pending(), None);
     assert!(chip.accept(v(0x81), TriggerMode::Edge));
-    chip.acknowledge(v(0x81));
+    take(&mut chip, v(0x81));
     assert_eq!(chip.eoi().map(|eoi| eoi.vector), Some(v(0x81)));
     assert_eq!(chip.pending(), None, "0x71 is still in service");
     assert_eq!(chip.eoi().map(|eoi| eoi.vector), Some(v(0x71)));
     for vector in [0x52, 0x51, 0x31].map(v) {
         assert_eq!(chip.pending(), Some(vector));
-        chip.acknowledge(vector);
+        take(&mut chip, vector);
         assert_eq!(chip.eoi().map(|eoi| eoi.vector), Some(vector));
     }
     assert_eq!((chip.pending(), chip.eoi()), (None, None));
@@ -111,11 +119,47 @@ fn a_vector_that_waits_absorbs_another_but_one_in_service_does_not() {
     let mut chip = xapic();
     assert!(chip.accept(v(0x51), TriggerMode::Edge));
     assert!(chip.accept(v(0x51), TriggerMode::Edge));
-    chip.acknowledge(v(0x51));
-    assert_eq!(chip.acknowledge(v(0x51)), None);
+    take(&mut chip, v(0x51));
+    assert_eq!((chip.offer(), chip.taken()), (None, None));
     assert!(chip.accept(v(0x51), TriggerMode::Edge));
     chip.eoi();
     assert_eq!(chip.pending(), Some(v(0x51)));
+}
+
+/// As in a CPU that has acknowledged it: what came before is not to be told from what comes after by whoever looks at IRR.
+#[test]
+fn what_comes_for_a_vector_that_is_with_the_cpu_waits_behind_it() {
+    for taken in [false, true] {
+        let mut chip = xapic();
+        assert!(chip.accept(v(0x51), TriggerMode::Edge));
+        assert_eq!(chip.offer(), Some(v(0x51)));
+        assert!(chip.accept(v(0x51), TriggerMode::Edge));
+        if taken {
+            assert_eq!(chip.taken(), Some((v(0x51), TriggerMode::Edge)));
+            assert_eq!(chip.pending(), None, "it is in service");
+            assert_eq!(chip.eoi().map(|eoi| eoi.vector), Some(v(0x51)));
+        } else {
+            chip.take_back();
+        }
+        assert_eq!(take(&mut chip, v(0x51)), TriggerMode::Edge);
+        assert_eq!((chip.eoi().map(|eoi| eoi.vector), chip.pending()), (Some(v(0x51)), None));
+    }
+}
+
+#[test]
+fn an_offer_is_taken_back_by_a_priority_or_a_higher_one_and_forgotten_by_a_reset() {
+    let mut chip = xapic();
+    chip.accept(v(0x51), TriggerMode::Level);
+    assert_eq!(chip.offer(), Some(v(0x51)));
+    assert_eq!(chip.arbitration_priority(), 0x50, "it still counts");
+    chip.accept(v(0x61), TriggerMode::Edge);
+    assert_eq!(chip.offer(), Some(v(0x61)));
+    write(&mut chip, TPR, 0x60);
+    assert_eq!((chip.offer(), chip.offered()), (None, None));
+    write(&mut chip, TPR, 0);
+    assert_eq!(chip.offer(), Some(v(0x61)));
+    chip.receive(Delivery::Init, TriggerMode::Edge);
+    assert_eq!((chip.taken(), chip.eoi_of_offered(), chip.pending()), (None, None, None));
 }
 
 #[test]
@@ -126,7 +170,7 @@ fn tmr_follows_the_last_acceptance_and_decides_the_eoi() {
     {
         chip.accept(v(0x79), trigger);
         assert_eq!(read(&mut chip, 0x1b0) >> 0x19 & 1, u64::from(trigger == TriggerMode::Level));
-        assert_eq!(chip.acknowledge(v(0x79)), Some(trigger));
+        assert_eq!(take(&mut chip, v(0x79)), trigger);
         let broadcast = trigger == TriggerMode::Level;
         assert_eq!(chip.eoi(), Some(Eoi { vector: v(0x79), trigger, broadcast }));
     }
@@ -138,7 +182,7 @@ fn n16_suppressed_broadcasts_stay_inside() {
     write(&mut chip, SVR, 0x11ff);
     assert_eq!(read(&mut chip, SVR), 0x11ff);
     chip.accept(v(0x51), TriggerMode::Level);
-    chip.acknowledge(v(0x51));
+    take(&mut chip, v(0x51));
     let eoi = Eoi { vector: v(0x51), trigger: TriggerMode::Level, broadcast: false };
     assert_eq!(write(&mut chip, EOI, 0), Effect::Eoi(eoi));
 }
@@ -151,7 +195,7 @@ fn every_waiting_and_serviced_vector_shows_at_its_bit() {
         let offset = u64::from(vector.get() >> 5) << 4;
         let bit = 1 << (vector.get() & 31);
         assert_eq!((read(&mut chip, 0x200 + offset), read(&mut chip, 0x180 + offset)), (bit, bit));
-        chip.acknowledge(vector);
+        take(&mut chip, vector);
         assert_eq!((read(&mut chip, 0x200 + offset), read(&mut chip, 0x100 + offset)), (0, bit));
         assert_eq!(write(&mut chip, 0x100 + offset, 0), Effect::None);
         assert_eq!(read(&mut chip, 0x100 + offset), bit, "read-only");

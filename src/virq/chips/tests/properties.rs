@@ -182,6 +182,114 @@ fn strike(chips: &mut VirtualChips, (kind, place, value, time): (u8, u32, u64, u
     }
 }
 
+/// Two pins, the second of which shares its vector with a message between CPUs; what each of two CPUs and the wires may do.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// One who asserts a pin or not, while this CPU is about to enter.
+    Raise(Vcpu, Pin, Contributor),
+    Lower(Pin, Contributor),
+    /// An entry whose exit shows that what was offered was taken, or not; and whether that exit is an EOI.
+    Enter(Vcpu, bool, bool),
+    Write(Vcpu, u64, u64),
+    Redirect(Pin, u32, u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let vcpu = || (0..2_u8).prop_map(Vcpu);
+    let pin = || prop_oneof![Just(PIN), Just(OTHER)];
+    let contributor = || prop_oneof![Just(LINE), Just(DEVICE)];
+    let vector = || prop_oneof![Just(0x1f_u64), Just(0x41), Just(0x51), Just(0x5f), Just(0x61)];
+    let entry = prop_oneof![
+        6 => vector().prop_map(|vector| vector as u32 | LEVEL),
+        1 => vector().prop_map(|vector| vector as u32 | EDGE),
+        1 => vector().prop_map(|vector| vector as u32 | LEVEL | 1 << 11),
+        1 => Just(LEVEL | 4 << 8),
+        1 => Just(LEVEL | MASKED | 0x51),
+    ];
+    let write = prop_oneof![
+        2 => (0..8_u64).prop_map(|class| (0x80, class << 4)),
+        1 => Just((0xf0, 0x1ff)),
+        1 => Just((0xf0, 0x11ff)),
+        1 => Just((0xf0, 0xff)),
+        2 => (vector(), 0..4_u64).prop_map(|(vector, shorthand)| (0x300, vector | shorthand << 18)),
+        1 => Just((0x300, 0xc_4400)),
+        1 => Just((0x300, 0xc_4500)),
+    ];
+    prop_oneof![
+        6 => (vcpu(), pin(), contributor()).prop_map(|(vcpu, pin, by)| Step::Raise(vcpu, pin, by)),
+        4 => (pin(), contributor()).prop_map(|(pin, by)| Step::Lower(pin, by)),
+        8 => (vcpu(), any::<bool>(), any::<bool>()).prop_map(|(vcpu, takes, eoi)| Step::Enter(vcpu, takes, eoi)),
+        3 => (vcpu(), write).prop_map(|(vcpu, (offset, value))| Step::Write(vcpu, offset, value)),
+        2 => (pin(), entry, prop_oneof![4 => 0..3_u8, 1 => Just(0xff)])
+            .prop_map(|(pin, entry, to)| Step::Redirect(pin, entry, to)),
+    ]
+}
+
+/// The chips twice, once by the short ways that an interrupt takes, and once by the long ones that are for everything.
+struct Twins {
+    short: VirtualChips,
+    long: VirtualChips,
+}
+
+impl Twins {
+    /// The same on both. Whether both say the same of it.
+    fn both<R: PartialEq + core::fmt::Debug>(&mut self, call: impl Fn(&mut VirtualChips) -> R) -> R {
+        let result = call(&mut self.short);
+        assert_eq!(call(&mut self.long), result);
+        result
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Raise(vcpu, pin, by) => {
+                let next = self.short.offer_from_pin(vcpu, pin, by).map_or_else(
+                    || {
+                        let _settled = self.short.assert_pin(pin, by);
+                        self.short.foresee(vcpu)
+                    },
+                    Foreseen::Offer,
+                );
+                let _settled = self.long.assert_pin(pin, by);
+                assert_eq!(self.long.foresee(vcpu), next);
+            }
+            Step::Lower(pin, by) => {
+                self.both(|chips| chips.lower_pin(pin, by));
+            }
+            Step::Enter(vcpu, takes, eoi) => {
+                let offer = self.both(|chips| chips.before_entry(vcpu, Interruptibility::default)).offer;
+                let exited = Exited { offer_stands: offer.is_some() && !takes, interrupted: None };
+                if offer.is_some() && takes && eoi {
+                    let ended = self.short.eoi_page(vcpu, 4, true).unwrap();
+                    let mut completed = self.long.after_exit(vcpu, exited);
+                    for pin in self.long.lapic_write(vcpu, 0xb0, 4, 0, 0).completed {
+                        completed.insert(pin);
+                    }
+                    assert_eq!(ended.completed, completed);
+                } else {
+                    self.both(|chips| chips.after_exit(vcpu, exited));
+                    if eoi {
+                        let _ = self.both(|chips| chips.lapic_write(vcpu, 0xb0, 4, 0, 0));
+                    }
+                }
+            }
+            Step::Write(vcpu, offset, value) => {
+                let _ = self.both(|chips| chips.lapic_write(vcpu, offset, 4, value, 0));
+                if self.both(|chips| chips.take_init(vcpu)) {
+                    let _ = self.both(|chips| chips.lapic_write(vcpu, 0x300, 4, 0xc_4601, 0));
+                }
+            }
+            Step::Redirect(pin, entry, to) => {
+                let register = u64::from(REG_RTE_BASE + 2 * pin.0);
+                for (index, value) in [(register + 1, u32::from(to) << 24), (register, entry)] {
+                    let _ = self.both(|chips| chips.ioapic_write(MMIO_INDEX, 4, index));
+                    let _ = self.both(|chips| chips.ioapic_write(MMIO_DATA, 4, u64::from(value)));
+                }
+            }
+        }
+        assert_eq!(format!("{:?}", self.short), format!("{:?}", self.long), "after {step:x?}");
+    }
+}
+
 /// A call, and what the run loop does with its outcome.
 fn act(chips: &mut VirtualChips, call: impl FnOnce(&mut VirtualChips) -> Outcome) {
     for pin in call(chips).completed {
@@ -190,6 +298,20 @@ fn act(chips: &mut VirtualChips, call: impl FnOnce(&mut VirtualChips) -> Outcome
 }
 
 proptest! {
+    #[test]
+    fn the_short_ways_of_an_interrupt_do_what_the_long_ones_do(steps in vec(step(), 0..60)) {
+        let [short, long] = [(); 2].map(|()| VirtualChips::new(2, MODEL));
+        let mut twins = Twins { short, long };
+        for vcpu in [BOOT, Vcpu(1)] {
+            twins.step(Step::Write(vcpu, 0xf0, 0x1ff));
+        }
+        twins.step(Step::Redirect(PIN, LEVEL | 0x51, 0));
+        twins.step(Step::Redirect(OTHER, LEVEL | 0x61, 1));
+        for step in steps {
+            twins.step(step);
+        }
+    }
+
     #[test]
     fn a_level_pin_does_what_the_model_does(happenings in vec(happening(), 0..80)) {
         let mut machine = Machine::<1>::new(|_, _, _| {});

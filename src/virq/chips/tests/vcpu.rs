@@ -100,6 +100,33 @@ fn a_self_ipi_and_a_self_nmi_arrive() {
     assert_eq!((machine.taken.as_slice(), machine.nmis), ([(0, 0xf1)].as_slice(), 1));
 }
 
+/// Who sends a message to a CPU that has just taken the one before, without an exit that would tell, is heard: what the handler that
+/// runs already has seen may be older than the message.
+#[test]
+fn a_message_that_comes_after_its_vector_was_taken_is_taken_once_more() {
+    for short in [false, true] {
+        let mut machine = Machine::<2>::new(only_eoi);
+        let chips = &mut machine.chips;
+        let _ = chips.lapic_write(Vcpu(1), 0x310, 4, 0, 0);
+        let send = |chips: &mut VirtualChips| {
+            assert!(chips.lapic_write(Vcpu(1), 0x300, 4, 0x51, 0).kicked.contains(BOOT));
+        };
+        send(chips);
+        assert_eq!(chips.before_entry(BOOT, Interruptibility::default).offer, Vector::new(0x51));
+        // Whether the guest took it before this or after it only its exit tells; here it did, and is kicked.
+        send(chips);
+        if short {
+            assert!(chips.eoi_page(BOOT, 4, true).is_some());
+        } else {
+            chips.after_exit(BOOT, Exited::default());
+            assert_eq!(chips.before_entry(BOOT, Interruptibility::default).offer, None, "it is in service");
+            assert!(chips.eoi_page(BOOT, 4, false).is_some());
+        }
+        machine.run();
+        assert_eq!(machine.taken, [(0, 0x51)], "beside the one before");
+    }
+}
+
 #[test]
 fn a_raised_task_priority_withdraws_and_a_lowered_one_releases() {
     let mut machine = Machine::<1>::new(only_eoi);

@@ -165,7 +165,7 @@ fn disabling_resets_the_registers_and_enabling_starts_afresh() {
     }
     chip.accept(v(0x91), TriggerMode::Level);
     chip.accept(v(0x81), TriggerMode::Level);
-    chip.acknowledge(v(0x91));
+    take(&mut chip, v(0x91));
     assert_eq!(chip.write_msr(MSR_APIC_BASE, 0xfee0_0100, 0), Ok(Effect::AcceptanceChanged));
     assert_eq!((chip.pending(), chip.eoi(), chip.deadline()), (None, None, None));
     assert!(!chip.receive(Delivery::Fixed(0x51), TriggerMode::Edge));
@@ -242,7 +242,7 @@ fn a_fault_changes_nothing() {
     assert_eq!(chip.write_msr(0x832, 1 << 19 | 0x61, 0), Err(GeneralProtection), "a reserved bit");
     assert_eq!(chip.read_msr(0x832, 0), Ok(0x51));
     chip.accept(v(0x51), TriggerMode::Level);
-    chip.acknowledge(v(0x51));
+    take(&mut chip, v(0x51));
     assert_eq!(chip.write_msr(0x80b, 1, 0), Err(GeneralProtection));
     assert!(matches!(chip.write_msr(0x80b, 0, 0), Ok(Effect::Eoi(_))));
 }
