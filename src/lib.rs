@@ -21,13 +21,14 @@
 //! | 1 resources | [`command`], [`counters`], [`frames`], [`ownership`], [`restart`], [`vcpu`] |
 //! | 2 formats | [`cpuid`], [`hypercall`], [`ioapic`], [`pci`], [`svm`], `emulate` |
 //! | 3 machines | [`intx`], [`virq`], [`device`], [`config`], [`facts`] |
-//! | 4 systems | [`assignment`], [`guest`], [`border`], [`decide`] |
+//! | 4 systems | [`aftermath`], [`assignment`], [`guest`], [`border`], [`decide`] |
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 pub mod addr;
+pub mod aftermath;
 pub mod assignment;
 pub mod border;
 pub mod command;

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
+use levelhead::aftermath::{Aftermath, Judgement};
 use levelhead::border::Ports;
 use levelhead::config::Console;
 use levelhead::decide::BAR_WINDOW;
@@ -15,7 +16,7 @@ use levelhead::message::{Message, Record};
 use levelhead::pci::reset::Fault;
 use levelhead::pci::virtual_bar::{Mapping, Mappings};
 use levelhead::pci::{Access, Bdf, Command, Effect, Snapshot, VirtualConfig};
-use levelhead::policy::{DevicePolicy, NoReset};
+use levelhead::policy::DevicePolicy;
 use levelhead::svm::{IoPermissions, NestedTables, Reach, Stale};
 
 use super::Function;
@@ -55,7 +56,7 @@ struct Device {
     /// What of its BARs is mapped now.
     mapped: Mappings,
     /// How its last reset here went.
-    reset: Option<Result<(), Fault>>,
+    aftermath: Aftermath,
 }
 
 impl Device {
@@ -87,7 +88,7 @@ impl Platform {
             initial: config.clone(),
             config,
             mapped: [None; 6],
-            reset: None,
+            aftermath: Aftermath::default(),
         };
         let devices = functions.into_iter().map(device).collect();
         let (line, budget) = (LineBuffer::new(), PrintBudget::new());
@@ -110,30 +111,20 @@ impl Platform {
     pub(crate) fn judge_reset(&mut self, bdf: Bdf, policy: &DevicePolicy, outcome: Result<(), Fault>) {
         let name = &self.name;
         let Some(device) = self.devices.iter_mut().find(|device| device.config.bdf() == bdf) else { return };
-        let before = device.reset.replace(outcome);
-        let lost = outcome.is_err_and(|fault| !fault.is_harmless() || policy.no_reset == NoReset::Refuse);
+        let Judgement { lost, news } = device.aftermath.judge(outcome, policy.no_reset);
         device.function.lost.store(lost, Ordering::Relaxed);
-        let Err(fault) = outcome else { return };
-        if before == Some(outcome) {
-            return;
+        if let Some((message, fault)) = news {
+            let place = format_args!("partition {name}, device {bdf}");
+            report::record(Record { message, place: &place, what: Some(&fault), remedy: None });
         }
-        let message = if lost { Message::ResetFailed } else { Message::ResetNoEffect };
-        let place = format_args!("partition {name}, device {bdf}");
-        report::record(Record { message, place: &place, what: Some(&fault), remedy: None });
     }
 
-    /// Whether a function did not come back from its last reset, and the reasons for which it is silent that end with a life:
-    /// those of the hypervisor's own doing in between, and those that the guest gave, or whose fault they are. That its device
-    /// misbehaved is forgiven if its state was cleared.
+    /// Whether a function did not come back from its last reset, and the reasons for which it is silent that end with a life.
     pub(crate) fn after_reset(&self, bdf: Bdf) -> (bool, MaskReasons) {
-        let given =
-            MaskReasons::RESET | MaskReasons::GUEST_DISINTX | MaskReasons::OPERATOR | MaskReasons::THROTTLE;
         let device = self.devices.iter().find(|device| device.config.bdf() == bdf);
-        let lifted = device.map_or(given, |device| given | device.function.forgive_guest());
-        let cleared = device.is_some_and(|device| device.reset == Some(Ok(())));
-        let lost = device.is_some_and(|device| device.function.is_lost());
-        let lifted = if cleared { lifted | MaskReasons::QUARANTINE } else { lifted };
-        (lost, if lost { lifted - MaskReasons::QUARANTINE } else { lifted })
+        let Some(Device { function, aftermath, .. }) = device else { return (false, MaskReasons::empty()) };
+        let lost = function.is_lost();
+        (lost, aftermath.lifted(lost, function.forgive_guest()))
     }
 
     /// What the guest reads from a register of its configuration space.
