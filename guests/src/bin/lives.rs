@@ -9,6 +9,9 @@
 //! `rng-bus=N` names the bus of a virtio entropy source that something resets in between as well. `lost=1` says that there is an e1000e
 //! which does not come back from its first reset.
 //!
+//! `pause=N` says that between two lives the time stamp counter goes on by N times 2^20 at least; it goes neither with `device=reset` nor
+//! with a storm.
+//!
 //! What counts the lives is `edu`'s liveness register, which no reset clears. Needs a hypervisor that restarts it.
 #![no_std]
 #![no_main]
@@ -16,11 +19,12 @@
 
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use guests::cpu::{self, CpuCell, Mmio, disable_interrupts, enable_interrupts};
+use guests::cpu::{self, CpuCell, Mmio, disable_interrupts, enable_interrupts, timestamp};
 use guests::edu::{ACKNOWLEDGE, RAISE};
 use guests::hypercall::{Interface, Source, call, function};
 use guests::interrupts::{handle, triple_fault_by};
 use guests::ioapic::{self, Pin};
+use guests::lapic::Mode;
 use guests::pci::{Bar, Function};
 use guests::{check, cmdline, fail, lapic, say, wait};
 
@@ -33,6 +37,8 @@ const THROTTLE: u64 = 1 << 7;
 const QUARANTINE: u64 = 1 << 8;
 /// `edu`'s liveness register: reads as the complement of what was written last, at first as 0.
 const LIVENESS: usize = 0x04;
+/// A register of `edu`'s that means nothing as long as it transfers nothing: when the last life ended.
+const ENDED: usize = 0x90;
 /// A page that is nothing of the guest's, at the end of the smallest memory it is given.
 const SCRATCH: usize = 0x2f_f000;
 /// Where Levelhead puts the first BAR, and how far a life may move it.
@@ -41,6 +47,13 @@ const BAR_STEP: u32 = 2 << 20;
 const BAR_PLACES: u32 = 128;
 const BAR_REGISTER: u8 = 0x10;
 const INTERRUPT_LINE: u8 = 0x3c;
+/// The scratch register of COM1.
+const SCRATCH_PORT: u16 = 0x3ff;
+/// Model-specific registers: the local APIC's base, with its switches; the default memory type (APM2 16.3.1, 7.7.1).
+const APIC_BASE: u32 = 0x1b;
+const MTRR_DEF_TYPE: u32 = 0x2ff;
+/// All memory write-back, by the default type alone.
+const WRITE_BACK: u64 = 1 << 11 | 6;
 
 /// A life that is not the last, for the handler that ends it.
 #[derive(Clone, Copy)]
@@ -63,6 +76,12 @@ fn main() {
     check!(used.is_none(), "memory has a past at {used:x?}");
     scratch.write32(0, u32::MAX);
     scratch.write32(0xffc, u32::MAX);
+    // SAFETY: every CPU with memory types has the register, and reading it changes nothing.
+    let memory_type = unsafe { cpu::rdmsr(MTRR_DEF_TYPE) };
+    // SAFETY: a port of COM1, which reaches no memory.
+    let scratch_port = unsafe { cpu::in8(SCRATCH_PORT) };
+    let kept = (memory_type, scratch_port);
+    check!(kept == (0, 0), "its memory types and its COM1 have a past: {kept:x?}");
 
     lapic::init();
     let Some(function) = Function::find(0x1234, 0x11e8) else { fail!("no edu device") };
@@ -85,6 +104,10 @@ fn main() {
     let kept = number > 0 && cmdline::value("device") != Some("reset");
     check!(asserts == kept, "life {number}: the device asserts: {asserts}");
 
+    if let Some(pause) = cmdline::number("pause").filter(|_| number > 0) {
+        let passed = ticks().wrapping_sub(registers.read32(ENDED));
+        check!(passed >= pause, "life {number} begins {passed} times 2^20 ticks after the last, not {pause}");
+    }
     registers.write32(LIVENESS, !(number + 1));
     REGISTERS.set(Some(registers));
     let last = number + 1 == lives;
@@ -112,7 +135,7 @@ fn main() {
         let silenced = wait::until(|| source.info().mask_reasons & (THROTTLE | QUARANTINE) != 0);
         check!(silenced, "nobody minds the storm");
         life.leave();
-        triple_fault_by(0, 0);
+        crash();
     }
     check!(last, "life {number} lived on");
     wait::a_while();
@@ -154,6 +177,11 @@ fn demand_lost(interface: &Interface, lost: bool) {
     check!(quarantined == lost, "lost is {lost}, and it is quarantined: {quarantined}");
 }
 
+/// The time stamp counter in steps of 2^20.
+fn ticks() -> u32 {
+    (timestamp() >> 20) as u32
+}
+
 fn storms() -> bool {
     cmdline::value("die") == Some("storm")
 }
@@ -165,8 +193,31 @@ impl Life {
         source.mask();
         function.set_interrupt_disable(true);
         function.write32(INTERRUPT_LINE, 0xff);
+        if let Some(registers) = REGISTERS.get() {
+            registers.write32(ENDED, ticks());
+        }
         function.write32(BAR_REGISTER, BAR + (1 + number % BAR_PLACES) * BAR_STEP);
+        // SAFETY: memory is write-back as it was, and nothing else depends on its type.
+        unsafe { cpu::wrmsr(MTRR_DEF_TYPE, WRITE_BACK) };
+        // SAFETY: a scratch register, which does nothing and reaches no memory.
+        unsafe { cpu::out8(SCRATCH_PORT, 0xa5) };
     }
+}
+
+/// Crashes, having left its local APIC elsewhere, or switched off where its registers have no place.
+fn crash() {
+    const SWITCHES: u64 = 0xfff;
+    const ENABLED: u64 = 3 << 10;
+    const ELSEWHERE: u64 = 0xfef0_0000;
+    // SAFETY: every CPU has the register, and reading it changes nothing.
+    let base = unsafe { cpu::rdmsr(APIC_BASE) };
+    let left = match lapic::mode() {
+        Mode::XApic => base & SWITCHES | ELSEWHERE,
+        Mode::X2Apic => base & !ENABLED,
+    };
+    // SAFETY: nothing of the local APIC is used in this life any more, and nothing lies where its page is now.
+    unsafe { cpu::wrmsr(APIC_BASE, left) };
+    triple_fault_by(0, 0);
 }
 
 /// Serves the interrupt of the last life; every other life ends in it, after having left what it can, if it does not end in a storm.
@@ -185,7 +236,7 @@ fn interrupt() {
     }
     life.leave();
     match cmdline::value("die") {
-        None | Some("isr") => triple_fault_by(0, 0),
+        None | Some("isr") => crash(),
         Some("late") => {
             let quarantined = wait::yielding(|| source.info().mask_reasons & QUARANTINE != 0);
             check!(quarantined, "nobody minds that it does not complete");
