@@ -158,12 +158,16 @@ pub struct Info {
     pub bdf: u16,
     /// The input of the virtual IO-APIC that the notifier leads to; 0xff for none.
     pub virtual_pin: u8,
+    /// The physical line.
+    pub gsi: u32,
     /// The device has an interrupt pin.
     pub has_intx: bool,
     /// A notifier is set.
     pub has_notifier: bool,
     /// A delivery waits for its completion.
     pub in_service: bool,
+    /// The physical line is another source's as well.
+    pub shared: bool,
     /// Another partition has the device now.
     pub elsewhere: bool,
     /// The device may be taken over.
@@ -190,9 +194,11 @@ impl Source {
         Info {
             bdf: identity as u16,
             virtual_pin: (identity >> 24) as u8,
+            gsi: (identity >> 32) as u32,
             has_intx: flags & 1 << 0 != 0,
             has_notifier: flags & 1 << 1 != 0,
             in_service: flags & 1 << 2 != 0,
+            shared: flags & 1 << 4 != 0,
             elsewhere: flags & 1 << 5 != 0,
             moves: flags & 1 << 6 != 0,
             mask_reasons,

@@ -417,7 +417,8 @@ fn demand_interrupts(expected: u32) {
 const QUARANTINE: u64 = 1 << 8;
 
 /// A device that asserts again as soon as it is acknowledged, until its storm budget silences it for good. The command
-/// line says how many interrupts (`interrupts=N`) get through until then.
+/// line says how many interrupts (`interrupts=N`) get through until then, and with `control=1` that the guest, as the operator, may
+/// admit it again: then it has all of that once more.
 fn device_storm() {
     let Some(interface) = Interface::find("the storm") else { return };
     let edu = Edu::find();
@@ -432,17 +433,25 @@ fn device_storm() {
         lapic::eoi();
     });
     edu.connect(DEVICE);
-    enable_interrupts();
-    edu.raise(BIT);
-    let ended = wait::until(|| source.info().mask_reasons & QUARANTINE != 0);
-    wait::a_while();
-    disable_interrupts();
-    let (entries, ledger) = (ENTRIES.load(Relaxed), source.ledger());
-    ledger.demand_balance_at_rest();
-    check!(ended, "nothing stops the storm: {entries} interrupts");
     let expected = cmdline::number("interrupts").unwrap_or(0);
-    check!(entries == expected, "{entries} interrupts got through instead of {expected}");
-    check!(ledger.delivered == u64::from(expected), "{expected} interrupts, but {ledger:?}");
+    let operates = cmdline::number("control") == Some(1);
+    for time in 1..=if operates { 2 } else { 1 } {
+        ENTRIES.store(0, Relaxed);
+        enable_interrupts();
+        edu.raise(BIT);
+        let ended = wait::until(|| source.info().mask_reasons & QUARANTINE != 0);
+        wait::a_while();
+        disable_interrupts();
+        let (entries, ledger) = (ENTRIES.load(Relaxed), source.ledger());
+        ledger.demand_balance_at_rest();
+        check!(ended, "nothing stops the storm: {entries} interrupts");
+        check!(entries == expected, "{entries} interrupts got through instead of {expected}, time {time}");
+        check!(ledger.delivered == u64::from(expected * time), "{expected} interrupts, but {ledger:?}");
+        edu.acknowledge(BIT);
+        source.unmask();
+        let admitted = source.info().mask_reasons == 0;
+        check!(admitted == operates, "its own unmask admits it again: {admitted}");
+    }
 }
 
 const TIMER: u8 = 0x61;

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts, timestamp};
+use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts, set_timestamp, timestamp};
 use guests::edu::Edu;
 use guests::hypercall::{
     FEATURE_POLL_COUNTER, History, Interface, Registers, Source, call, error, function, notifier, take_over,
@@ -52,13 +52,17 @@ fn history(source: Source) {
     const COMPLETED: u64 = 2;
     const MASKED: u64 = 5;
     const OPERATOR: usize = 4;
+    const FAR: u64 = 1 << 50;
     let own = 0;
+    // All times are by the guest's own clock.
+    set_timestamp(timestamp() + FAR);
     let open = History::of(source);
     let last = open.moment(1).zip(open.moment(0));
     let Some((arrived, completed)) = last else { fail!("an interrupt left no trace: {open:x?}") };
     check!(
         (arrived.what, arrived.by, arrived.reasons) == (ARRIVED, History::DEVICE, 1)
             && (completed.what, completed.by, completed.reasons) == (COMPLETED, own, 0)
+            && arrived.at > FAR
             && arrived.at < completed.at
             && completed.at < open.now(),
         "the interrupt is remembered as {arrived:x?} and {completed:x?} at {:#x}",

@@ -8,6 +8,7 @@
 //! * `rounds=N` (1000);
 //! * `devices=N`: how many there must be;
 //! * `gate=function` or `gate=line`: what silences the line, which decides whether the hypervisor counts for each device;
+//! * `lines=own`: each device has its line to itself;
 //! * `wait=halt`: sleeps for an interrupt instead of looking again and again, which leaves an emulator's one thread to the
 //!   other CPUs;
 //! * `do=serve` (all of it), `do=stuck` (the first device is never served nor its interrupt completed, on a pin of its own),
@@ -93,8 +94,15 @@ fn main() {
     if cmdline::value("do") != Some("storm")
         && let Some(interface) = Interface::find("ledgers")
     {
-        for (_, device) in devices() {
-            Source::of(&interface, device.edu.function).ledger().demand_balance_at_rest();
+        let sources = devices().map(|(_, device)| Source::of(&interface, device.edu.function));
+        for source in sources.clone() {
+            source.ledger().demand_balance_at_rest();
+            let info = source.info();
+            let on_line = sources.clone().filter(|other| other.info().gsi == info.gsi).count();
+            // The only one here may share its line with another partition's.
+            let alone = cmdline::value("lines") == Some("own");
+            check!(info.shared || on_line == 1, "{on_line} share a line, which is not shared: {info:?}");
+            check!(!info.shared || !alone, "alone on a line, which is shared: {info:?}");
         }
         say!("ledgers ok");
     }
