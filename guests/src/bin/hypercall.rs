@@ -6,12 +6,12 @@
 
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use guests::cpu::{CpuCell, disable_interrupts, enable_interrupts, set_timestamp, timestamp};
+use guests::cpu::{CpuCell, Mmio, disable_interrupts, enable_interrupts, set_timestamp, timestamp};
 use guests::edu::Edu;
 use guests::hypercall::{
     FEATURE_POLL_COUNTER, History, Interface, Registers, Source, call, error, function, notifier, take_over,
 };
-use guests::{check, fail, lapic, say, user, wait};
+use guests::{check, cmdline, fail, lapic, say, user, wait};
 
 guests::guest!("hypercall", main);
 
@@ -201,6 +201,14 @@ fn console() {
     }
     for bytes in [0, 4097, u64::MAX] {
         refuse(function::CONSOLE_WRITE, [address, bytes, 0], error::BAD_LENGTH);
+    }
+    if let Some(end) = cmdline::number("memory") {
+        // As much as is printed at a time lies in memory, and the rest beyond its end.
+        let begin = end as usize - 64;
+        // SAFETY: the last bytes of its memory, in which nothing of the guest's lies.
+        let last = unsafe { Mmio::new(begin) };
+        (0..64).step_by(4).for_each(|offset| last.write32(offset, u32::from_le_bytes(*b"cut\n")));
+        refuse(function::CONSOLE_WRITE, [begin as u64, 128, 0], error::BAD_ADDRESS);
     }
     let text = [TEXT.as_ptr().expose_provenance() as u64, TEXT.len() as u64, 0];
     // SAFETY: the call only reads TEXT, which lives for ever.
