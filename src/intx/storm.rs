@@ -254,6 +254,15 @@ mod tests {
     }
 
     #[test]
+    fn n6_what_is_forgiven_has_no_pause_left_to_end() {
+        let mut meter = Meter::new(BUDGET);
+        let outcome = (2000..).find_map(|now| interrupt(&mut meter, now));
+        assert_eq!(outcome, Some(Outcome::Throttled));
+        meter.forgive();
+        assert!(!meter.resume(u64::MAX));
+    }
+
+    #[test]
     fn a_clock_at_its_end_and_one_that_runs_backwards_are_harmless() {
         let mut meter = Meter::new(Budget { pause: u64::MAX, ..BUDGET });
         for now in [u64::MAX, u64::MAX, u64::MAX, u64::MAX, 0, 0, 0, 0, u64::MAX] {

@@ -133,6 +133,7 @@ fn i43_n14_nobody_is_doubted_for_who_had_his_place_before() {
     let mut line = Line::with_patience(Gate::Function, 2);
     for _ in 0..2 {
         assert_eq!(line.attach().map(|(sharer, _)| sharer), Some(S));
+        assert!(!line.state().doubted.contains(S), "before anybody has asked it");
         let _asked = retire(&mut line, A, Parity::Even);
         let _opened = sample(&mut line, Sample::Low);
         let _asked = line.step(Event::Wire { metered: true });
@@ -146,6 +147,16 @@ fn i43_n14_nobody_is_doubted_for_who_had_his_place_before() {
         let _closed = retire(&mut line, Notifier::None, Parity::Odd);
         let _gone = line.detach(S).expect("idle and without a notifier");
     }
+}
+
+#[test]
+fn i43_n6_nobody_has_the_budget_of_who_had_his_place_before() {
+    let mut line = Line::new(Gate::RteMask);
+    let (sharer, _) = line.attach().expect("all places are free");
+    assert!(line.limit(sharer, BUDGET) && line.is_metered());
+    let _gone = line.detach(sharer).expect("idle and without a notifier");
+    assert_eq!(line.attach().map(|(next, _)| next), Some(sharer));
+    assert!(line.meter(sharer).is_none() && !line.is_metered());
 }
 
 #[test]
