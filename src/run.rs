@@ -377,7 +377,12 @@ fn halt(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut VirtualCpu) -> 
             Rest::ForEver => return Wait::Dead,
         }
         let arrived = cpu.idle();
-        take(machine, vcpu, arrived);
+        let foreseen = take(machine, vcpu, arrived);
+        // What it was offered ends its rest, as another look would find.
+        if let (true, Foreseen::Offer(_)) = (enabled, foreseen) {
+            vcpu.foreseen = foreseen;
+            return Wait::Over;
+        }
     }
 }
 
