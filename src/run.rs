@@ -446,10 +446,11 @@ pub(crate) fn drain(
     mut replacing: Replacing<'static>,
     by: Actor,
 ) -> Control {
+    let mut deliveries = Deliveries::none();
     loop {
-        match replacing.poll(&mut machine.wires(by)) {
-            Ok(mut done) => {
-                vcpu.deliver(machine, &mut done.deliveries);
+        match replacing.poll(&mut machine.wires(by), &mut deliveries) {
+            Ok(done) => {
+                vcpu.deliver(machine, &mut deliveries);
                 return done.control;
             }
             Err(unfinished) => {

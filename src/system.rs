@@ -12,7 +12,9 @@ use levelhead::decide::{self, DevicePlan, PartitionPlan, Plan, decide, loud, pla
 use levelhead::facts::{Facts, IoApic, MemoryKind, PlaceOnBus, Routing};
 use levelhead::frames::{Frames, Range};
 use levelhead::guest::{Fault, judge};
-use levelhead::intx::{Actor, Completion, Control, Gate, LineTable, Notifier, SourceId, Targets, Turns};
+use levelhead::intx::{
+    Actor, Completion, Control, Deliveries, Gate, LineTable, Notifier, SourceId, Targets, Turns,
+};
 use levelhead::ioapic::Rte;
 use levelhead::irq::{ApicId, CpuId, Gsi, Pin, Polarity, TriggerMode, Vector};
 use levelhead::message::{Message, Record, Refusal};
@@ -322,9 +324,11 @@ fn first_notifier(
         .lines
         .replace(control, source, target, Completion::Handover)
         .map_err(|(_, error)| bug(&error.to_string()))?;
-    let mut done =
-        replacing.poll(&mut machine.wires(Actor::Hypervisor)).map_err(|_| bug("a delivery was in flight"))?;
-    machine.deliver_apart(Here { partition, vcpu: BOOT }, &mut done.deliveries);
+    let mut deliveries = Deliveries::none();
+    let done = replacing
+        .poll(&mut machine.wires(Actor::Hypervisor), &mut deliveries)
+        .map_err(|_| bug("a delivery was in flight"))?;
+    machine.deliver_apart(Here { partition, vcpu: BOOT }, &mut deliveries);
     Ok(done.control)
 }
 

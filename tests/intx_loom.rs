@@ -26,7 +26,7 @@ use std::sync::Arc;
 use explore::explore;
 use levelhead::intx::{
     Actor, Completion, Control, Deliveries, Gate, LineIo, LineTable, MaskReasons, Notifier, NotifierSlot,
-    Replacing, Retired, Sample, SourceId,
+    Retired, Sample, SourceId,
 };
 use levelhead::irq::{Gsi, Pin, Vector};
 use loom::cell::UnsafeCell;
@@ -338,11 +338,15 @@ impl Machine {
     fn replace(&self, control: Control, new: Notifier, others: &mut Vec<Cpu>) -> Control {
         let replacing = self.table.replace(control, SOURCE, new, Completion::Handover);
         let replacing = replacing.unwrap_or_else(|(_, error)| panic!("{error:?}"));
-        let replacement = replacing.poll(&mut &self.board).unwrap_or_else(|waiting: Replacing<'_>| {
-            join(others);
-            waiting.poll(&mut &self.board).expect("everybody has left")
-        });
-        self.raise(replacement.deliveries);
+        let mut deliveries = Deliveries::none();
+        let replacement = match replacing.poll(&mut &self.board, &mut deliveries) {
+            Ok(replacement) => replacement,
+            Err(waiting) => {
+                join(others);
+                waiting.poll(&mut &self.board, &mut deliveries).expect("everybody has left")
+            }
+        };
+        self.raise(deliveries);
         replacement.control
     }
 

@@ -506,16 +506,13 @@ pub struct Replacing<'t> {
 
 /// A replacement that is over.
 #[derive(Debug)]
-pub struct Replacement<'t> {
+pub struct Replacement {
     /// The right to replace, back.
     pub control: Control,
     /// The notifier that is out of use.
     pub old: Notifier,
     /// Whether an assertion had been waiting for a notifier.
     pub marked: bool,
-    /// At a function gate: the assertion that Status still shows, for the new notifier. (At a line gate the chip
-    /// sends it again.)
-    pub deliveries: Deliveries<'t>,
 }
 
 impl<'t> Replacing<'t> {
@@ -525,26 +522,26 @@ impl<'t> Replacing<'t> {
     }
 
     /// Looks once, never spins. When it is over, no CPU is in the old notifier and none will enter it; what was in
-    /// service there is completed and its pin lowered; and the source's gate stands as its reasons demand.
+    /// service there is completed and its pin lowered; and the source's gate stands as its reasons demand. At a function gate
+    /// the assertion that Status still shows, for the new notifier, is put into `deliveries`. (At a line gate the chip sends it again.)
     ///
     /// # Errors
     ///
     /// Not an error but a state: a delivery to the old notifier is still in flight. Ask again from the run loop.
-    pub fn poll(self, io: &mut impl LineIo) -> Result<Replacement<'t>, Self> {
+    pub fn poll(self, io: &mut impl LineIo, deliveries: &mut Deliveries<'t>) -> Result<Replacement, Self> {
         let Self { handler, slot, left, sharer, source, how, retiring } = self;
         let retired = match retiring.poll(slot) {
             Ok(retired) => retired,
             Err(retiring) => return Err(Self { handler, slot, left, sharer, source, how, retiring }),
         };
-        let mut deliveries = Deliveries::none();
         handler.state.with(|state| {
             // Read under the lock: a change after this moment is reported as an event of its own, after this one.
             let masked = !retired.new.is_none() && io.virtual_rte_masked(retired.new);
-            handler.run::<Several>(state, Event::retired(sharer, &retired, masked, how), &mut deliveries, io)
+            handler.run::<Several>(state, Event::retired(sharer, &retired, masked, how), deliveries, io)
         });
         if let Some(listeners) = left {
             listeners.fetch_and(!source.bit(), Ordering::AcqRel);
         }
-        Ok(Replacement { control: retired.control, old: retired.old, marked: retired.marked, deliveries })
+        Ok(Replacement { control: retired.control, old: retired.old, marked: retired.marked })
     }
 }

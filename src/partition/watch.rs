@@ -10,8 +10,8 @@ use core::ops::RangeInclusive;
 use core::sync::atomic::Ordering;
 
 use levelhead::intx::{
-    Actor, Completion, EoiWatch, Gate, MaskReasons, Notifier, Outcome, Overdue, Replacing, SourceId,
-    SourceReport, Storm,
+    Actor, Completion, Deliveries, EoiWatch, Gate, MaskReasons, Notifier, Outcome, Overdue, Replacing,
+    SourceId, SourceReport, Storm,
 };
 use levelhead::message::{Message, Record};
 use levelhead::policy::{DevicePolicy, NeverEoi};
@@ -158,10 +158,11 @@ impl VirtualCpu {
     }
 
     fn poll_forced(&mut self, machine: &'static Machine, forcing: Replacing<'static>) {
-        match forcing.poll(&mut machine.wires(Actor::Hypervisor)) {
-            Ok(mut done) => {
+        let mut deliveries = Deliveries::none();
+        match forcing.poll(&mut machine.wires(Actor::Hypervisor), &mut deliveries) {
+            Ok(done) => {
                 machine.turns.give_back(done.control);
-                self.deliver(machine, &mut done.deliveries);
+                self.deliver(machine, &mut deliveries);
             }
             Err(unfinished) => {
                 if let Some(watch) = &mut self.watch {

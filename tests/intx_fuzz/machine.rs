@@ -728,13 +728,16 @@ impl<'t> Machine<'t> {
                 let replacing = self.table.replace(control, SourceId(source as u8), target, how);
                 self.cpus[cpu].stages.push_front(Stage::Poll(replacing.expect("both exist")));
             }
-            Stage::Poll(replacing) => match replacing.poll(&mut self.board) {
-                Ok(replacement) => {
-                    self.cpus[cpu].control = Some(replacement.control);
-                    self.deliver(cpu, replacement.deliveries);
+            Stage::Poll(replacing) => {
+                let mut deliveries = Deliveries::none();
+                match replacing.poll(&mut self.board, &mut deliveries) {
+                    Ok(replacement) => {
+                        self.cpus[cpu].control = Some(replacement.control);
+                        self.deliver(cpu, deliveries);
+                    }
+                    Err(replacing) => return Some(Stage::Poll(replacing)),
                 }
-                Err(replacing) => return Some(Stage::Poll(replacing)),
-            },
+            }
             Stage::GiveBack => {
                 self.turns.give_back(self.cpus[cpu].control.take().expect("whose turn it was"));
             }

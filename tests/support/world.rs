@@ -302,17 +302,18 @@ impl<'t> World<'t> {
                 let old_in_flight = !self.expected[source].serving_new
                     && self.in_flight.iter().any(|delivery| usize::from(delivery.source().0) == source);
                 if old_in_flight {
-                    let Err(replacing) = replacing.poll(&mut self.board) else {
+                    let Err(replacing) = replacing.poll(&mut self.board, &mut Deliveries::none()) else {
                         panic!("the grace period ended with a delivery to the old notifier in flight")
                     };
                     self.replacing = Some((replacing, source, new, how));
                 } else {
                     self.expect_replaced(source, new);
-                    let Ok(replacement) = replacing.poll(&mut self.board) else {
+                    let mut deliveries = Deliveries::none();
+                    let Ok(replacement) = replacing.poll(&mut self.board, &mut deliveries) else {
                         panic!("nobody is in flight to the old notifier, and yet the grace period goes on")
                     };
                     self.control = Some(replacement.control);
-                    self.keep(replacement.deliveries);
+                    self.keep(deliveries);
                 }
             }
             Op::Tick => self.board.clock += 1,

@@ -79,8 +79,9 @@ fn owned_by(owner: u8) -> SourceInfo {
 
 fn replace(table: &LineTable, control: Control, source: SourceId, new: Notifier, io: &mut Quiet) -> Control {
     let replacing = table.replace(control, source, new, Completion::Handover).unwrap();
-    let replacement = replacing.poll(io).expect("nobody is in flight");
-    assert!(replacement.deliveries.is_empty());
+    let mut deliveries = Deliveries::none();
+    let replacement = replacing.poll(io, &mut deliveries).expect("nobody is in flight");
+    assert!(deliveries.is_empty());
     replacement.control
 }
 
@@ -127,7 +128,10 @@ fn i1_ten_thousand_replacements_under_fire_are_one_registration() {
         let deliveries: Vec<Delivery<'_>> = asserted(&table, vector(0x51), io).unwrap().collect();
         assert!(deliveries.iter().all(|delivery| delivery.target() == target));
         drop(deliveries);
-        control = replacing.poll(io).expect("nobody is in flight to the old notifier").control;
+        control = replacing
+            .poll(io, &mut Deliveries::none())
+            .expect("nobody is in flight to the old notifier")
+            .control;
     }
     let line = table.line_reports().next().unwrap();
     assert_eq!(line.registrations, Registrations { installed: 1, removed: 0 });
@@ -173,10 +177,10 @@ fn i5_the_replacement_waits_for_the_delivery_in_flight_and_lowers_its_pin() {
     let delivery = deliveries.next().unwrap();
     assert_eq!((delivery.source(), delivery.target()), (source, pin(0, 21)));
     let replacing = table.replace(control, source, pin(1, 5), Completion::Handover).unwrap();
-    let replacing = replacing.poll(io).expect_err("the pin is not high yet");
+    let replacing = replacing.poll(io, &mut Deliveries::none()).expect_err("the pin is not high yet");
     assert_eq!(io.lowered, []);
     drop(delivery);
-    replacing.poll(io).expect("nobody is in flight");
+    replacing.poll(io, &mut Deliveries::none()).expect("nobody is in flight");
     assert_eq!(io.lowered, [(source, pin(0, 21))]);
     assert_eq!(io.rte_masked, Some(false));
 }
@@ -203,7 +207,7 @@ fn i47_the_listeners_of_a_pin_follow_the_notifier() {
     let replacing = table.replace(control, source, pin(1, 21), Completion::Handover).unwrap();
     assert!(table.listeners(0, Pin(21)).eq([source, other]), "until the grace period is over");
     assert!(table.listeners(1, Pin(21)).eq([source]));
-    let control = replacing.poll(io).unwrap().control;
+    let control = replacing.poll(io, &mut Deliveries::none()).unwrap().control;
     assert!(table.listeners(0, Pin(21)).eq([other]));
     let control = replace(&table, control, source, pin(1, 21), io);
     assert!(table.listeners(1, Pin(21)).eq([source]), "replacing a pin by itself");
@@ -318,7 +322,7 @@ fn i43_i48_a_source_finds_nothing_of_the_one_before_it() {
     let control = replace(&table, control, beside, pin(0, 22), io);
     let removing = table.replace(control, first, Notifier::None, Completion::Handover).unwrap();
     assert_eq!(asserted(&table, vector(0x51), io).unwrap().count(), 1);
-    let control = removing.poll(io).expect("nobody is in flight").control;
+    let control = removing.poll(io, &mut Deliveries::none()).expect("nobody is in flight").control;
     assert!(table.source_report(first).unwrap().slot.marked && table.release(first, io));
 
     io.clock = 7;
@@ -330,7 +334,7 @@ fn i43_i48_a_source_finds_nothing_of_the_one_before_it() {
     let moments: Vec<_> = history.moments().iter().map(|moment| (moment.at, moment.what)).collect();
     assert_eq!((begun, moments), (Some(7), vec![(7, Happening::Attached)]));
     let installing = table.replace(control, next, pin(0, 21), Completion::Handover).unwrap();
-    assert!(!installing.poll(io).expect("nobody is in flight").marked);
+    assert!(!installing.poll(io, &mut Deliveries::none()).expect("nobody is in flight").marked);
     table.source_report(next).unwrap().account.balance().unwrap();
 }
 
@@ -509,7 +513,7 @@ fn i43_t11_a_thousand_deaths_in_service_leave_nothing_and_the_sharer_misses_noth
         let mortal = sources[0].unwrap();
         for (partition, source) in (0..).zip(sources).filter_map(|(n, source)| Some((n, source?))) {
             let replacing = table.replace(control, source, pin(partition, 5), Completion::Handover).unwrap();
-            control = replacing.poll(io).expect("nobody is in flight").control;
+            control = replacing.poll(io, &mut Deliveries::none()).expect("nobody is in flight").control;
         }
         io.asserts[0] = true;
         for life in 1..=1000 {
@@ -522,7 +526,7 @@ fn i43_t11_a_thousand_deaths_in_service_leave_nothing_and_the_sharer_misses_noth
             table.mask(mortal, MaskReasons::OPERATOR | MaskReasons::GUEST_DISINTX, io);
             table.mask(mortal, MaskReasons::RESET, io);
             let replacing = table.replace(control, mortal, Notifier::None, Completion::Reset).unwrap();
-            control = replacing.poll(io).expect("nobody is in flight").control;
+            control = replacing.poll(io, &mut Deliveries::none()).expect("nobody is in flight").control;
             assert_eq!(io.lowered, life, "its pin is low");
             // The neighbour is served between two lives as ever.
             if let Some(neighbour) = sources[1] {
@@ -535,8 +539,9 @@ fn i43_t11_a_thousand_deaths_in_service_leave_nothing_and_the_sharer_misses_noth
             // Its next life has its pin masked, so nothing comes of an open source.
             io.virtual_masked[0] = true;
             let replacing = table.replace(control, mortal, pin(0, 5), Completion::Handover).unwrap();
-            let replacement = replacing.poll(io).expect("nobody is in flight");
-            assert!(replacement.deliveries.is_empty());
+            let mut deliveries = Deliveries::none();
+            let replacement = replacing.poll(io, &mut deliveries).expect("nobody is in flight");
+            assert!(deliveries.is_empty());
             control = replacement.control;
             let given = MaskReasons::OPERATOR | MaskReasons::GUEST_DISINTX | MaskReasons::RESET;
             assert!(table.unmask(mortal, given, io).1.is_empty());
@@ -565,7 +570,7 @@ fn hand_over(gate: Gate, when: Moment) -> [u32; 2] {
     let info = SourceInfo { owner: None, bdf: Wired::BDFS[0] };
     let source = table.assign(GSI, vector(0x51), gate, info, io).unwrap();
     let replacing = table.replace(control, source, pin(0, 5), Completion::Handover).unwrap();
-    let control = replacing.poll(io).expect("nobody is in flight").control;
+    let control = replacing.poll(io, &mut Deliveries::none()).expect("nobody is in flight").control;
     io.asserts[0] = true;
     assert!(io.sends());
     let mut got = [0; 2];
@@ -592,12 +597,13 @@ fn hand_over(gate: Gate, when: Moment) -> [u32; 2] {
         );
     }
     if let Some(delivery) = in_flight {
-        replacing = replacing.poll(io).expect_err("the pin is not high yet");
+        replacing = replacing.poll(io, &mut Deliveries::none()).expect_err("the pin is not high yet");
         assert_eq!(io.lowered, 0);
         count(&delivery);
     }
-    let replacement = replacing.poll(io).expect("nobody is in flight");
-    assert!(replacement.deliveries.is_empty() && !io.sends());
+    let mut deliveries = Deliveries::none();
+    replacing.poll(io, &mut deliveries).expect("nobody is in flight");
+    assert!(deliveries.is_empty() && !io.sends());
     assert_eq!(io.lowered, u32::from(when != Moment::Accepted), "the old pin is low");
     let given = MaskReasons::OPERATOR | MaskReasons::RESET | MaskReasons::GUEST_DISINTX;
     assert!(table.unmask(source, given, io).1.is_empty() && !io.sends());
