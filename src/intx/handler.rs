@@ -166,7 +166,14 @@ impl Handler {
     /// [`Handler::assert`] for a line on which somebody has a storm budget: apart, so that the others do not pay for it.
     #[inline(never)]
     pub(super) fn assert_metered<'t>(&'t self, io: &mut impl LineIo, deliveries: &mut Deliveries<'t>) {
-        self.state.with(|state| self.run::<Several>(state, Event::Wire { metered: true }, deliveries, io));
+        let event = Event::Wire { metered: true };
+        self.state.with(|state| {
+            if is_exclusive(&state.line) {
+                self.run::<Alone>(state, event, deliveries, io)
+            } else {
+                self.run::<Several>(state, event, deliveries, io)
+            }
+        });
     }
 
     /// The guest completed.
