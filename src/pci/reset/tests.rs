@@ -40,6 +40,8 @@ struct Board {
     bus_in_reset: Cell<bool>,
     resets: Cell<usize>,
     bridge_obeys: bool,
+    /// The bridge does as it is told, and reads as if it did not.
+    bridge_hides: bool,
 }
 
 const DEVICE: &str = "01:03.0";
@@ -52,6 +54,7 @@ fn power_on(capability: impl Fn(FakeFunction) -> FakeFunction) -> FakeFunction {
         FakeFunction::endpoint(0x1234, 0x11e8)
             .memory_bar(0, 1 << 20, 0)
             .writable(0x0c, &[0xff, 0xff])
+            .writable(0x30, &[0x01, 0, 0xff, 0xff])
             .bytes(0x3d, &[1]),
     )
 }
@@ -78,7 +81,7 @@ fn plain() -> FakeFunction {
 /// As firmware and assignment leave it.
 fn configured(power_on: FakeFunction) -> FakeFunction {
     let configured = power_on.bytes(0x10, &0xfea0_0000_u32.to_le_bytes()).command(0x0402).bytes(0x3c, &[11]);
-    configured.bytes(0x0c, &[16, 0x20])
+    configured.bytes(0x0c, &[16, 0x20]).bytes(0x30, &0xfeb0_0000_u32.to_le_bytes())
 }
 
 impl Board {
@@ -101,6 +104,7 @@ impl Board {
             bus_in_reset: Cell::new(false),
             resets: Cell::new(0),
             bridge_obeys: true,
+            bridge_hides: false,
         }
     }
 
@@ -199,7 +203,9 @@ impl ConfigSpace for Board {
         if self.reaches(at) { self.machine.read8(at, offset) } else { u8::MAX }
     }
     fn read16(&self, at: Bdf, offset: Offset) -> u16 {
-        if self.reaches(at) { self.machine.read16(at, offset) } else { u16::MAX }
+        let value = if self.reaches(at) { self.machine.read16(at, offset) } else { u16::MAX };
+        let hides = self.bridge_hides && at == bdf(BRIDGE) && offset == Offset::BRIDGE_CONTROL;
+        if hides { value & !0x40 } else { value }
     }
     fn read32(&self, at: Bdf, offset: Offset) -> u32 {
         if self.reaches(at) { self.machine.read32(at, offset) } else { u32::MAX }
@@ -396,6 +402,26 @@ fn a_bridge_that_does_not_obey_or_is_gone_resets_nothing() {
     board.machine.remove(bdf(BRIDGE));
     board.run(&mut reset);
     assert_eq!((outcomes(&reset), board.resets.get()), (vec![Err(Fault::Bridge(bdf(BRIDGE)))], 0));
+}
+
+#[test]
+fn a_bus_does_not_stay_in_reset_behind_a_bridge_that_hides_it() {
+    let board = Board { bridge_hides: true, ..Board::with(Conduct::Resets { ms: 1 }, plain()) };
+    let mut reset = board.reset();
+    board.run(&mut reset);
+    assert_eq!(outcomes(&reset), [Err(Fault::Bridge(bdf(BRIDGE)))]);
+    assert_eq!((board.resets.get(), board.bus_in_reset.get()), (1, false));
+}
+
+/// PME_Status is cleared by writing a one (PCI PM 1.2 3.2.4), and it is the guest's.
+#[test]
+fn a_functions_pme_status_is_not_written_back() {
+    let board = Board::with(Conduct::Resets { ms: 1 }, by_power());
+    board.machine.poke(bdf(DEVICE), 0x45, &[0x80]);
+    let mut reset = board.reset();
+    board.machine.take_writes();
+    let Progress::Wait(_) = reset.start(&board, board.now.get()) else { panic!("over at once") };
+    assert_eq!(board.machine.take_writes().last(), Some(&(bdf(DEVICE), 0x44, 2, 3)));
 }
 
 #[test]
