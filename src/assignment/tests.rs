@@ -114,6 +114,23 @@ fn i2_i14_a_function_comes_silent_to_a_masked_line_with_a_handler() {
     }
 }
 
+/// Firmware may leave a function with messages on and as a bus master: neither reaches the guest, and with messages on it would drive
+/// no INTx (PCI 3.0 6.8.3.3).
+#[test]
+fn i2_a_function_comes_without_messages_and_bus_mastering_and_with_its_budget() {
+    for gate in [Gate::RteMask, Gate::Function] {
+        let mut world = World::new(1);
+        let leaves = FakeFunction::edu().command(0x0007).bytes(0x42, &[0x81]).writable(0x42, &[0x01]);
+        world.space.insert(bdf(FIRST), leaves);
+        let budget = Budget { limit: 3, window: 10, pause: 5, retries: 2 };
+        let place = Place { budget: Some(budget), ..at(GSI, 0x51, gate, 0) };
+        let source = world.assign(FIRST, &place).unwrap();
+        let command = world.space.peek16(bdf(FIRST), 4);
+        assert_eq!((command & 0x7, world.space.peek16(bdf(FIRST), 0x42) & 1), (0x2, 0), "{command:#x}");
+        assert_eq!(world.table.source_report(source).unwrap().meter.map(|meter| meter.budget), Some(budget));
+    }
+}
+
 #[test]
 fn i12_i27_every_step_that_fails_leaves_a_silent_function_and_nothing_else_and_may_be_tried_again() {
     let second = |gate| at(GSI, 0x51, gate, 0);
