@@ -163,6 +163,35 @@ fn an_offer_is_taken_back_by_a_priority_or_a_higher_one_and_forgotten_by_a_reset
 }
 
 #[test]
+fn a_level_is_offered_at_once_only_where_nothing_comes_before_it() {
+    type Happens = fn(&mut VirtualLapic);
+    let before: [(&str, Happens); 5] = [
+        ("a higher vector waits", |chip| assert!(chip.accept(v(0x61), TriggerMode::Edge))),
+        ("another was offered", |chip| {
+            chip.accept(v(0x41), TriggerMode::Edge);
+            assert_eq!(chip.offer(), Some(v(0x41)));
+        }),
+        ("its class is in service", |chip| {
+            chip.accept(v(0x52), TriggerMode::Edge);
+            take(chip, v(0x52));
+        }),
+        ("the task priority holds it back", |chip| assert_eq!(write(chip, TPR, 0x50), Effect::None)),
+        ("the chip is disabled", |chip| assert_eq!(write(chip, SVR, 0xff), Effect::AcceptanceChanged)),
+    ];
+    for (what, happens) in before {
+        let mut chip = xapic();
+        happens(&mut chip);
+        let untouched = format!("{chip:?}");
+        assert!(!chip.offer_at_once(v(0x51)), "{what}");
+        assert_eq!(format!("{chip:?}"), untouched, "{what}");
+    }
+    let mut chip = xapic();
+    assert!(chip.offer_at_once(v(0x51)));
+    assert_eq!(chip.offered(), Some(v(0x51)));
+    assert_eq!(chip.taken(), Some((v(0x51), TriggerMode::Level)));
+}
+
+#[test]
 fn tmr_follows_the_last_acceptance_and_decides_the_eoi() {
     let mut chip = xapic();
     for trigger in

@@ -127,6 +127,38 @@ fn a_message_that_comes_after_its_vector_was_taken_is_taken_once_more() {
     }
 }
 
+/// What was foreseen is not in IRR, so whatever comes before the entry it was foreseen for has to put it back there.
+#[test]
+fn what_was_foreseen_waits_again_if_another_entry_a_rest_or_an_exit_comes_of_it() {
+    let offered = || {
+        let mut machine = Machine::<2>::new(only_eoi);
+        machine.redirect_low(PIN, LEVEL | 0x51);
+        assert_eq!(machine.chips.offer_from_pin(BOOT, PIN, LINE), Vector::new(0x51));
+        machine
+    };
+
+    let mut machine = offered();
+    let _ = machine.chips.lapic_write(Vcpu(1), 0x300, 4, 0x400, 0);
+    let entry = machine.chips.before_entry(BOOT, Interruptibility::default);
+    assert_eq!(entry.special.unwrap().event, Some(Event::Nmi));
+    assert_eq!(entry.offer, Vector::new(0x51), "beside a non-maskable interrupt");
+
+    let mut machine = offered();
+    assert_eq!(machine.chips.rest(BOOT, true), Rest::Wakes);
+    machine.run();
+    assert_eq!(machine.taken, [(0, 0x51)], "by a CPU that was about to sleep");
+
+    // Some implementations report a standing offer as interrupted on its way too; it is not to be delivered twice.
+    for interrupted in [None, Vector::new(0x51)] {
+        let chips = &mut offered().chips;
+        chips.after_exit(BOOT, Exited { offer_stands: true, interrupted });
+        let irr = chips.lapic_read(BOOT, 0x200 + (0x51 >> 5 << 4), 4, 0);
+        assert_eq!(irr, 1 << (0x51 % 32), "the guest reads that it waits");
+        let entry = chips.before_entry(BOOT, Interruptibility::default);
+        assert_eq!((entry.offer, entry.special), (Vector::new(0x51), None));
+    }
+}
+
 #[test]
 fn a_raised_task_priority_withdraws_and_a_lowered_one_releases() {
     let mut machine = Machine::<1>::new(only_eoi);
