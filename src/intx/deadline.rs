@@ -2,8 +2,8 @@
 //! in service too long. Nothing is counted on the interrupt path: that two looks find the same delivery tells its age.
 
 use super::ledger::Account;
-use super::line::{Service, SourceState};
 use super::reasons::MaskReasons;
+use super::state::{Service, SourceState};
 use crate::policy::{EoiDeadline, NeverEoi};
 
 /// The watch over one source.

@@ -75,6 +75,7 @@ pub mod notifier;
 pub mod reasons;
 pub mod recorder;
 pub mod sharers;
+pub mod state;
 pub mod storm;
 pub mod suspicion;
 pub mod table;
@@ -87,11 +88,12 @@ pub use handler::{
     Deliveries, Delivery, LineIo, Registrations, Replacement, Replacing, SourceId, SourceInfo,
 };
 pub use ledger::{Account, Completed, Completion, Imbalance, Ledger, count};
-pub use line::{Line, LineState, Service, SourceState};
+pub use line::Line;
 pub use notifier::{Addressee, Control, Entered, Notifier, NotifierSlot, Parity, Retired, Retiring};
 pub use reasons::MaskReasons;
 pub use recorder::{Actor, Happening, History, MOMENTS, Moment, Since};
 pub use sharers::{MAX_SHARERS, Sharer, SharerSet};
+pub use state::{LineState, Service, SourceState};
 pub use storm::{Budget, Meter, Outcome, Storm};
 pub use suspicion::{LIE_LIMIT, LineFinding};
 pub use table::{

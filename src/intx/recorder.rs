@@ -7,9 +7,9 @@
 use core::fmt;
 
 use super::event::Event;
-use super::line::LineState;
 use super::reasons::MaskReasons;
 use super::sharers::{MAX_SHARERS, Seating, Sharer, SharerSet};
+use super::state::LineState;
 
 /// How many moments a line remembers; the oldest is forgotten first.
 pub const MOMENTS: usize = 32;

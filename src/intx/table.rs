@@ -12,11 +12,11 @@ use super::handler::{
     Deliveries, Handler, LineIo, Recorded, Registrations, Replacing, Seat, SourceId, SourceInfo,
 };
 use super::ledger::{Account, Completion};
-use super::line::{LineState, SourceState};
 use super::notifier::{Control, Notifier, NotifierSlot, SlotSnapshot};
 use super::reasons::MaskReasons;
 use super::recorder::{Happening, History};
 use super::sharers::{Several, Sharer, SharerSet};
+use super::state::{LineState, SourceState};
 use super::storm::{Budget, Meter, Storm};
 use super::suspicion::{LIE_LIMIT, LineFinding};
 use crate::irq::{Gsi, Pin, Vector};
