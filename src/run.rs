@@ -20,7 +20,7 @@ use levelhead::message::{Message, Record};
 use levelhead::ownership::{Claim, Refused};
 use levelhead::svm::{self, NmiMask, Vmcb, interrupted_delivery};
 use levelhead::vcpu::Exit;
-use levelhead::virq::{Event, Exited, Foreseen, Interruptibility, Rest, Special, Windows};
+use levelhead::virq::{Event, Exited, Foreseen, Interruptibility, Rest, Special, VirtualLapic, Windows};
 use levelhead::x86::rflags;
 
 use crate::arch::x86::cpu::{ThisCpu, tsc};
@@ -152,11 +152,17 @@ pub(crate) fn run(cpu: &mut ThisCpu, machine: &'static Machine, vcpu: &mut Virtu
 #[inline]
 fn prepare(machine: &Machine, vcpu: &mut VirtualCpu, entry: &mut Entry) -> bool {
     let foreseen = mem::take(&mut vcpu.foreseen);
+    debug_assert!(!vcpu.took_offer, "the chips were not told what the guest took");
     // Nothing is of the loop's own, and the handler of the last exit has looked.
     if entry.forced.is_none() && !entry.watching {
         match foreseen {
             Foreseen::Nothing if !entry.offers => return true,
             Foreseen::Offer(vector) => {
+                debug_assert_eq!(
+                    vcpu.chips(|chips| chips.lapic(vcpu.id).and_then(VirtualLapic::offered)),
+                    Some(vector),
+                    "what was foreseen is not what the chips offer"
+                );
                 vcpu.world.vmcb.set_virtual_interrupt(vector);
                 entry.offers = true;
                 return true;
