@@ -50,7 +50,7 @@ impl SourceState {
     };
 }
 
-/// The protocol state of a line: everything [`Line::step`] decides by, without the counters.
+/// The protocol state of a line: everything [`Line::step`](super::Line::step) decides by, without the counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LineState {
     /// The kind of gate.
